@@ -1,0 +1,221 @@
+"""What all training recipes share: the command line, and the way from a manifest to an artifact."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speech_ssl.checkpoints.artifact import Artifact, load_artifact, load_extra, save_artifact
+from speech_ssl.data.batching import DataConfig
+from speech_ssl.data.loader import Loader, LoaderState, OnFailure, evaluation
+from speech_ssl.data.manifest import Utterance, read_manifest, split_utterances
+from speech_ssl.model.encoder import Encoder
+from speech_ssl.objectives.base import Objective
+from speech_ssl.training.checkpoint import load_checkpoint
+from speech_ssl.training.health import Collapsed, NonFinite
+from speech_ssl.training.loop import BEST, LAST, Batches, Stopped, train
+from speech_ssl.training.ranks import Ranks, joined_ranks
+from speech_ssl.training.run import Run, open_run_folder
+from speech_ssl.types import Batch
+
+SKIPPED = "skipped.jsonl"
+
+
+def command(*variants: Callable[[], Run], doc: str | None) -> Callable[..., None]:
+    """The command line of a recipe: a variant, where to read and where to write. Hyper-parameters are
+    no options: a variant is a function."""
+    named = {variant.__name__: variant for variant in variants}
+
+    def main(arguments: Sequence[str] | None = None) -> None:
+        options = _parser(list(named), doc).parse_args(arguments)
+        run = named[options.variant]()
+        try:
+            with joined_ranks(options.device) as ranks:
+                pretrain(run, options.manifest, options.out, ranks, init=options.init, resume=options.resume)
+        except (ValueError, OSError) as error:
+            _leave(2, error)
+        except (Collapsed, NonFinite) as error:
+            _leave(1, error)
+        except Stopped as stopped:
+            _leave(128 + stopped.signal, stopped)
+
+    return main
+
+
+def _parser(variants: Sequence[str], doc: str | None) -> argparse.ArgumentParser:
+    """argparse and not click: training machines need nothing for it."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("variant", choices=variants)
+    parser.add_argument(
+        "--manifest", type=Path, action="append", required=True, help="may be given repeatedly"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--init", type=Path, help="artifact whose weights to start from")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run in --out from its last checkpoint"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    return parser
+
+
+def _leave(status: int, error: Exception) -> None:
+    print(f"error: {error}" if status < 128 else f"{error}: continue with --resume", file=sys.stderr)
+    sys.exit(status)
+
+
+def pretrain(
+    run: Run, manifests: Sequence[Path], out: Path, ranks: Ranks, *, init: Path | None, resume: bool
+) -> None:
+    """Train `run` on the manifests' training split and leave the best weights in `out`/artifact, those
+    so far if a signal stops it."""
+    utterances = [utterance for path in manifests for utterance in read_manifest(path)]
+    training, held_out = split_utterances(utterances)
+    artifact = None if init is None else load_artifact(init)
+    inputs = {
+        "utterances": len(utterances),
+        "sha256": _fingerprint(utterances),
+        "init": "" if artifact is None else artifact.sha256,
+    }
+    torch.manual_seed(run.train.seed)
+    objective = run.objective.build(Encoder(run.encoder))
+    if artifact is not None:
+        start_from(objective, artifact)
+    _open_folder(out, run, inputs, ranks, resume=resume)
+    data = run.data
+    assert isinstance(data, DataConfig)
+    note = _Skipped(out / SKIPPED, aloud=ranks.first)
+    loader = Loader(training, data, seed=run.train.seed, on_failure=note)
+    if ranks.first:
+        _describe(run, loader, training, held_out)
+    valid = fixed_validation(held_out, data, note if ranks.first else None)
+    stopped: Stopped | None = None
+    try:
+        train(objective, batches_of(loader, ranks), valid, run.train, out=out, ranks=ranks)
+    except Stopped as error:
+        stopped = error
+    if ranks.first:
+        leave_artifact(objective, run, out)
+    if stopped is not None:
+        raise stopped
+
+
+def leave_artifact(objective: Objective, run: Run, out: Path) -> None:
+    """The best weights of the run in `out`, or the last ones if none were validated, as an artifact."""
+    best = out / BEST if (out / BEST).exists() else out / LAST
+    chosen = load_checkpoint(best, objective)
+    save_pretrained(objective, out / "artifact", run, chosen.step, chosen.best)
+    print(f"the weights of step {chosen.step} are in {out / 'artifact'}", file=sys.stderr)
+
+
+def batches_of(loader: Loader, ranks: Ranks) -> Batches:
+    """The loader in the form that the training loop reads."""
+
+    def iterate(saved: dict[str, Any] | None) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        state = LoaderState() if saved is None else LoaderState.from_dict(saved)
+        for batch, after in loader.iterate(state, rank=ranks.rank, world=ranks.world):
+            yield batch, {**after.to_dict()}
+
+    return iterate
+
+
+def fixed_validation(
+    utterances: Sequence[Utterance], data: DataConfig, on_failure: OnFailure | None
+) -> Callable[[], Iterable[Batch]]:
+    """The same held-out batches each time; none if there are no utterances."""
+    if not utterances:
+        return lambda: ()
+    return lambda: evaluation(utterances, data, on_failure=on_failure)
+
+
+def start_from(objective: Objective, artifact: Artifact) -> None:
+    """Copy an artifact's encoder into the objective, and its pre-training parts if all of them fit."""
+    if artifact.encoder.config.to_dict() != objective.encoder.config.to_dict():
+        mine, theirs = objective.encoder.config.to_dict(), artifact.encoder.config.to_dict()
+        name = next(k for k in mine if mine[k] != theirs[k])
+        raise ValueError(
+            f"{artifact.folder} holds another encoder than this variant: {name} is {theirs[name]}, "
+            f"wanted {mine[name]}"
+        )
+    objective.encoder.load_state_dict(artifact.encoder.state_dict())
+    extra, wanted = load_extra(artifact.folder), pretraining_parts(objective)
+    if {k: v.shape for k, v in extra.items()} == {k: v.shape for k, v in wanted.items()}:
+        objective.load_state_dict(extra, strict=False)
+
+
+def pretraining_parts(objective: Objective) -> dict[str, torch.Tensor]:
+    """What the objective has beside its encoder: quantizer, projections."""
+    return {k: v for k, v in objective.state_dict().items() if not k.startswith("encoder.")}
+
+
+def save_pretrained(objective: Objective, folder: Path, run: Run, step: int, best: float | None) -> None:
+    save_artifact(
+        objective.encoder,
+        folder,
+        name=run.name,
+        training={"recipe": run.to_dict(), "step": step, f"valid_{objective.best_by}": best},
+        licence="as the audio it was trained on allows",
+        extra=pretraining_parts(objective),
+    )
+
+
+def _open_folder(out: Path, run: Run, inputs: Mapping[str, Any], ranks: Ranks, *, resume: bool) -> None:
+    """The first rank does it, and the others wait. If it refuses, they leave without a word."""
+    refusal: ValueError | OSError | None = None
+    if ranks.first:
+        try:
+            open_run_folder(out, run, inputs, resume=resume)
+        except (ValueError, OSError) as error:
+            refusal = error
+    if ranks.any(refusal is not None):
+        raise refusal or SystemExit(2)
+
+
+class _Skipped:
+    """Names each unreadable file in `skipped.jsonl`, and the first few on stderr. Each rank reads other
+    files and adds its own lines; those of a run's earlier life are not written again."""
+
+    told = 5
+
+    def __init__(self, path: Path, *, aloud: bool) -> None:
+        self._path, self._aloud, self._count = path, aloud, 0
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self._named = {json.loads(line)["id"] for line in lines if line.endswith("}")}
+
+    def __call__(self, utterance: Utterance, reason: str) -> None:
+        if utterance.id in self._named:
+            return
+        self._named.add(utterance.id)
+        self._count += 1
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"id": utterance.id, "path": str(utterance.path), "reason": reason}) + "\n")
+        if not self._aloud:
+            return
+        if self._count <= self.told:
+            print(f"skipped: {reason}", file=sys.stderr)
+        if self._count == self.told:
+            print(f"skipped: further files are named only in {self._path}", file=sys.stderr)
+
+
+def _fingerprint(utterances: Sequence[Utterance]) -> str:
+    digest = hashlib.sha256()
+    for utterance in utterances:
+        digest.update(f"{utterance.id}\t{utterance.duration_s}\t{utterance.split}\n".encode())
+    return digest.hexdigest()
+
+
+def _describe(run: Run, loader: Loader, training: Sequence[Utterance], held_out: Sequence[Utterance]) -> None:
+    hours = sum(u.duration_s for u in training) / 3600
+    print(
+        f"{run.name}: {len(training)} clips ({hours:.2f} h) to train on, {len(held_out)} held out; "
+        f"{loader.too_short} left out as too short",
+        file=sys.stderr,
+    )

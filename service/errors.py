@@ -1,0 +1,132 @@
+"""The error contract: every refusal is JSON `{error: {message, type, code, param}}`."""
+
+from __future__ import annotations
+
+import http
+import json
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from service.batcher import Overloaded, Stopped, TooLarge, whole_seconds
+from speech_ssl.audio import AudioError
+
+logger = logging.getLogger(__name__)
+
+_AUDIO_STATUS = {"unsupported_format": 415, "empty": 400}  # the other codes: 422
+_CLIENT_CLOSED_REQUEST = 499
+
+
+class ServiceError(Exception):
+    """An answer other than success. `code` is for programs; `param` names the option or the file."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.headers = headers
+
+    def response(self) -> Response:
+        return Response(self.body(), self.status, self.headers, "application/json")
+
+    def body(self) -> bytes:
+        """ASCII, for what a client sent may not be encodable."""
+        error = {"message": self.message, "type": _type(self.status), "code": self.code, "param": self.param}
+        return json.dumps({"error": error}).encode()
+
+
+def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ServiceError:
+    return ServiceError(400, code, message, param=param)
+
+
+def overloaded(retry_after_s: float) -> ServiceError:
+    seconds = whole_seconds(retry_after_s)
+    message = f"the service is busy: try again in {seconds} s"
+    return ServiceError(429, "overloaded", message, headers={"Retry-After": str(seconds)})
+
+
+def unavailable(code: str, message: str) -> ServiceError:
+    return ServiceError(503, code, message)
+
+
+def gone() -> Response:
+    """For a client that left: nobody reads it, but logs and metrics do."""
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+
+def as_service_error(error: Exception, param: str | None = None) -> ServiceError:
+    """What a client is told of an exception; 500 for those that nobody expected."""
+    match error:
+        case ServiceError():
+            return error
+        case AudioError():
+            return ServiceError(_AUDIO_STATUS.get(error.code, 422), error.code, str(error), param=param)
+        case TooLarge():
+            return ServiceError(422, "too_long", str(error), param=param)
+        case Overloaded():
+            return overloaded(error.retry_after_s)
+        case Stopped():
+            return unavailable("draining", "the service is shutting down")
+        case TimeoutError():
+            return ServiceError(504, "deadline_exceeded", "there was no answer in time")
+        case ValidationError():
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            name = str(first["loc"][0])[:80] if first["loc"] else None
+            return bad_request(f"{name or 'the request'}: {first['msg']}", name)
+        case HTTPException():
+            return _from_status(error)
+    return ServiceError(500, "internal_error", "the service failed: its log says why")
+
+
+def install(app: FastAPI) -> None:
+    async def answer(request: Request, error: Exception) -> Response:
+        return as_service_error(error).response()
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        return bad_request(str(error)).response()
+
+    async def left(request: Request, error: Exception) -> Response:
+        return gone()
+
+    for kind in (
+        ServiceError,
+        AudioError,
+        TooLarge,
+        Overloaded,
+        Stopped,
+        TimeoutError,
+        HTTPException,
+        ValueError,
+    ):
+        app.add_exception_handler(kind, answer)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(ClientDisconnect, left)
+
+
+def _from_status(error: HTTPException) -> ServiceError:
+    """The framework's own refusals: 404 for a path, 405 for a method."""
+    phrase = http.HTTPStatus(error.status_code).phrase
+    code = phrase.lower().replace(" ", "_")
+    return ServiceError(error.status_code, code, error.detail or phrase, headers=error.headers)
+
+
+def _type(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"

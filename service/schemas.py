@@ -1,0 +1,124 @@
+"""What goes over the wire: options, answers, and their description for /docs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EmbeddingOptions(BaseModel):
+    """Given in the query, the form or the JSON body; unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(default="default", description="A name listed by /v1/models, or `default`.")
+    layer: int = Field(
+        default=-1,
+        ge=-1024,
+        le=1024,
+        description="0: what enters the first block; 1 to N: the output of a block; -1: the last.",
+    )
+    pooling: Literal["mean", "max", "none"] = Field(
+        default="mean", description="One vector for the clip, or `none`: one for every frame."
+    )
+    encoding_format: Literal["float", "base64"] = Field(
+        default="float", description="Lists of numbers, or base64 of little-endian float32, row by row."
+    )
+    modality: Literal["audio"] = "audio"
+    user: str | None = Field(default=None, description="Ignored; there for clients that send it.")
+
+
+class EmbeddingRequest(EmbeddingOptions):
+    """The JSON form of the request."""
+
+    input: str | Annotated[list[str], Field(min_length=1)] = Field(
+        description="A file, or several: data URI or base64."
+    )
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | list[list[float]] | str
+    shape: list[int] | None = Field(default=None, description="[frames, width], with pooling `none` only.")
+
+
+class Usage(BaseModel):
+    type: Literal["duration"] = "duration"
+    seconds: float
+
+
+class EmbeddingList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class Model(BaseModel):
+    """`layers` and `width`: what `layer` may be at most, and how long a vector is."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="When the service loaded it, Unix time.")
+    owned_by: str = "speech-ssl"
+    layers: int
+    width: int
+    sample_rate: int
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Error(BaseModel):
+    message: str
+    type: str
+    code: str
+    param: str | None
+
+
+class ErrorBody(BaseModel):
+    error: Error
+
+
+_OPTIONS = EmbeddingOptions.model_json_schema()["properties"]
+_FILES = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
+
+EMBEDDING_BODY: dict[str, Any] = {
+    "parameters": [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        for name, schema in _OPTIONS.items()
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", "required": ["file"], "properties": {"file": _FILES, **_OPTIONS}}
+            },
+            "audio/*": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {"schema": EmbeddingRequest.model_json_schema()},
+        },
+    },
+}
+"""FastAPI cannot derive it: the route reads its body itself."""
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "Malformed request."},
+    404: {"description": "Unknown model."},
+    408: {"description": "The upload stalled."},
+    413: {"description": "Too many bytes."},
+    415: {"description": "Unknown audio format or content type."},
+    422: {"description": "Undecodable, too long or too short."},
+    429: {"description": "Too much audio is queued; see Retry-After."},
+    503: {"description": "Loading or draining."},
+    504: {"description": "No answer in time."},
+}
+for _error in ERRORS.values():
+    _error["model"] = ErrorBody

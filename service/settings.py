@@ -1,0 +1,106 @@
+"""All that can be configured, from the environment (`SPEECH_SSL_*`) or a TOML file named by it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+PREFIX = "SPEECH_SSL_"
+FILE_VARIABLE = PREFIX + "SETTINGS_FILE"
+MIB = 1 << 20
+
+
+class Settings(BaseSettings):
+    """Arguments go before the environment, that before the file named by SPEECH_SSL_SETTINGS_FILE.
+
+    Raises pydantic's ValidationError, a ValueError, for a bad value or a name in the file that is unknown.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    model: str = Field(
+        default="default", description="Model to serve: `default`, or the folder of an artifact."
+    )
+    device: str = Field(default="cpu", description="Where it runs: `cpu`, `cuda`, `cuda:1`.")
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        default="auto", description="Arithmetic of the model."
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on; `0.0.0.0` for every one.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="What is logged."
+    )
+
+    max_body_bytes: int = Field(
+        default=64 * MIB, ge=1, description="Bytes of one request's body; above: 413."
+    )
+    max_pending_bytes: int = Field(
+        default=512 * MIB, ge=1, description="Bytes of all bodies being held at a time; above: 429."
+    )
+    max_requests: int = Field(
+        default=256, ge=1, description="POST requests being served at a time; above: 429."
+    )
+    max_files: int = Field(default=64, ge=1, description="Files in one request; above: 400.")
+
+    max_clip_s: float = Field(
+        default=3600.0, gt=0, description="Seconds of one file, counted decoded; above: 422."
+    )
+    max_frames_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="Seconds of one request with `pooling=none`; above: 422.",
+    )
+    max_channels: int = Field(default=16, ge=1, description="Channels of a file; above: 422.")
+    min_rate: int = Field(default=4_000, ge=1, description="Lowest sample rate in Hz; below: 422.")
+    max_rate: int = Field(default=192_000, ge=1, description="Highest sample rate in Hz; above: 422.")
+    decode_threads: int = Field(default=2, ge=1, description="Files decoded at a time.")
+
+    max_queue_s: float = Field(
+        default=7200.0,
+        gt=0,
+        description="Seconds of audio waiting and running; above: 429, or 422 for one request.",
+    )
+    max_batch_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Padded seconds of audio in one batch, at least one window of the model. "
+        "Unset: as the model suggests for its device.",
+    )
+    max_padding: float = Field(
+        default=0.25, ge=0, lt=1, description="Largest part of a batch that is padding."
+    )
+
+    request_timeout_s: float = Field(
+        default=300.0, gt=0, description="From a request's last byte to its answer; above: 504."
+    )
+    upload_idle_timeout_s: float = Field(
+        default=30.0, gt=0, description="Longest pause of a client that is sending; above: 408."
+    )
+    drain_timeout_s: float = Field(
+        default=30.0, ge=0, description="After SIGTERM, how long requests may take to finish."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = os.environ.get(FILE_VARIABLE)
+        if not file:
+            return init_settings, env_settings
+        if not Path(file).is_file():
+            raise ValueError(f"{FILE_VARIABLE}: there is no file {file}")
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(file))

@@ -1,0 +1,158 @@
+"""A request's files and options, from whichever of the three forms it has."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service.engine import Engine, File
+from service.errors import ServiceError, bad_request
+from service.schemas import EmbeddingOptions, EmbeddingRequest
+from speech_ssl.audio import FORMATS
+
+MAX_FIELDS = 32
+MAX_FIELD_BYTES = 4096
+_DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Upload:
+    files: list[File]
+    options: EmbeddingOptions
+
+
+@asynccontextmanager
+async def received(request: Request, engine: Engine) -> AsyncIterator[Upload]:
+    """The whole body, with its temporary files closed at the end. Raises ServiceError."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    query = _once(request.query_params.multi_items())
+    if kind == "multipart/form-data":
+        form = await _form(request, engine.settings.max_files)
+        try:
+            yield _from_form(form, query)
+        finally:
+            await form.close()
+    elif kind == "application/json":
+        body = await _body(request)
+        yield await engine.in_decoder(partial(_from_json, body, query, engine.settings.max_files))
+    elif kind.startswith("audio/") or kind == "application/octet-stream":
+        options = EmbeddingOptions.model_validate(query)
+        yield Upload([File("body", await _body(request))], options)
+    else:
+        raise ServiceError(
+            415,
+            "unsupported_content_type",
+            f"the content type {kind[:80]!r} is not read: send multipart/form-data with `file`, a body of "
+            f"audio/* or application/octet-stream, or application/json with `input`; the audio formats are "
+            + ", ".join(FORMATS),
+        )
+
+
+class _WholeParser(MultiPartParser):
+    """Refuses a form that ends before its closing boundary: files may be missing from it."""
+
+    whole = False
+
+    def on_end(self) -> None:
+        self.whole = True
+
+    async def parse(self) -> FormData:
+        self.stream = self._to_the_boundary(self.stream)
+        return await super().parse()
+
+    async def _to_the_boundary(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in stream:
+            yield chunk
+        if not self.whole:  # raised in here, for the parser then closes its files
+            raise MultiPartException("the form ends before its closing boundary")
+
+
+async def _body(request: Request) -> bytes:
+    body = await request.body()
+    if not body:
+        raise bad_request("the body is empty", code="empty")
+    return body
+
+
+async def _form(request: Request, max_files: int) -> FormData:
+    parser = _WholeParser(
+        request.headers,
+        request.stream(),
+        max_files=max_files,
+        max_fields=MAX_FIELDS,
+        max_part_size=MAX_FIELD_BYTES,
+    )
+    try:
+        return await parser.parse()
+    except MultiPartException as error:
+        raise bad_request(error.message, code="malformed_form") from error
+
+
+def _from_form(form: FormData, query: dict[str, str]) -> Upload:
+    fields: list[tuple[str, str]] = []
+    files: list[File] = []
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            if name != "file":
+                raise bad_request(f"a file in the field {name[:80]!r}: the field is `file`", name[:80])
+            files.append(File(f"file[{len(files)}]", value.file))
+        elif name == "file":
+            raise bad_request("`file` is text: give it a file name, as in curl -F file=@clip.wav", "file")
+        else:
+            fields.append((name, value))
+    options = EmbeddingOptions.model_validate(query | _once(fields))
+    if not files:
+        raise bad_request("no file: send one or more in the field `file`", "file", "empty")
+    return Upload(files, options)
+
+
+def _from_json(body: bytes, query: dict[str, str], max_files: int) -> Upload:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise bad_request("the body is not JSON", code="malformed_json") from error
+    if not isinstance(value, dict):
+        raise bad_request("the body is not a JSON object", code="malformed_json")
+    request = EmbeddingRequest.model_validate(query | value)
+    inputs = [request.input] if isinstance(request.input, str) else request.input
+    if len(inputs) > max_files:
+        raise bad_request(f"at most {max_files} files are taken in one request", "input")
+    options = EmbeddingOptions.model_validate(request.model_dump(exclude={"input"}))
+    names = [f"input[{index}]" for index in range(len(inputs))]
+    return Upload(
+        [File(name, _unwrapped(text, name)) for name, text in zip(names, inputs, strict=True)], options
+    )
+
+
+def _unwrapped(text: str, param: str) -> bytes:
+    """From a data URI or bare base64; what the URI calls the content does not count."""
+    if re.match("(https?|file|ftp)://", text[:10], re.IGNORECASE):
+        raise bad_request(f"{param}: addresses are not fetched; send the file itself", param)
+    if match := _DATA_URI.match(text):
+        text = text[match.end() :]
+    elif text[:5].lower() == "data:":
+        raise bad_request(f"{param}: a data URI has to be base64", param)
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise bad_request(f"{param}: not base64 ({error})", param, "malformed_base64") from error
+    if not data:
+        raise bad_request(f"{param}: empty", param, "empty")
+    return data
+
+
+def _once(items: list[tuple[str, str]]) -> dict[str, str]:
+    values = dict(items)
+    if len(values) < len(items):
+        raise bad_request("an option is given more than once")
+    return values

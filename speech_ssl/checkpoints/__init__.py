@@ -1,0 +1,1 @@
+"""The artifact (save and load), and converters from public checkpoints."""

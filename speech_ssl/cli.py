@@ -1,0 +1,263 @@
+"""The `speech-ssl` command. Thin: it reads options, calls the library, prints.
+
+A mistake of the user is one line on stderr and exit status 2, never a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+import speech_ssl
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from speech_ssl.inference import Runtime
+    from speech_ssl.inference.parquet import Shard
+    from speech_ssl.inference.progress import Progress
+
+PoolOption = Literal["mean", "max", "none"]
+
+_model = click.option("--model", default="default", show_default=True, help="Folder of an artifact.")
+_layer = click.option("--layer", default=-1, show_default=True, help="0 (what enters the first block) to N.")
+_pool = click.option(
+    "--pool",
+    type=click.Choice(["mean", "max", "none"]),
+    default="mean",
+    show_default=True,
+    help="One vector a clip, or (none) all of its frames.",
+)
+_device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+_precision = click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default="auto", show_default=True
+)
+
+
+def main() -> None:
+    """The entry point: `cli`, with its errors turned into one line."""
+    try:
+        status = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as exit:
+        status = exit.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        status = 130
+    except BrokenPipeError:  # `| head` has seen enough; the interpreter must not flush into the pipe again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1  # as click does
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        status = 2
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        status = _complain(error.format_message(), f"see {context.command_path} --help" if context else "")
+    except (ValueError, OSError) as error:
+        status = _complain(_message(error))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(speech_ssl.__version__, prog_name="speech-ssl", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Speech representations: embed files, extract data sets, serve a model."""
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@_model
+@_layer
+@_pool
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a file.")
+@_device
+@_precision
+def embed(
+    files: tuple[str, ...], model: str, layer: int, pool: PoolOption, as_json: bool, **options: Any
+) -> int:
+    """Print the embedding of each FILE.
+
+    A line is the path and the values, separated by tabs; with --pool none there is a line a frame, of the
+    path, the frame's start in seconds, and the values. A file that fails is named on stderr, the others
+    are done all the same, and the exit status is 2.
+    """
+    from speech_ssl.inference.progress import Progress
+
+    runtime = speech_ssl.load(model, **options)
+    layer = runtime.check_layer(layer)
+    progress = Progress("embed", sum(map(_duration, files)))
+    failed = 0
+    for path in files:
+        try:
+            for line in _embedding(runtime, path, layer, pool, as_json, progress):
+                progress.hide()
+                print(line, flush=True)
+            progress.advance(0, clips=1)
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError) as error:
+            progress.hide()
+            _complain(_message(error))
+            failed += 1
+    progress.close()
+    return 2 if failed else 0
+
+
+@cli.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@_model
+@_layer
+@_pool
+@click.option("--shard", default="0/1", show_default=True, metavar="I/N", help="Part I (from 0) of N.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--workers", type=int, help="Decoder processes.  [default: by the cores]")
+@click.option("--commit-seconds", default=60.0, show_default=True, help="Work that a crash may cost.")
+@_device
+@_precision
+def extract(manifest: Path, out: Path, **options: Any) -> int:
+    """Write embeddings of all clips of MANIFEST into the folder OUT as Parquet.
+
+    Run it again to go on after an interruption, or to try failed clips once more. OUT/failures.jsonl
+    says which clips failed and why. --shard 0/4 to --shard 3/4 can run anywhere, at the same time.
+    """
+    if options["engine"] == "ray":
+        raise ValueError("--engine ray is not available in this version: use --engine local and --shard")
+    from speech_ssl.inference.extract import Extraction
+
+    shard = _shard(options["shard"])
+    extraction = Extraction(
+        speech_ssl.load(options["model"], options["device"], options["precision"]),
+        layer=options["layer"],
+        pooling=options["pool"],
+        shard=shard,
+        workers=options["workers"],
+        commit_s=options["commit_seconds"],
+    )
+    done = extraction.run(manifest, out)
+    failed = f"; {done.failures} failed, see the failures in {out}" if done.failures else ""
+    before = f"; {done.done_before} were there before" if done.done_before else ""
+    print(
+        f"{done.clips} clips, {done.audio_s / 3600:.3f} h of audio in {done.wall_s:.1f} s: "
+        f"{done.audio_s / max(done.wall_s, 1e-9):.1f}x real time{before}{failed}"
+    )
+    if done.failures and not done.clips + done.done_before:
+        raise ValueError(f"every clip of {manifest} failed: are its paths right?")
+    return 0
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT.tsv")
+def manifest(folder: Path, out: Path) -> int:
+    """Write a manifest of all audio files below FOLDER."""
+    from speech_ssl.data.manifest import scan_folder, write_manifest
+    from speech_ssl.inference.progress import Tally
+
+    tally = Tally("manifest", "files")
+    utterances, failures = scan_folder(folder, tick=tally.tick)
+    tally.close()
+    for path, reason in failures:
+        _complain(reason if str(path) in reason else f"{path}: {reason}")
+    if not utterances:
+        raise ValueError(f"{folder}: no audio files that can be read below it")
+    write_manifest(out, utterances)
+    hours = sum(utterance.duration_s for utterance in utterances) / 3600
+    skipped = f"; {len(failures)} files cannot be read and are left out" if failures else ""
+    print(f"{out}: {len(utterances)} clips, {hours:.3f} h of audio{skipped}")
+    return 0
+
+
+@cli.command()
+@click.option("--model", help="Folder of an artifact.  [default: SPEECH_SSL_MODEL, or the packaged model]")
+@click.option("--host", help="Address to listen on.  [default: SPEECH_SSL_HOST, or 127.0.0.1]")
+@click.option("--port", type=int, help="[default: SPEECH_SSL_PORT, or 8000]")
+def serve(**options: Any) -> None:
+    """Serve a model over HTTP. Further settings are environment variables, SPEECH_SSL_*."""
+    from pydantic import ValidationError
+
+    from service.__main__ import run
+    from service.settings import PREFIX, Settings
+
+    try:
+        settings = Settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        raise ValueError(f"--{name} or {PREFIX}{name.upper()}: {first['msg']}") from None
+    run(settings)
+
+
+def _duration(path: str) -> float:
+    """Seconds by the header, to show progress by; 0 for a file that will fail anyway."""
+    from speech_ssl import audio
+
+    try:
+        return audio.duration(path)
+    except (ValueError, OSError):
+        return 0.0
+
+
+def _embedding(
+    runtime: Runtime, path: str, layer: int, pool: PoolOption, as_json: bool, progress: Progress
+) -> Iterator[str]:
+    """The lines of output for one file."""
+    from speech_ssl.inference.pooling import Pool
+
+    hop_s = runtime.hop / runtime.sample_rate
+
+    def frames() -> Iterator[NDArray[np.float32]]:
+        for piece in runtime.stream(path, layer=layer):
+            progress.advance(len(piece) * hop_s)
+            yield piece
+
+    about = {"path": path, "model": runtime.name, "layer": layer, "pooling": pool}
+    if pool != "none":
+        pooled = Pool(pool)
+        for piece in frames():
+            pooled.add(piece)
+        vector = pooled.result()
+        yield json.dumps(about | {"embedding": vector.tolist()}) if as_json else _tabbed(path, vector)
+    elif as_json:
+        rows = [row.tolist() for piece in frames() for row in piece]
+        yield json.dumps(about | {"hop_s": hop_s, "frames": rows})
+    else:
+        for index, row in enumerate(row for piece in frames() for row in piece):
+            yield _tabbed(f"{path}\t{index * hop_s:.6g}", row)
+
+
+def _tabbed(head: str, values: NDArray[np.float32]) -> str:
+    """The shortest digits that give the same float32 again."""
+    return "\t".join((head, *map(str, values)))
+
+
+def _shard(text: str) -> Shard:
+    from speech_ssl.inference.parquet import Shard
+
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None:
+        raise ValueError(f"--shard {text!r} is not of the form i/n, e.g. 0/4")
+    return Shard(int(found[1]), int(found[2]))
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def _complain(message: str, hint: str = "") -> int:
+    line = " ".join(message.split())
+    print(f"speech-ssl: {line}{f' ({hint})' if hint else ''}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""From manifests and files to padded batches."""

@@ -1,0 +1,308 @@
+"""The list of what there is to learn from: a tab-separated manifest, or a folder to make one of."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import heapq
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import TypeAlias
+
+from speech_ssl import audio
+from speech_ssl.types import SAMPLE_RATE
+
+TEXTS = ("text", "speaker", "label", "split", "lang")
+SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"})
+"""Files of other names are no audio for `scan_folder`."""
+
+VALID_SPLITS = frozenset({"dev", "valid", "validation", "val", "eval", "evaluation"})
+TEST_SPLITS = frozenset({"test"})
+MOST_VALID = 200
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used. The message names the file and the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One row: a file, or the part of it from `start` to `end` (seconds; both or neither).
+
+    duration_s: seconds of the utterance, as the manifest claims. It is `end - start` of a part.
+    id: the path as written in the manifest, with "#start-end" for a part; unique in a manifest.
+    label: several are separated by ";".
+    """
+
+    path: Path
+    duration_s: float
+    id: str
+    text: str = ""
+    speaker: str = ""
+    label: str = ""
+    split: str = ""
+    lang: str = ""
+    start: float | None = None
+    end: float | None = None
+
+
+Failure: TypeAlias = tuple[Path, str]
+"""A file, and why it is not in the manifest."""
+
+
+def read_manifest(path: str | Path) -> list[Utterance]:
+    """Read a manifest, or a fairseq `.tsv` (a root folder, then path and samples at 16 kHz a line).
+
+    Columns other than the known ones are passed over. Whether the files exist is not looked at.
+    Raises ManifestError.
+    """
+    path = Path(path)
+    try:
+        # Lines end at "\n" alone: texts may hold the other characters at which Python would split.
+        with path.open(encoding="utf-8-sig", newline="\n") as lines:
+            head = next(lines, "").rstrip("\r\n")
+            if "\t" not in head and head.strip() not in ("", "path"):
+                rows = _fairseq_rows(lines, path, root=path.parent / head)
+            else:
+                rows = _rows(lines, path, head.split("\t"))
+            with _no_collection():
+                return _unique(rows, path)
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: not a text in UTF-8 ({error.reason}); save it as UTF-8") from error
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def write_manifest(path: str | Path, utterances: Sequence[Utterance]) -> None:
+    """Write a manifest, in one step: a reader sees the old file or the whole new one.
+
+    Paths below the manifest's folder are written relative to it, others absolute.
+    """
+    path = Path(path)
+    folder = path.parent.resolve()
+    if not folder.is_dir():
+        raise ManifestError(f"{path}: no such folder to write to")
+    columns = [name for name in (*TEXTS, "start", "end") if any(getattr(u, name) for u in utterances)]
+    if "end" in columns and "start" not in columns:  # all parts begin at 0
+        columns.insert(-1, "start")
+    with NamedTemporaryFile(
+        "w", dir=folder, prefix=path.name, suffix=".partial", encoding="utf-8", newline="\n", delete=False
+    ) as file:
+        try:
+            file.write("\t".join(("path", "duration_s", *columns)) + "\n")
+            file.writelines(_line(utterance, columns, folder) for utterance in utterances)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).chmod(0o644)
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink()
+            raise
+
+
+def scan_folder(
+    folder: str | Path, *, workers: int = 4, tick: Callable[[], object] | None = None
+) -> tuple[list[Utterance], list[Failure]]:
+    """Every audio file (by suffix) below a folder, in order of name, and the files that cannot be read.
+
+    Durations come from headers, see `audio.duration`. `tick` is called after each file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ManifestError(f"{folder}: no such folder")
+    utterances: list[Utterance] = []
+    failures: list[Failure] = []
+
+    def look(path: Path) -> Utterance | Failure:
+        return _look(path, folder)
+
+    paths = _audio_files(folder, failures)
+    with ThreadPoolExecutor(workers) as pool:
+        while some := list(islice(paths, 1_000)):  # the pool takes in all that it is given at once
+            for found in pool.map(look, some):
+                if isinstance(found, Utterance):
+                    utterances.append(found)
+                else:
+                    failures.append(found)
+                if tick is not None:
+                    tick()
+    return utterances, failures
+
+
+def split_utterances(utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[Utterance]]:
+    """(train, valid), by the `split` column: dev, valid, validation, val, eval, also as in "dev-clean".
+
+    Rows of a test split are in neither. Without a row for validation, a hundredth of the others is
+    held out (1 to 200 rows), chosen by the hash of the id: the same ones in every run.
+    Raises ManifestError where nothing is left to train on.
+    """
+    train: list[Utterance] = []
+    valid: list[Utterance] = []
+    for utterance in utterances:
+        kind = re.split(r"[^a-z]", utterance.split.lower(), maxsplit=1)[0]
+        if kind not in TEST_SPLITS:
+            (valid if kind in VALID_SPLITS else train).append(utterance)
+    if not valid and len(train) > 1:
+        held_out = min(max(round(len(train) / 100), 1), MOST_VALID)
+        valid = heapq.nsmallest(held_out, train, key=_hash)
+        ids = {utterance.id for utterance in valid}
+        train = [utterance for utterance in train if utterance.id not in ids]
+    if not train or not valid:
+        raise ManifestError(
+            f"{len(train)} utterances to train on and {len(valid)} to validate with: at least one of each "
+            "is needed. Test rows are not used; see the manifest's column 'split'"
+        )
+    return train, valid
+
+
+def _hash(utterance: Utterance) -> bytes:
+    return hashlib.blake2b(utterance.id.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+
+
+def _rows(lines: Iterable[str], path: Path, columns: list[str]) -> Iterator[tuple[int, Utterance]]:
+    for name in ("path", "duration_s"):
+        if name not in columns:
+            raise ManifestError(
+                f"{path}, line 1: no column {name!r}. A manifest is tab-separated, and its first line "
+                "names the columns: path, duration_s, then any of " + ", ".join((*TEXTS, "start", "end"))
+            )
+    if len(set(columns)) < len(columns):
+        raise ManifestError(f"{path}, line 1: a column is named twice")
+    at_path, at_duration = columns.index("path"), columns.index("duration_s")
+    at_parts = [columns.index(name) if name in columns else None for name in ("start", "end")]
+    at_texts = [(name, columns.index(name)) for name in TEXTS if name in columns]
+    width, folder = len(columns), path.parent
+    for number, line in enumerate(lines, 2):
+        fields = line.rstrip("\r\n").split("\t")
+        if fields == [""]:
+            continue
+        where = f"{path}, line {number}"
+        if len(fields) != width:
+            raise ManifestError(f"{where}: {len(fields)} fields, but the first line names {width}")
+        written = fields[at_path]
+        if not written:
+            raise ManifestError(f"{where}: the path is empty")
+        duration_s = _seconds(fields[at_duration], "duration_s", where)
+        start, end, duration_s = _part(fields, at_parts, duration_s, where)
+        yield (
+            number,
+            Utterance(
+                path=folder / written,
+                duration_s=duration_s,
+                id=written if end is None else f"{written}#{start:.10g}-{end:.10g}",
+                start=start,
+                end=end,
+                **{name: fields[column] for name, column in at_texts},
+            ),
+        )
+
+
+def _part(
+    fields: list[str], columns: Sequence[int | None], duration_s: float, where: str
+) -> tuple[float | None, float | None, float]:
+    """Start, end and length: of the part, or of the whole file with neither start nor end."""
+    start_text, end_text = ("" if column is None else fields[column] for column in columns)
+    if not start_text and not end_text:
+        return None, None, duration_s
+    start = _seconds(start_text, "start", where) if start_text else 0.0
+    end = _seconds(end_text, "end", where) if end_text else duration_s
+    if start >= end:
+        raise ManifestError(f"{where}: start, {start:g} s, is not before end, {end:g} s")
+    return start, end, end - start
+
+
+def _seconds(text: str, column: str, where: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ManifestError(f"{where}: {column} is {text!r}, not a number of seconds") from None
+    if not 0 <= seconds < math.inf:
+        raise ManifestError(f"{where}: {column} is {text}; it must be a number of seconds from 0 on")
+    return seconds
+
+
+def _fairseq_rows(lines: Iterable[str], path: Path, root: Path) -> Iterator[tuple[int, Utterance]]:
+    for number, line in enumerate(lines, 2):
+        written, tab, samples = line.rstrip("\r\n").partition("\t")
+        if not written and not tab:
+            continue
+        if not written or not samples.isascii() or not samples.isdigit():
+            raise ManifestError(
+                f"{path}, line {number}: expected a path, a tab and a number of samples, for line 1 names "
+                "no columns but a folder, as in fairseq's form"
+            )
+        yield number, Utterance(path=root / written, duration_s=int(samples) / SAMPLE_RATE, id=written)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A million new objects set off collections that find nothing and take a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _unique(rows: Iterable[tuple[int, Utterance]], path: Path) -> list[Utterance]:
+    utterances: list[Utterance] = []
+    lines: dict[str, int] = {}
+    for number, utterance in rows:
+        first = lines.setdefault(utterance.id, number)
+        if first != number:
+            raise ManifestError(f"{path}, line {number}: {utterance.id} is already in line {first}; keep one")
+        utterances.append(utterance)
+    return utterances
+
+
+def _line(utterance: Utterance, columns: Sequence[str], folder: Path) -> str:
+    path = utterance.path.absolute()
+    inside = path.is_relative_to(folder)
+    written = str(path.relative_to(folder) if inside else path)
+    whole = utterance.duration_s if utterance.end is None else utterance.end
+    values = (getattr(utterance, name) for name in columns)
+    fields = [written, repr(float(whole)), *("" if value is None else str(value) for value in values)]
+    if any("\t" in field or "\n" in field or "\r" in field for field in fields):
+        raise ManifestError(f"{utterance.id}: a tab or line break in a field, which a manifest cannot hold")
+    return "\t".join(fields) + "\n"
+
+
+def _audio_files(folder: Path, failures: list[Failure]) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        failures.append((Path(error.filename), error.strerror or str(error)))
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(parent, name)
+
+
+def _look(path: Path, folder: Path) -> Utterance | Failure:
+    written = str(path.relative_to(folder))
+    if any(mark in written for mark in "\t\n\r") or not _is_utf8(written):
+        return path, "its name has characters that a manifest cannot hold; rename it"
+    try:
+        return Utterance(path=path, duration_s=audio.duration(path), id=written)
+    except audio.AudioError as error:
+        return path, str(error)
+    except OSError as error:
+        return path, error.strerror or str(error)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,130 @@
+"""Long clips in overlapping windows, with exact frame arithmetic and nothing rounded.
+
+Frame t of a clip sees the samples [t * hop, t * hop + receptive_field). A window is a run of whole
+frames; of its output the frames near a cut, which lack context, are dropped, and what is kept of all
+windows is each frame of the clip exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from speech_ssl.audio import AudioError
+from speech_ssl.types import SAMPLE_RATE, Waveform
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Samples [start, stop) of a clip; of the frames computed from them, [skip, skip + keep) count."""
+
+    start: int
+    stop: int
+    skip: int
+    keep: int
+
+    @property
+    def seconds(self) -> float:
+        return (self.stop - self.start) / SAMPLE_RATE
+
+
+@dataclass(frozen=True, slots=True)
+class Chunker:
+    """Cuts clips into windows of at most `window` frames with `context` frames beside each cut.
+
+    hop and receptive_field are the encoder's, in samples. A clip of up to `window` frames is one
+    window. Of a longer one the last two share what is left equally, so that none is tiny.
+    """
+
+    hop: int
+    receptive_field: int
+    window: int
+    context: int
+
+    def __post_init__(self) -> None:
+        if self.context < 0 or self.window <= 2 * self.context:
+            raise ValueError(
+                f"a window of {self.window} frames needs more than twice {self.context} of context"
+            )
+
+    @classmethod
+    def of_seconds(cls, hop: int, receptive_field: int, *, window_s: float, context_s: float) -> Chunker:
+        frames = (round(window_s * SAMPLE_RATE) - receptive_field) // hop + 1
+        return cls(hop, receptive_field, frames, round(context_s * SAMPLE_RATE / hop))
+
+    @property
+    def window_s(self) -> float:
+        """Seconds of the longest window."""
+        return (self.window * self.hop + self.receptive_field - 1) / SAMPLE_RATE
+
+    def frame_count(self, samples: int) -> int:
+        """Exactly what the convolutions give, one after the other: nested floors of strides collapse."""
+        return max((samples - self.receptive_field) // self.hop + 1, 0)
+
+    def plan(self, samples: int) -> list[Window]:
+        """The windows of a clip, in order. Raises AudioError `too_short` if it has no frame."""
+        self._check_length(samples)
+        plan: list[Window] = []
+        first = 0
+        while self._is_long(samples, first):
+            plan.append(self._full_window(first))
+            first += self._stride
+        return plan + self._last_windows(samples, first)
+
+    def cut(self, blocks: Iterable[Waveform]) -> Iterator[tuple[Window, Waveform]]:
+        """The windows of `plan` with their samples, from a stream whose length is not known yet.
+
+        Holds about two windows of samples, however long the stream is.
+        """
+        held: list[Waveform] = []
+        samples = first = 0  # samples read so far; first frame of the next window, where `held` begins
+        for block in blocks:
+            held.append(block)
+            samples += len(block)
+            while self._is_long(samples, first):
+                wave = np.concatenate(held)
+                window = self._full_window(first)
+                yield window, wave[: window.stop - window.start].copy()
+                first += self._stride
+                held = [wave[self._stride * self.hop :]]
+        self._check_length(samples)
+        wave = np.concatenate(held)
+        for window in self._last_windows(samples, first):
+            yield window, wave[window.start - first * self.hop : window.stop - first * self.hop]
+
+    @property
+    def _stride(self) -> int:
+        return self.window - 2 * self.context
+
+    def _check_length(self, samples: int) -> None:
+        if samples < self.receptive_field:
+            least = self.receptive_field / SAMPLE_RATE
+            raise AudioError(
+                "too_short",
+                f"{samples / SAMPLE_RATE:g} s is too short: the model needs {least:g} s "
+                f"({self.receptive_field} samples at 16 kHz)",
+            )
+
+    def _is_long(self, samples: int, first: int) -> bool:
+        """Whether more is left from frame `first` on than two windows hold."""
+        return self.frame_count(samples) - first > self.window + self._stride
+
+    def _full_window(self, first: int) -> Window:
+        skip = self.context if first else 0
+        stop = (first + self.window - 1) * self.hop + self.receptive_field
+        return Window(first * self.hop, stop, skip, self.window - self.context - skip)
+
+    def _last_windows(self, samples: int, first: int) -> list[Window]:
+        """One or two windows for what is left from frame `first` on."""
+        skip = self.context if first else 0
+        left = self.frame_count(samples) - first
+        if left <= self.window:
+            return [Window(first * self.hop, samples, skip, left - skip)]
+        middle = first + left // 2  # where the kept frames of the two meet
+        stop = (middle + self.context - 1) * self.hop + self.receptive_field
+        return [
+            Window(first * self.hop, stop, skip, middle - first - skip),
+            Window((middle - self.context) * self.hop, samples, self.context, first + left - middle),
+        ]

@@ -1,0 +1,243 @@
+"""Files decoded and cut into windows by processes of their own, ahead of the model.
+
+A decoder that dies (a crash in a codec, the kernel short of memory) fails its file and is replaced.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import TypeAlias
+
+import numpy as np
+
+from speech_ssl import audio
+from speech_ssl.audio import AudioError
+from speech_ssl.inference.batching import Piece
+from speech_ssl.inference.chunking import Chunker, Window
+
+STALL_S = 300.0  # a decoder that sends nothing for so long is killed
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A file to decode, or the part of it between two times in seconds. `clip` names it in the answers."""
+
+    clip: int
+    path: str
+    start_s: float = 0.0
+    stop_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """All windows of a clip have been handed out: so many, of so many samples."""
+
+    clip: int
+    windows: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A clip that cannot be decoded; `code` is AudioError's, or "unreadable", "decoder_died", "stalled"."""
+
+    clip: int
+    code: str
+    reason: str
+
+
+Event: TypeAlias = Piece | Decoded | Failed
+
+
+class Decoders:
+    """Iterate over what `workers` processes decode: the windows of each clip in order, then Decoded or
+    Failed; clips interleave. At most about `ahead_s` seconds of audio wait to be taken.
+
+    Use it in a `with`: the processes end with the block.
+    """
+
+    def __init__(self, jobs: Iterable[Job], chunker: Chunker, *, workers: int, ahead_s: float) -> None:
+        self._jobs, self._chunker = iter(jobs), chunker
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__])
+        self._queue = _SecondsQueue(ahead_s)
+        self._lock = threading.Lock()
+        self._closing = False
+        self._workers: set[_Worker] = set()
+        self._threads = [threading.Thread(target=self._feed, daemon=True) for _ in range(workers)]
+
+    def __enter__(self) -> Decoders:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._closing = True
+            for worker in self._workers:
+                worker.kill()
+        self._queue.close()
+        for thread in self._threads:
+            thread.join()
+
+    def __iter__(self) -> Iterator[Event]:
+        ended = 0
+        while ended < len(self._threads):
+            event = self._queue.get()
+            if isinstance(event, BaseException):
+                raise event
+            if event is None:
+                ended += 1
+            else:
+                yield event
+
+    def _feed(self) -> None:
+        """One thread a process: hand it jobs and pass on what it answers."""
+        worker = None
+        try:
+            while (job := self._next_job()) is not None:
+                worker = worker or self._start()
+                for event in worker.answers(job):
+                    self._queue.put(event)
+                if not worker.alive:
+                    self._stop(worker)
+                    worker = None
+        except BaseException as error:
+            self._queue.put(error)
+        finally:
+            if worker is not None:
+                self._stop(worker)
+            self._queue.put(None)
+
+    def _next_job(self) -> Job | None:
+        with self._lock:
+            return None if self._closing else next(self._jobs, None)
+
+    def _start(self) -> _Worker:
+        worker = _Worker(self._context, self._chunker)
+        with self._lock:
+            self._workers.add(worker)
+            if self._closing:
+                worker.kill()
+        return worker
+
+    def _stop(self, worker: _Worker) -> None:
+        with self._lock:
+            self._workers.discard(worker)
+        worker.close()
+
+
+class _Worker:
+    """One decoder process, seen from the parent."""
+
+    def __init__(self, context: multiprocessing.context.ForkServerContext, chunker: Chunker) -> None:
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_decode_jobs, args=(theirs, chunker), daemon=True)
+        self._process.start()
+        theirs.close()  # so that the end of the process is the end of the stream
+        self.alive = True
+
+    def answers(self, job: Job) -> Iterator[Event]:
+        index = 0
+        try:
+            self._connection.send(job)
+            while self._connection.poll(STALL_S):
+                event = self._connection.recv()
+                if not isinstance(event, Window):
+                    yield event
+                    return
+                wave = np.frombuffer(self._connection.recv_bytes(), dtype=np.float32)
+                yield Piece(job.clip, index, event, wave)
+                index += 1
+            self.alive = False
+            yield Failed(job.clip, "stalled", f"{job.path}: the decoder gave nothing for {STALL_S:g} s")
+        except (EOFError, OSError):
+            self.alive = False
+            yield Failed(job.clip, "decoder_died", f"{job.path}: the decoder process died ({self._death()})")
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def close(self) -> None:
+        self._connection.close()  # a process that waits for a job ends by itself
+        if not self.alive:
+            self._process.kill()
+        self._process.join()
+
+    def _death(self) -> str:
+        self._process.join(10)
+        code = self._process.exitcode
+        return signal.Signals(-code).name if code is not None and code < 0 else f"exit status {code}"
+
+
+class _SecondsQueue:
+    """A queue bounded by seconds of audio; closed, it takes everything and keeps nothing."""
+
+    def __init__(self, most_s: float) -> None:
+        self._most_s, self._held_s = most_s, 0.0
+        self._items: deque[Event | BaseException | None] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, item: Event | BaseException | None) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._held_s < self._most_s)
+            if not self._closed:
+                self._items.append(item)
+                self._held_s += _seconds(item)
+                self._changed.notify_all()
+
+    def get(self) -> Event | BaseException | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._items)
+            item = self._items.popleft()
+            self._held_s -= _seconds(item)
+            self._changed.notify_all()
+            return item
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+def _seconds(item: object) -> float:
+    return item.window.seconds if isinstance(item, Piece) else 0.0
+
+
+def _decode_jobs(connection: Connection, chunker: Chunker) -> None:
+    """The life of a decoder process. It ends when the parent closes the connection, or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    try:
+        while True:
+            _decode(connection.recv(), connection, chunker)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _decode(job: Job, connection: Connection, chunker: Chunker) -> None:
+    windows = stop = 0
+    try:
+        blocks = audio.stream(job.path, start_s=job.start_s, stop_s=job.stop_s)
+        for window, wave in chunker.cut(blocks):
+            connection.send(window)
+            connection.send_bytes(np.ascontiguousarray(wave).data)
+            windows, stop = windows + 1, window.stop
+        connection.send(Decoded(job.clip, windows, stop))
+    except (BrokenPipeError, ConnectionResetError):
+        raise
+    except AudioError as error:
+        connection.send(Failed(job.clip, error.code, str(error)))
+    except OSError as error:
+        connection.send(Failed(job.clip, "unreadable", f"{job.path}: {error.strerror or error}"))
+    except Exception as error:  # whatever a codec comes up with, it is this file's fault alone
+        connection.send(Failed(job.clip, "undecodable", f"{job.path}: {type(error).__name__}: {error}"))

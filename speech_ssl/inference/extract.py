@@ -1,0 +1,217 @@
+"""Batch extraction: a manifest in, Parquet out, on one machine; shards let any scheduler use many.
+
+Decoder processes run ahead of the model; windows of similar length share a forward pass; finished rows
+are committed every minute. Killed at any moment and run again, it does what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speech_ssl.data.manifest import Utterance, read_manifest
+from speech_ssl.inference.batching import Piece, batches
+from speech_ssl.inference.decoding import Decoded, Decoders, Event, Failed, Job
+from speech_ssl.inference.parquet import Failure, Row, Settings, Shard, Store
+from speech_ssl.inference.pooling import Pool
+from speech_ssl.inference.progress import Progress
+from speech_ssl.inference.runtime import LOOKAHEAD, Runtime
+from speech_ssl.types import SAMPLE_RATE
+
+ExtractPooling = Literal["mean", "max", "none"]
+
+TEXT_COLUMNS = ("text", "speaker", "label")
+COMMIT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What one run did. done_before: rows of this shard that were there already. audio_s: of `clips`."""
+
+    clips: int
+    failures: int
+    done_before: int
+    audio_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """What to compute, and how.
+
+    pooling: one vector a clip ("mean", "max") or all of its frames ("none"). workers: decoder
+    processes, by default what the cores allow. commit_s: seconds of work that a crash may cost.
+    """
+
+    runtime: Runtime
+    layer: int = -1
+    pooling: ExtractPooling = "mean"
+    shard: Shard = Shard()
+    workers: int | None = None
+    commit_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        self.runtime.check_layer(self.layer)
+        if self.pooling not in get_args(ExtractPooling):
+            raise ValueError(f"pooling must be 'mean', 'max' or 'none', not {self.pooling!r}")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"at least one decoder process is needed, not {self.workers}")
+
+    @property
+    def settings(self) -> Settings:
+        runtime = self.runtime
+        return Settings(
+            model=runtime.name,
+            artifact_sha256=runtime.sha256,
+            layer=runtime.check_layer(self.layer),
+            pooling=self.pooling,
+            precision=runtime.precision,
+            width=runtime.width,
+            hop=runtime.hop,
+            window_frames=runtime.chunker.window,
+            context_frames=runtime.chunker.context,
+        )
+
+    def run(self, manifest: str | Path, folder: str | Path) -> Summary:
+        """Extract what the folder does not have yet. A clip that fails is noted and stops nothing.
+
+        It starts processes, so a script that calls it needs the usual `if __name__ == "__main__":`.
+
+        Raises ValueError for a manifest that cannot be read, or a folder of something else.
+        """
+        utterances = read_manifest(manifest)
+        columns = [name for name in TEXT_COLUMNS if any(getattr(u, name) for u in utterances)]
+        mine = utterances[self.shard.index :: self.shard.count]
+        ids = {utterance.id for utterance in mine}
+        store = Store(Path(folder), self.settings, self.shard, ids=ids, columns=columns)
+        try:
+            done_before = len(ids & store.done)
+            # The longest first: batches of equal length, and no long file alone at the end.
+            todo = sorted((u for u in mine if u.id not in store.done), key=lambda u: -u.duration_s)
+            progress = Progress("extract", sum(u.duration_s for u in todo))
+            assembly = _Assembly(todo, self.pooling, store, progress)
+            try:
+                self._extract(todo, store, assembly)
+            finally:
+                progress.close()
+                store.commit()
+        finally:
+            store.close()
+        return Summary(
+            clips=progress.clips,
+            failures=progress.failures,
+            done_before=done_before,
+            audio_s=assembly.audio_s,
+            wall_s=progress.elapsed_s,
+        )
+
+    def _extract(self, todo: list[Utterance], store: Store, assembly: _Assembly) -> None:
+        runtime, layer = self.runtime, self.runtime.check_layer(self.layer)
+        lookahead_s = LOOKAHEAD * runtime.batch_s
+        committed = time.monotonic()
+        workers = min(self.workers or _default_workers(runtime), max(len(todo), 1))
+        with Decoders(_jobs(todo), runtime.chunker, workers=workers, ahead_s=lookahead_s) as events:
+            pieces = assembly.pieces(events)
+            for batch in batches(pieces, budget_s=runtime.batch_s, lookahead_s=lookahead_s):
+                frames = runtime.encode_windows([piece.wave for piece in batch], [layer] * len(batch))
+                for piece, x_TD in zip(batch, frames, strict=True):
+                    assembly.add(piece, x_TD)
+                if store.pending_bytes >= COMMIT_BYTES or time.monotonic() - committed >= self.commit_s:
+                    store.commit()
+                    committed = time.monotonic()
+
+
+@dataclass(slots=True)
+class _Clip:
+    """A clip that is being put together. `end` comes when its last window has been decoded."""
+
+    pool: Pool | None
+    frames: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    num_frames: int = 0
+    received: int = 0
+    end: Decoded | None = None
+
+
+class _Assembly:
+    """Puts the windows of clips together into rows, in whatever order they come."""
+
+    def __init__(
+        self, utterances: list[Utterance], pooling: ExtractPooling, store: Store, progress: Progress
+    ) -> None:
+        self._utterances, self._pooling = utterances, pooling
+        self._store, self._progress = store, progress
+        self._clips: dict[int, _Clip] = {}
+        self.audio_s = 0.0  # of finished clips
+
+    def pieces(self, events: Iterable[Event]) -> Iterator[Piece]:
+        """Pass the windows on; take note of clips that end or fail."""
+        for event in events:
+            if isinstance(event, Piece):
+                if event.index == 0:
+                    pool = None if self._pooling == "none" else Pool(self._pooling)
+                    self._clips[event.clip] = _Clip(pool)
+                yield event
+            elif isinstance(event, Failed):
+                self._fail(event)
+            else:
+                self._clips[event.clip].end = event
+                self._finish(event.clip)
+
+    def add(self, piece: Piece, x_TD: NDArray[np.float32]) -> None:
+        """The model's output for a window."""
+        clip = self._clips.get(piece.clip)
+        if clip is None:  # it failed further on
+            return
+        window = piece.window
+        frames = x_TD[window.skip : window.skip + window.keep]
+        if clip.pool is None:
+            clip.frames[piece.index] = frames
+        else:
+            clip.pool.add(frames)
+        clip.num_frames += len(frames)
+        clip.received += 1
+        self._progress.advance(self._audio_s(len(frames)))
+        self._finish(piece.clip)
+
+    def _finish(self, number: int) -> None:
+        clip, utterance = self._clips[number], self._utterances[number]
+        if clip.end is None or clip.received < clip.end.windows:
+            return
+        del self._clips[number]
+        if clip.pool is None:
+            values = np.concatenate([clip.frames[index] for index in range(clip.received)])
+        else:
+            values = clip.pool.result()
+        texts = {name: getattr(utterance, name) for name in TEXT_COLUMNS}
+        duration_s = clip.end.samples / SAMPLE_RATE
+        row = Row(utterance.id, str(utterance.path), duration_s, clip.num_frames, values, texts)
+        self._store.add(row)
+        self.audio_s += duration_s
+        self._progress.advance(0, clips=1)
+
+    def _fail(self, event: Failed) -> None:
+        clip, utterance = self._clips.pop(event.clip, None), self._utterances[event.clip]
+        self._store.fail(Failure(utterance.id, str(utterance.path), event.reason, event.code))
+        counted_s = self._audio_s(clip.num_frames) if clip else 0.0
+        self._progress.advance(max(utterance.duration_s - counted_s, 0), failures=1)
+
+    def _audio_s(self, frames: int) -> float:
+        return frames * self._store.settings.hop / SAMPLE_RATE
+
+
+def _jobs(utterances: Iterable[Utterance]) -> Iterator[Job]:
+    for number, utterance in enumerate(utterances):
+        yield Job(number, str(utterance.path), utterance.start or 0.0, utterance.end)
+
+
+def _default_workers(runtime: Runtime) -> int:
+    """On the CPU the model needs the cores; a decoder is some fifty times faster than it."""
+    cores = os.cpu_count() or 1
+    return max(1, cores // 8) if runtime.device.type == "cpu" else max(1, min(cores - 1, 16))

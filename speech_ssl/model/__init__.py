@@ -1,0 +1,1 @@
+"""The encoder: convolutional front end, positions, transformer, quantizers, presets."""

@@ -1,0 +1,55 @@
+"""The transformer block: self-attention and feed-forward, with the norms before or after."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.frontend import LayerNorm
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_BTD: Tensor, valid_B11T: Tensor) -> Tensor:
+        B, T, D = x_BTD.shape
+        q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        y_BHTD = F.scaled_dot_product_attention(q, k, v, attn_mask=valid_B11T, dropout_p=dropout)
+        return self.out(y_BHTD.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, ffn_width: int, dropout: float) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, ffn_width)
+        self.dropout = nn.Dropout(dropout)
+        self.down = nn.Linear(ffn_width, width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down(self.dropout(F.gelu(self.up(x_BTD))))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with a residual. Post-norm (BASE) or pre-norm (LARGE LV-60k)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.pre_norm = config.pre_norm
+        self.attention = SelfAttention(config.width, config.heads, config.attention_dropout)
+        self.attention_norm = LayerNorm(config.width, eps=config.norm_eps)
+        self.ffn = FeedForward(config.width, config.ffn_width, config.activation_dropout)
+        self.ffn_norm = LayerNorm(config.width, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, valid_B11T: Tensor) -> Tensor:
+        if self.pre_norm:
+            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), valid_B11T))
+            return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))  # type: ignore[no-any-return]
+        x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, valid_B11T)))
+        return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD)))  # type: ignore[no-any-return]

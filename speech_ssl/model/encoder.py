@@ -1,0 +1,140 @@
+"""The encoder: front end, projection, positions, transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from speech_ssl.model.attention import Block
+from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.convolution import Lengths
+from speech_ssl.model.frontend import Frontend, LayerNorm
+from speech_ssl.model.positions import ConvPositions
+from speech_ssl.types import Frames
+
+
+class ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied by a factor (fairseq's GradMultiply)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, factor: float) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        return grad * ctx.factor, None
+
+
+class Encoder(nn.Module):
+    """wav2vec 2.0 encoder (Baevski et al. 2020, section 2).
+
+    A row's frames do not depend on the other rows of its batch or on their padding: every statistic
+    is taken over valid samples, and invalid frames are zeroed before they could leak through the
+    positional convolution or attention.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.frontend = Frontend(config)
+        self.feature_norm = LayerNorm(config.conv_channels[-1], eps=config.norm_eps)
+        self.feature_projection = nn.Linear(config.conv_channels[-1], config.width)
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.hidden_vector = nn.Parameter(torch.empty(config.width).uniform_())
+        self.positions = ConvPositions(config.width, config.position_kernel, config.position_groups)
+        self.norm = LayerNorm(config.width, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):  # 0.02 as BERT and fairseq, made for wide layers
+                std = 0.02 if config.init == "published" else module.in_features**-0.5
+                nn.init.normal_(module.weight, std=std)
+                nn.init.zeros_(module.bias)
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        return self.frontend.hop
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees: the shortest clip that has a frame."""
+        return self.frontend.receptive_field
+
+    def frame_count(self, lengths: Lengths) -> Lengths:
+        """Exact number of frames of waves of `lengths` samples."""
+        return self.frontend.frame_count(lengths)
+
+    def fold_weight_norm_(self) -> None:
+        """Compute the positional convolution's weight once, for inference."""
+        self.positions.fold_()
+
+    def convolve(self, wave_BS: Tensor, lengths_B: Tensor) -> Frames:
+        """The front end's output (B, T, C), not normalised; gradients scaled as the config says."""
+        scale = self.config.feature_grad_scale
+        if scale == 0:
+            with torch.no_grad():
+                return self.frontend(wave_BS, lengths_B)  # type: ignore[no-any-return]
+        frames: Frames = self.frontend(wave_BS, lengths_B)
+        if scale == 1 or not torch.is_grad_enabled():
+            return frames
+        return Frames(ScaleGradient.apply(frames.x_BTD, scale), frames.lengths_B)  # type: ignore[no-untyped-call]
+
+    def contextualize(self, features: Frames, *, hidden_BT: Tensor | None = None) -> Frames:
+        """Features (B, T, C) after `feature_norm` to context vectors (B, T, D); `hidden` frames are
+        replaced by the learned vector first."""
+        *_, x_BTD = self.blockwise(features, hidden_BT)
+        return Frames(x_BTD, features.lengths_B)
+
+    def blockwise(self, features: Frames, hidden_BT: Tensor | None = None) -> Iterator[Tensor]:
+        """Yield what enters the first block, then each block's output; the last one is final: (B, T, D).
+
+        Invalid frames are zero in the first and the final one.
+        """
+        valid_BT = features.valid_BT
+        x_BTD = self.feature_dropout(self.feature_projection(features.x_BTD))
+        if hidden_BT is not None:
+            x_BTD = torch.where(hidden_BT[:, :, None], self.hidden_vector.to(x_BTD.dtype), x_BTD)
+        x_BTD = x_BTD * valid_BT[:, :, None]
+        x_BTD = x_BTD + self.positions(x_BTD)
+        if not self.config.pre_norm:
+            x_BTD = self.norm(x_BTD)
+        x_BTD = self.dropout(x_BTD) * valid_BT[:, :, None]
+        valid_B11T = valid_BT[:, None, None, :]
+        yield x_BTD
+        for i, (block, dropped) in enumerate(zip(self.blocks, self._dropped_layers(), strict=True)):
+            if not dropped:
+                x_BTD = block(x_BTD, valid_B11T)
+            if i < len(self.blocks) - 1:
+                yield x_BTD
+        if self.config.pre_norm:
+            x_BTD = self.norm(x_BTD)
+        yield x_BTD * valid_BT[:, :, None]
+
+    def _dropped_layers(self) -> list[bool]:
+        """LayerDrop (Fan et al. 2019): which blocks are skipped, not computed, in this pass. One draw
+        on the CPU, so that a GPU need not wait."""
+        if not self.training or self.config.layer_drop == 0:
+            return [False] * len(self.blocks)
+        draws = torch.rand(len(self.blocks), device="cpu")
+        return [draw < self.config.layer_drop for draw in draws.tolist()]
+
+    def normalized(self, features: Frames) -> Frames:
+        return Frames(self.feature_norm(features.x_BTD), features.lengths_B)
+
+    def forward(self, wave_BS: Tensor, lengths_B: Tensor, *, hidden_BT: Tensor | None = None) -> Frames:
+        """Waves (B, S) with their true lengths (B,) in samples to context vectors (B, T, D)."""
+        return self.contextualize(self.normalized(self.convolve(wave_BS, lengths_B)), hidden_BT=hidden_BT)
+
+    def hidden_states(self, wave_BS: Tensor, lengths_B: Tensor, *, last: int | None = None) -> list[Tensor]:
+        """All L + 1 states (B, T, D): 0 is what enters the first block, -1 the final output. With
+        `last`, the blocks after that state are not computed."""
+        states = []
+        for i, state in enumerate(self.blockwise(self.normalized(self.convolve(wave_BS, lengths_B)))):
+            states.append(state)
+            if i == last:
+                break
+        return states

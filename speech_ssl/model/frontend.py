@@ -1,0 +1,154 @@
+"""The convolutions from raw samples to frames: the only place that knows strides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.convolution import Lengths, conv_over_time, output_length
+from speech_ssl.types import Frames, valid_mask
+
+
+def normalize_waves(wave_BS: Tensor, lengths_B: Tensor) -> Tensor:
+    """Zero mean and unit variance of each row over its true length; padding stays zero."""
+    valid_BS = valid_mask(lengths_B, wave_BS.shape[1])
+    count_B1 = lengths_B[:, None].to(wave_BS.dtype)
+    mean_B1 = (wave_BS * valid_BS).sum(1, keepdim=True) / count_B1
+    centred_BS = (wave_BS - mean_B1) * valid_BS
+    variance_B1 = centred_BS.square().sum(1, keepdim=True) / count_B1
+    return centred_BS / (variance_B1 + 1e-7).sqrt()
+
+
+class ValidGroupNorm(nn.Module):
+    """Group norm with one channel a group, its statistics over the valid frames only.
+
+    torch's GroupNorm counts the padding too, which makes a clip depend on its neighbours in the batch.
+    """
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, frames: Frames) -> Tensor:
+        x_BTC = frames.x_BTD.float()
+        valid_BT1 = frames.valid_BT[:, :, None]
+        count_B11 = frames.lengths_B[:, None, None].float()
+        mean_B1C = (x_BTC * valid_BT1).sum(1, keepdim=True) / count_B11
+        centred_BTC = x_BTC - mean_B1C
+        variance_B1C = (centred_BTC.square() * valid_BT1).sum(1, keepdim=True) / count_B11
+        scale_B1C = self.weight.float() * (variance_B1C + self.eps).rsqrt()
+        return (centred_BTC * scale_B1C + self.bias.float()).to(frames.x_BTD.dtype)
+
+
+class ConvLayer(nn.Module):
+    """Convolution, norm, GELU."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, *, bias: bool, norm: nn.Module
+    ) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        self.norm = norm
+        nn.init.kaiming_normal_(self.weight)
+
+    def forward(self, frames: Frames) -> Frames:
+        x_BTC = conv_over_time(frames.x_BTD, self.weight, self.bias, stride=self.stride)
+        out = Frames(x_BTC, output_length(frames.lengths_B, self.kernel, self.stride))
+        if isinstance(self.norm, ValidGroupNorm):
+            return Frames(F.gelu(self.norm(out)), out.lengths_B)
+        return Frames(F.gelu(self.norm(x_BTC)), out.lengths_B)
+
+
+@torch.no_grad()
+def smooth_convolutions_(layers: Sequence[ConvLayer], roughness: float = 0.1) -> None:
+    """Start all convolutions but the first as averages over time of random mixtures of channels.
+
+    With independent random taps an untrained front end follows the phase of the wave, so that its
+    quantized frames cannot be told from their surroundings: a short run never leaves the plateau at
+    chance. Averaging what the first layer's filters and GELU let through follows spectral shape
+    instead, which is predictable from the first step. The mixtures sum to zero over their inputs, for
+    else the mean that every GELU adds comes to dominate, and few codes are ever chosen.
+    """
+    for layer in layers[1:]:
+        outputs, inputs, kernel = layer.weight.shape
+        mixture = torch.randn(outputs, inputs, 1)
+        mixture = (mixture - mixture.mean(1, keepdim=True)) * math.sqrt(2 / inputs) / kernel
+        rough = torch.randn(outputs, inputs, kernel) * math.sqrt(2 / (inputs * kernel))
+        layer.weight.copy_(mixture + roughness * rough)
+
+
+class LayerNorm(nn.LayerNorm):
+    """A layer norm that stays in the input's precision: under autocast torch would widen all to fp32.
+
+    Its statistics are accumulated in fp32 either way; what is saved is memory traffic, on CPU a
+    quarter of the front end's time.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+            return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
+class Frontend(nn.Module):
+    """Waves (B, S) to frames (B, T, C): seven convolutions in the published models, 49 frames a second."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.normalize_wave = config.normalize_wave
+        self.kernels, self.strides = config.conv_kernels, config.conv_strides
+        layers: list[ConvLayer] = []
+        inputs = 1
+        for i, outputs in enumerate(config.conv_channels):
+            norm: nn.Module = nn.Identity()
+            if config.conv_norm == "layer":
+                norm = LayerNorm(outputs)
+            elif i == 0:
+                norm = ValidGroupNorm(outputs, eps=1e-5)
+            layers.append(
+                ConvLayer(inputs, outputs, self.kernels[i], self.strides[i], bias=config.conv_bias, norm=norm)
+            )
+            inputs = outputs
+        self.layers = nn.ModuleList(layers)
+        if config.init == "smooth":
+            smooth_convolutions_(layers)
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        return math.prod(self.strides)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees: the shortest clip that has a frame."""
+        field, hop = 1, 1
+        for kernel, stride in zip(self.kernels, self.strides, strict=True):
+            field += (kernel - 1) * hop
+            hop *= stride
+        return field
+
+    def frame_count(self, lengths: Lengths) -> Lengths:
+        """Exact number of frames of waves of `lengths` samples."""
+        for kernel, stride in zip(self.kernels, self.strides, strict=True):
+            lengths = output_length(lengths, kernel, stride)
+        return lengths
+
+    def forward(self, wave_BS: Tensor, lengths_B: Tensor) -> Frames:
+        """Raises ValueError if the padded batch is too short for a single frame."""
+        if wave_BS.shape[1] < self.receptive_field:
+            raise ValueError(f"a clip needs at least {self.receptive_field} samples, got {wave_BS.shape[1]}")
+        if self.normalize_wave:
+            wave_BS = normalize_waves(wave_BS, lengths_B)
+        frames = Frames(wave_BS[:, :, None], lengths_B)
+        for layer in self.layers:
+            frames = layer(frames)
+        return frames

@@ -1,0 +1,71 @@
+"""Encoder sizes. `base` and `large` are as published; `tiny` and `small` are ours, for small machines."""
+
+from __future__ import annotations
+
+from speech_ssl.model.config import EncoderConfig
+
+
+def tiny() -> EncoderConfig:
+    """4.2 M parameters, for two CPU cores: the front end starts narrow, where frames are many."""
+    return EncoderConfig(
+        conv_channels=(64, 64, 128, 128, 256, 256, 256),
+        conv_norm="layer",
+        conv_bias=True,
+        normalize_wave=True,
+        width=256,
+        depth=4,
+        heads=4,
+        ffn_width=1024,
+        pre_norm=True,
+        dropout=0.0,
+        attention_dropout=0.0,
+        feature_dropout=0.0,
+        layer_drop=0.0,
+        feature_grad_scale=1.0,
+        init="smooth",
+    )
+
+
+def small() -> EncoderConfig:
+    """22 M parameters, for about one GPU-hour."""
+    return EncoderConfig(
+        conv_channels=(128, 128, 256, 256, 384, 384, 384),
+        conv_norm="layer",
+        conv_bias=True,
+        normalize_wave=True,
+        width=384,
+        depth=10,
+        heads=6,
+        ffn_width=1536,
+        pre_norm=True,
+        dropout=0.05,
+        attention_dropout=0.05,
+        feature_dropout=0.05,
+        layer_drop=0.0,
+        feature_grad_scale=1.0,
+        init="smooth",
+    )
+
+
+def base() -> EncoderConfig:
+    """wav2vec 2.0 BASE: 94.4 M parameters without the pre-training heads (95 M with them)."""
+    return EncoderConfig()
+
+
+def large() -> EncoderConfig:
+    """wav2vec 2.0 LARGE as trained on LV-60k: layer norm everywhere, normalised waves; 317 M in all."""
+    return EncoderConfig(
+        conv_norm="layer",
+        conv_bias=True,
+        normalize_wave=True,
+        width=1024,
+        depth=24,
+        heads=16,
+        ffn_width=4096,
+        pre_norm=True,
+        dropout=0.0,
+        attention_dropout=0.0,
+        feature_dropout=0.0,
+        layer_drop=0.0,
+        feature_grad_scale=1.0,
+    )

@@ -1,0 +1,71 @@
+"""What every objective is, and the statistics that tell a healthy representation from a collapsed one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from speech_ssl.model.encoder import Encoder
+from speech_ssl.types import Batch, LossSum
+
+
+class Floor(NamedTuple):
+    """A reported number below `minimum` means collapse; `advice` says what to change."""
+
+    minimum: float
+    advice: str
+
+
+class Objective(nn.Module):
+    """An encoder with a loss. DDP, checkpoints and the loop see it as one module.
+
+    All randomness but dropout's comes from the `generator` given to `forward`, which lives on the
+    batch's device; dropout uses torch's global state, which the loop seeds from the same numbers.
+    """
+
+    encoder: Encoder
+    best_by = "loss"
+    """The reported number by which the best checkpoint is chosen; lower is better."""
+
+    def forward(self, batch: Batch, *, generator: torch.Generator) -> LossSum:
+        raise NotImplementedError
+
+    def after_step(self, progress: float) -> None:
+        """Called after each optimizer step, and on resume, with the share of the run done in [0, 1].
+        Whatever it sets must depend on `progress` alone or be in the state dict."""
+
+    def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
+        """Readable numbers from the metrics' means over all targets. Default: the scalars."""
+        return {name: float(mean) for name, mean in means.items() if mean.ndim == 0}
+
+    def floors(self) -> Mapping[str, Floor]:
+        """Reported numbers that the collapse watch follows."""
+        return {}
+
+
+def perplexity(p_GV: Tensor) -> Tensor:
+    """exp of the entropy of each distribution, summed over groups: between G and G * V."""
+    entropy_G = -(p_GV * p_GV.clamp(min=1e-12).log()).sum(-1)
+    return entropy_G.exp().sum()
+
+
+def moments(x_BMD: Tensor, weight_BM: Tensor) -> dict[str, Tensor]:
+    """First and second moments as sums over the weighted rows, to be reduced by `effective_rank`."""
+    x_ND = x_BMD.detach().float().flatten(0, 1)
+    weighted_ND = x_ND * weight_BM.flatten()[:, None]
+    return {"moment_1": weighted_ND.sum(0), "moment_2": weighted_ND.T @ x_ND}
+
+
+def effective_rank(mean_D: Tensor, second_DD: Tensor) -> float:
+    """exp of the entropy of the covariance's normalised eigenvalues (Roy & Vetterli 2007): how many
+    directions the vectors really use, between 1 and D. 0 where they do not vary at all."""
+    covariance_DD = second_DD.double().cpu() - torch.outer(mean_D, mean_D).double().cpu()
+    eigenvalues_D = torch.linalg.eigvalsh(covariance_DD).clamp(min=0)
+    total = eigenvalues_D.sum()
+    if not torch.isfinite(total) or total <= 1e-12:
+        return 0.0
+    p_D = eigenvalues_D / total
+    return float((-(p_D * p_D.clamp(min=1e-12).log()).sum()).exp())

@@ -1,0 +1,42 @@
+"""Which frames are hidden from the encoder: spans, drawn per row by the row's own length."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from speech_ssl.types import valid_mask
+
+
+def hide_spans(
+    lengths_B: Tensor, size: int, *, share: float, span: int, generator: torch.Generator, least: int = 2
+) -> Tensor:
+    """Hide spans of `span` frames: (B, size) bool, never true on padding.
+
+    A row of n frames gets share * n / span spans (randomly rounded, at least `least`), their starts
+    drawn without replacement; spans may overlap, so that less than `share` is hidden: the paper's
+    49 % for 0.65 and 10. Peers give every row the count of the shortest row.
+    """
+    device = lengths_B.device
+    starts_B1 = (lengths_B[:, None] - span + 1).clamp(min=1)
+    rounding_B1 = torch.rand(len(lengths_B), 1, device=device, generator=generator)
+    spans_B1 = (share * lengths_B[:, None] / span + rounding_B1).floor().clamp(min=least)
+    draws_BT = torch.rand(len(lengths_B), size, device=device, generator=generator)
+    draws_BT = draws_BT.masked_fill(torch.arange(size, device=device) >= starts_B1, 2.0)
+    rank_BT = draws_BT.argsort(dim=1).argsort(dim=1)
+    begins_BT = (rank_BT < spans_B1) & (draws_BT < 2.0)
+    begun_BT = begins_BT.cumsum(1)
+    ended_BT = torch.nn.functional.pad(begun_BT, (span, 0))[:, :size]
+    return (begun_BT > ended_BT) & valid_mask(lengths_B, size)
+
+
+def most_hidden(size: int, *, share: float, span: int, least: int = 2) -> int:
+    """An upper bound on the frames that `hide_spans` hides in a row, known without looking at it."""
+    return min(max(int(share * size / span + 1), least) * span, size)
+
+
+def hidden_positions(hidden_BT: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Indices of each row's hidden frames in order, padded to `most`: (B, M) int64, and which are
+    real: (B, M) bool. Fixed shapes: nothing waits for the device."""
+    position_BM = hidden_BT.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    return position_BM, valid_mask(hidden_BT.sum(1), most)

@@ -1,0 +1,90 @@
+"""A run's state on disk: safetensors with a JSON header, written so that a crash leaves the old one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or does not fit."""
+
+
+@dataclass(slots=True)
+class RunState:
+    """Where a run stands. All else follows from it and the run's numbers."""
+
+    step: int = 0
+    loader: dict[str, Any] | None = None
+    best: float | None = None
+    below: dict[str, int] | None = None
+    """For each watched number, how many log lines in a row it has been below its floor."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """All of the data or the old file, also after a power cut. What a killed process leaves behind has
+    always the same name, so that it does not pile up."""
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save_checkpoint(
+    path: Path, state: RunState, module: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
+    if optimizer is not None:
+        for index, values in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
+    header = {"step": state.step, "loader": state.loader, "best": state.best, "below": state.below}
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    write_atomically(path, save(plain, {"state": json.dumps(header)}))
+
+
+def load_checkpoint(
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> RunState:
+    """Raises CheckpointError if the file is damaged or of another model."""
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})["state"])
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from None
+    weights = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} is of another model: {str(error).splitlines()[1].strip()}") from None
+    if optimizer is not None:
+        _load_optimizer(optimizer, tensors)
+    try:
+        return RunState(**header)
+    except TypeError as error:
+        raise CheckpointError(f"{path} is of another version of this program: {error}") from None
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

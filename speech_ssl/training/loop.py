@@ -1,0 +1,207 @@
+"""The training loop: one function, read from top to bottom."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from speech_ssl.objectives.base import Objective
+from speech_ssl.training.checkpoint import RunState, load_checkpoint, save_checkpoint
+from speech_ssl.training.config import TrainConfig
+from speech_ssl.training.health import Collapsed, watch
+from speech_ssl.training.logs import Logs
+from speech_ssl.training.meter import Meter, summarize
+from speech_ssl.training.optim import build_optimizer, clip_gradients, learning_rate, scale_gradients
+from speech_ssl.training.ranks import Ranks
+from speech_ssl.types import Batch, LossSum
+
+LAST, BEST = "last.safetensors", "best.safetensors"
+VALIDATION = 2**32  # a step number that no training step has: validation draws the same spans each time
+
+LoaderState = dict[str, Any]
+Batches = Callable[[LoaderState | None], Iterator[tuple[Batch, LoaderState]]]
+"""Given a saved state (None: from the start), this rank's batches without end, each with the state
+from which the ones after it would follow."""
+
+
+class Stopped(RuntimeError):
+    """A signal asked the run to stop; its state is saved."""
+
+    def __init__(self, step: int, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; the state is saved")
+        self.signal = number
+
+
+def train(
+    objective: Objective,
+    batches: Batches,
+    valid: Callable[[], Iterable[Batch]],
+    config: TrainConfig,
+    *,
+    out: Path,
+    ranks: Ranks,
+) -> RunState:
+    """Train to the last step, from the checkpoint in `out` if there is one.
+
+    Every random number is a function of (seed, step, number of the batch), so that a resumed run, and
+    a run on another number of ranks, takes the same steps. Raises Stopped, Collapsed or NonFinite.
+    """
+    objective.to(ranks.device)
+    optimizer = build_optimizer(objective, config)
+    state = load_checkpoint(out / LAST, objective, optimizer) if (out / LAST).exists() else RunState()
+    objective.after_step(state.step / config.steps)
+    model = ranks.wrap(objective)
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    stream = batches(state.loader)
+    meter = Meter(ranks)
+    asked = torch.zeros(())
+    with Logs(out, total=config.steps, done=state.step, active=ranks.first) as logs, stop_signals() as caught:
+        while state.step < config.steps:
+            rate = learning_rate(state.step, config)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            sums = accumulate(model, stream, state, config, ranks, meter)
+            mine = torch.stack([sums.count, sums.total, sums.count.new_tensor(float(bool(caught)))])
+            count, total, asked_now = ranks.all_sum(mine)
+            scale_gradients(parameters, ranks.world / count.clamp(min=1))  # DDP has divided by world already
+            meter.check_finite()  # of the step before, as the next line: by now the device has it
+            stopping, asked = bool(asked), asked_now
+            meter.add(sums, clip_gradients(parameters, config.clip_norm) + 0 * total, state.step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            objective.after_step(state.step / config.steps)
+            logs.step()
+
+            done = state.step == config.steps
+            if state.step % config.log_every == 0 or done:
+                report_training(objective, meter, state, config, logs, rate)
+            if state.step % config.valid_every == 0 or done:
+                meter.check_finite()
+                numbers = evaluate(objective, valid(), config, ranks)
+                report_validation(objective, numbers, state, logs, out)
+            if state.step % config.save_every == 0 or done or stopping:
+                meter.check_finite()
+                if ranks.first:
+                    save_checkpoint(out / LAST, state, objective, optimizer)
+            if stopping and not done:
+                raise Stopped(state.step, caught[0] if caught else signal.SIGTERM)
+    return state
+
+
+def accumulate(
+    model: nn.Module,
+    stream: Iterator[tuple[Batch, LoaderState]],
+    state: RunState,
+    config: TrainConfig,
+    ranks: Ranks,
+    meter: Meter,
+) -> LossSum:
+    """Forward and backward over this rank's share of the step's batches; gradients of the *sum*."""
+    if config.batches_per_step % ranks.world:
+        raise ValueError(
+            f"batches_per_step is {config.batches_per_step}: start a number of processes that divides it, "
+            f"not {ranks.world}"
+        )
+    micro_steps = config.batches_per_step // ranks.world
+    sums: LossSum | None = None
+    for micro in range(micro_steps):
+        batch, state.loader = next(stream)
+        meter.heard(batch)
+        generator = seeded(config.seed, state.step, micro * ranks.world + ranks.rank, ranks.device)
+        with ranks.without_sync(model) if micro < micro_steps - 1 else nullcontext():
+            with autocast(config, ranks.device):
+                loss: LossSum = model(batch.to(ranks.device), generator=generator)
+            loss.total.backward()  # type: ignore[no-untyped-call]
+        loss = loss.map(Tensor.detach)
+        sums = loss if sums is None else sums + loss
+    assert sums is not None
+    return sums
+
+
+def report_training(
+    objective: Objective, meter: Meter, state: RunState, config: TrainConfig, logs: Logs, rate: float
+) -> None:
+    """Log the means since the last report, and look for a collapse in them."""
+    numbers = meter.flush(objective)
+    logs.numbers("train", state.step, {**numbers, "lr": rate})
+    if state.step < config.watch_after * config.steps:
+        return
+    state.below = state.below or {}
+    for warning in watch(numbers, objective.floors(), state.below, config.watch_patience):
+        logs.event("collapse", state.step, warning)
+        if config.on_collapse == "stop":
+            raise Collapsed(f"{warning} Stopped at step {state.step}, as on_collapse says.")
+
+
+@torch.no_grad()
+def evaluate(
+    objective: Objective, batches: Iterable[Batch], config: TrainConfig, ranks: Ranks
+) -> dict[str, float]:
+    """The reported numbers over held-out batches, shared among the ranks; empty if there are none."""
+    objective.eval()
+    sums: LossSum | None = None
+    for number, batch in enumerate(batches):
+        mine = number % ranks.world == ranks.rank
+        if not mine and number > 0:  # each rank computes the first: all need a sum, if of nothing
+            continue
+        generator = seeded(config.seed, VALIDATION, number, ranks.device)
+        with autocast(config, ranks.device):
+            loss: LossSum = objective(batch.to(ranks.device), generator=generator)
+        if not mine:
+            loss = loss.map(torch.zeros_like)
+        sums = loss if sums is None else sums + loss
+    objective.train()
+    return {} if sums is None else summarize(sums.map(ranks.all_sum), objective)
+
+
+def report_validation(
+    objective: Objective, numbers: dict[str, float], state: RunState, logs: Logs, out: Path
+) -> None:
+    """Log, and keep the best weights."""
+    if not numbers:
+        return
+    logs.numbers("valid", state.step, numbers)
+    score = numbers[objective.best_by]
+    if state.best is None or score < state.best:
+        state.best = score
+        if logs.active:
+            save_checkpoint(out / BEST, state, objective)
+
+
+def seeded(seed: int, step: int, number: int, device: torch.device) -> torch.Generator:
+    """A generator for batch `number` of a step; torch's global state, which dropout draws from, is
+    seeded by the same numbers."""
+    first, second = np.random.SeedSequence([seed, step, number]).generate_state(2, np.uint64)
+    torch.manual_seed(int(first))
+    return torch.Generator(device).manual_seed(int(second))
+
+
+def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[None]:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Catch SIGTERM and SIGINT: the list holds those that came. A second one ends the process at once."""
+    caught: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if caught:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        caught.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,66 @@
+"""What happened since the last report, summed on the device and read only when it is wanted."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from speech_ssl.objectives.base import Objective
+from speech_ssl.training.health import NonFinite
+from speech_ssl.training.ranks import Ranks
+from speech_ssl.types import SAMPLE_RATE, Batch, LossSum
+
+
+def summarize(sums: LossSum, objective: Objective) -> dict[str, float]:
+    """Means over all targets, as the objective reports them."""
+    count = sums.count.clamp(min=1)
+    means = {name: metric / count for name, metric in sums.metrics.items()}
+    return {"loss": float(sums.total / count), **objective.report(means)}
+
+
+class Meter:
+    """Sums of losses and metrics, the gradient norm, and the audio that went through."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._norm: Tensor | None = None
+        self._step = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: LossSum | None = None
+        self._samples = 0
+        self._began = time.monotonic()
+
+    def heard(self, batch: Batch) -> None:
+        self._samples += int(batch.lengths_B.sum())
+
+    def add(self, sums: LossSum, norm: Tensor, step: int) -> None:
+        """norm: of the gradients, on all ranks the same, and not finite where the loss is not."""
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._norm, self._step = norm, step
+
+    def check_finite(self) -> None:
+        """Raises NonFinite if the last loss or gradient norm is not finite, on all ranks alike. Called
+        before anything is logged or saved."""
+        if self._norm is not None and not torch.isfinite(self._norm):
+            raise NonFinite(
+                f"the loss or its gradients are not finite at step {self._step}. The last checkpoint is from "
+                "before: resume from it with a lower peak_lr, a longer warm-up, clip_norm=1.0 or "
+                "precision='fp32', and look for broken audio in the manifest"
+            )
+
+    def flush(self, objective: Objective) -> dict[str, float]:
+        """The numbers since the last call, over all ranks. Raises NonFinite as `check_finite`."""
+        self.check_finite()
+        assert self._sums is not None and self._norm is not None
+        numbers = summarize(self._sums.map(self._ranks.all_sum), objective)
+        samples = self._ranks.all_sum(torch.tensor(float(self._samples), device=self._ranks.device))
+        seconds = time.monotonic() - self._began
+        numbers["grad_norm"] = float(self._norm)
+        numbers["audio_s_per_s"] = float(samples) / SAMPLE_RATE / seconds
+        numbers["seconds"] = seconds
+        self._reset()
+        return numbers

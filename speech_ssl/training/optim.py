@@ -1,0 +1,42 @@
+"""Learning rate, optimizer, and gradients as a mean over all targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from speech_ssl.training.config import TrainConfig
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Of step 0, 1, ...: linear up to the peak at the end of the warm-up, linear down to the end."""
+    warmup = math.ceil(config.warmup * config.steps)
+    if step < warmup:
+        return config.peak_lr * (step + 1) / warmup
+    left = (config.steps - step) / max(config.steps - warmup, 1)
+    return config.peak_lr * (config.final_lr_scale + (1 - config.final_lr_scale) * left)
+
+
+def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over all parameters that are not frozen; biases, norms and other vectors do not decay."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+
+
+@torch.no_grad()
+def scale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> None:
+    """Multiply all gradients by a scalar tensor, without waiting for the device."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_mul_(gradients, factor)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], most: float | None) -> Tensor:
+    """Clip the global norm to `most` (None: only measure it); the norm before clipping."""
+    return torch.nn.utils.clip_grad_norm_(list(parameters), math.inf if most is None else most)

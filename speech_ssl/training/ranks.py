@@ -1,0 +1,76 @@
+"""The processes of a run: one, or as many as torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among `world`, and the device it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def all_sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks; the tensor itself is changed."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on some rank. Waits for all."""
+        if self.world == 1:
+            return flag
+        return bool(self.all_sum(torch.tensor(float(flag), device=self.device)).item() > 0)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """DDP where there are several ranks. LayerDrop leaves parameters unused: DDP must look for them."""
+        if self.world == 1:
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
+
+    def without_sync(self, module: nn.Module) -> AbstractContextManager[None]:
+        """For all micro-batches but the last: gradients stay local."""
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" takes CUDA where there is one. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("no CUDA device was found: use --device cpu, or check the driver with nvidia-smi")
+    return torch.device(name)
+
+
+@contextmanager
+def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
+    """Join the process group that torchrun's environment variables name, if they are there."""
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    chosen = pick_device(device)
+    if world == 1:
+        yield Ranks(0, 1, chosen)
+        return
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Ranks(rank, world, chosen)
+    finally:
+        dist.destroy_process_group()

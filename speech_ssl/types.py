@@ -1,0 +1,112 @@
+"""The values that cross packages, and the one legend of shape suffixes.
+
+Tensors and arrays carry their shape in their name (`x_BTD`):
+
+    B  rows of a batch            S  samples of a wave at 16 kHz     T  frames
+    C  channels of a convolution  D  width of a frame vector         H  attention heads
+    L  layers                     M  hidden frames of a row          K  distractors
+    G  codebooks (groups)         V  entries of a codebook           U  target units of a row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+SAMPLE_RATE = 16_000
+
+Waveform: TypeAlias = NDArray[np.float32]
+"""One channel of audio, shape (S,), float32, 16 kHz, nominally within [-1, 1]."""
+
+Pooling: TypeAlias = Literal["mean", "max"]
+
+
+def valid_mask(lengths_B: Tensor, size: int) -> Tensor:
+    """True where a padded row holds real content: shape (B, size), bool."""
+    return torch.arange(size, device=lengths_B.device) < lengths_B[:, None]
+
+
+class Frames(NamedTuple):
+    """Padded frame vectors, and how many frames of each row are real."""
+
+    x_BTD: Tensor
+    lengths_B: Tensor
+
+    @property
+    def valid_BT(self) -> Tensor:
+        return valid_mask(self.lengths_B, self.x_BTD.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the loader makes and objectives read. Rows are zero-padded to the longest."""
+
+    wave_BS: Tensor
+    lengths_B: Tensor
+    targets_BU: Tensor | None = None
+    target_lengths_B: Tensor | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Padded seconds: what the batch costs."""
+        return self.wave_BS.numel() / SAMPLE_RATE
+
+    def to(self, device: torch.device) -> Batch:
+        if self.wave_BS.device == device:
+            return self
+        return Batch(
+            *(
+                None if t is None else t.to(device, non_blocking=True)
+                for t in (self.wave_BS, self.lengths_B, self.targets_BU, self.target_lengths_B)
+            )  # type: ignore[arg-type]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LossSum:
+    """A loss as a sum over `count` targets, so that micro-batches and ranks add exactly.
+
+    `metrics` are sums over the same targets, scalars or tensors (histograms, moments): divide by
+    the summed count for the mean.
+    """
+
+    total: Tensor
+    count: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __add__(self, other: LossSum) -> LossSum:
+        metrics = {k: v + other.metrics[k] for k, v in self.metrics.items()}
+        return LossSum(self.total + other.total, self.count + other.count, metrics)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> LossSum:
+        """The same sums with `change` applied to each tensor."""
+        metrics = {k: change(v) for k, v in self.metrics.items()}
+        return LossSum(change(self.total), change(self.count), metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """The encoder's answer for one clip.
+
+    frames: (T, D) float32. Frame t describes the samples around `t * hop_s` seconds.
+    duration_s: length of the clip.
+    hop_s: seconds between frames.
+    """
+
+    frames: NDArray[np.float32]
+    duration_s: float
+    hop_s: float
+
+    def pooled(self, how: Pooling = "mean") -> NDArray[np.float32]:
+        """One vector (D,) for the clip: the mean or the maximum over its frames."""
+        if how == "mean":
+            return np.asarray(self.frames.mean(axis=0, dtype=np.float64), dtype=np.float32)
+        if how == "max":
+            return np.asarray(self.frames.max(axis=0), dtype=np.float32)
+        raise ValueError(f"pooling must be 'mean' or 'max', not {how!r}")

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import speech_ssl
+
+torch.set_num_threads(1)  # small models: more threads only get in each other's way
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for processes that tests start
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def prompts() -> Path:
+    """The folder of the real recordings that are shipped, with their manifest.tsv."""
+    return Path(speech_ssl.__file__).parent / "assets" / "prompts"
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an artifact with an untrained tiny encoder: fast, and the same on every run."""
+    from speech_ssl.checkpoints.artifact import save_artifact
+    from speech_ssl.model.encoder import Encoder
+    from speech_ssl.model.presets import tiny
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = Encoder(tiny()).eval()
+    folder = tmp_path_factory.mktemp("artifacts") / "tiny"
+    return save_artifact(encoder, folder, name="tiny-random", training={"steps": 0}, licence="Apache-2.0")

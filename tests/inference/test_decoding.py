@@ -1,0 +1,114 @@
+"""Decoder processes: what they answer, and that a dead one costs one file."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speech_ssl import audio
+from speech_ssl.inference import decoding
+from speech_ssl.inference.batching import Piece
+from speech_ssl.inference.chunking import Chunker
+from speech_ssl.inference.decoding import Decoded, Decoders, Failed, Job
+
+CHUNKER = Chunker(320, 400, window=100, context=10)
+
+
+def exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def pids(decoders: Decoders) -> list[int]:
+    return [worker._process.pid for worker in decoders._workers if worker._process.pid]
+
+
+def test_windows_of_all_files_in_order(prompts: Path, tmp_path: Path):
+    paths = [str(path) for path in sorted((prompts / "audio").glob("*.flac"))[:6]]
+    jobs = [Job(number, path) for number, path in enumerate(paths)]
+    jobs.append(Job(6, str(tmp_path / "absent.wav")))
+    jobs.append(Job(7, paths[0], 0.1, 0.4))
+    pieces: dict[int, list[Piece]] = {}
+    ends: dict[int, Decoded | Failed] = {}
+    with Decoders(jobs, CHUNKER, workers=2, ahead_s=30.0) as events:
+        for event in events:
+            if isinstance(event, Piece):
+                assert event.clip not in ends
+                pieces.setdefault(event.clip, []).append(event)
+            else:
+                ends[event.clip] = event
+    for number, path in enumerate(paths):
+        wave = audio.decode(path)
+        plan = CHUNKER.plan(len(wave))
+        assert [piece.window for piece in pieces[number]] == plan
+        assert [piece.index for piece in pieces[number]] == list(range(len(plan)))
+        for piece in pieces[number]:
+            assert np.array_equal(piece.wave, wave[piece.window.start : piece.window.stop])
+        assert ends[number] == Decoded(number, len(plan), len(wave))
+    assert ends[6] == Failed(6, "unreadable", f"{jobs[6].path}: No such file or directory")
+    assert ends[7] == Decoded(7, 1, round(0.3 * 16000)) and 6 not in pieces
+
+
+def test_a_dead_decoder_fails_its_file_and_is_replaced(prompts: Path, tmp_path: Path):
+    """The process is killed while it waits for a named pipe that nobody writes to."""
+    good = [str(path) for path in sorted((prompts / "audio").glob("*.flac"))[:4]]
+    pipe = tmp_path / "pipe.wav"
+    os.mkfifo(pipe)
+    jobs = [Job(0, good[0]), Job(1, str(pipe)), Job(2, good[1]), Job(3, good[2])]
+    ends: dict[int, Decoded | Failed] = {}
+    with Decoders(jobs, CHUNKER, workers=1, ahead_s=30.0) as decoders:
+        first: list[int] = []
+        for event in decoders:
+            if isinstance(event, Piece):
+                continue
+            ends[event.clip] = event
+            if event.clip == 0:
+                first = pids(decoders)
+                os.kill(first[0], 9)
+            if event.clip == 2:
+                second = pids(decoders)
+    assert isinstance(ends[1], Failed) and ends[1].code == "decoder_died" and "SIGKILL" in ends[1].reason
+    assert all(isinstance(ends[number], Decoded) for number in (0, 2, 3))
+    assert second != first and not exists(second[0])
+
+
+def test_a_decoder_that_hangs_is_given_up(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(decoding, "STALL_S", 5.0)
+    pipe = tmp_path / "pipe.wav"
+    os.mkfifo(pipe)
+    good = str(next((prompts / "audio").glob("*.flac")))
+    with Decoders([Job(0, str(pipe)), Job(1, good)], CHUNKER, workers=1, ahead_s=30.0) as decoders:
+        ends = {event.clip: event for event in decoders if not isinstance(event, Piece)}
+    assert isinstance(ends[0], Failed) and ends[0].code == "stalled"
+    assert isinstance(ends[1], Decoded)
+
+
+def test_decoders_run_ahead_only_so_far(tmp_path: Path):
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.zeros(16000 * 120, dtype=np.float32), 16000)
+    with Decoders([Job(0, str(path))], CHUNKER, workers=1, ahead_s=10.0) as decoders:
+        deadline = time.monotonic() + 30
+        while decoders._queue._held_s < 10 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        assert 10 <= decoders._queue._held_s <= 10 + 2 * CHUNKER.window_s
+
+
+def test_leaving_early_ends_the_processes(tmp_path: Path):
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.zeros(16000 * 120, dtype=np.float32), 16000)
+    jobs = [Job(number, str(path)) for number in range(50)]
+    with Decoders(jobs, CHUNKER, workers=2, ahead_s=5.0) as decoders:
+        for event in decoders:
+            if event.clip == 1:
+                break
+        running = pids(decoders)
+    assert len(running) == 2 and not any(map(exists, running))

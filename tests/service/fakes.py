@@ -1,0 +1,89 @@
+"""A small model that really looks at the samples, and can be slowed, held and poisoned."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.server import serve
+from service.settings import Settings
+from speech_ssl.inference.chunking import Chunker, Window
+
+RATE, HOP, FIELD = 16_000, 320, 400
+
+
+class FakeRuntime:
+    """Frames are statistics of 400 samples every 320, times the layer. `open_gate` holds every pass."""
+
+    name, width, num_layers, batch_s = "fake", 5, 3, 8.0
+
+    def __init__(self, *, window_s: float = 4.0, slowness: float = 0.0) -> None:
+        self.chunker = Chunker.of_seconds(HOP, FIELD, window_s=window_s, context_s=0.5)
+        self.slowness = slowness  # seconds of a pass for each second of audio
+        self.open_gate = threading.Event()
+        self.open_gate.set()
+        self.entered = threading.Semaphore(0)  # released at the beginning of every pass
+        self.passes: list[list[float]] = []  # seconds of the waves in each
+        self.poison: type[Exception] | None = None
+        self._busy = threading.Lock()
+
+    @property
+    def window_s(self) -> float:
+        return self.chunker.window_s
+
+    def plan(self, num_samples: int) -> list[Window]:
+        return self.chunker.plan(num_samples)
+
+    def check_layer(self, layer: int) -> int:
+        if not -4 <= layer <= 3:
+            raise ValueError(f"layer {layer} is not there: fake has 0 to 3")
+        return layer % 4
+
+    def encode_windows(
+        self, waves: Sequence[NDArray[np.float32]], layers: Sequence[int]
+    ) -> list[NDArray[np.float32]]:
+        if not self._busy.acquire(blocking=False):
+            raise AssertionError("called in two threads at a time")
+        try:
+            seconds = [len(wave) / RATE for wave in waves]
+            self.passes.append(seconds)
+            self.entered.release()
+            assert self.open_gate.wait(60)
+            time.sleep(self.slowness * sum(seconds))
+            if self.poison and any(np.abs(wave).max() > 0.99 for wave in waves):
+                raise self.poison("a sample this loud")
+            return [
+                self.frames(wave, self.check_layer(layer)) for wave, layer in zip(waves, layers, strict=True)
+            ]
+        finally:
+            self._busy.release()
+
+    @staticmethod
+    def frames(wave: NDArray[np.float32], layer: int) -> NDArray[np.float32]:
+        spans = np.lib.stride_tricks.sliding_window_view(wave, FIELD)[::HOP].astype(np.float64)
+        with np.errstate(over="ignore"):
+            values = [spans.mean(1), spans.std(1), spans.max(1), spans.min(1), np.abs(np.diff(spans)).sum(1)]
+        return (np.stack(values, axis=1) * (layer + 1)).astype(np.float32)
+
+
+def main() -> None:
+    """A real service process around it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--slowness", type=float, default=0.0)
+    parser.add_argument("--load-time", type=float, default=0.0)
+    options = parser.parse_args()
+
+    def load() -> FakeRuntime:
+        time.sleep(options.load_time)
+        return FakeRuntime(slowness=options.slowness)
+
+    serve(Settings(), load)
+
+
+if __name__ == "__main__":
+    main()

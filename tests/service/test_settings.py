@@ -1,0 +1,65 @@
+"""Where settings come from, and that all of them are written down."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import FILE_VARIABLE, PREFIX, Settings
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch):
+    import os
+
+    for name in list(os.environ):
+        if name.startswith(PREFIX):
+            monkeypatch.delenv(name)
+
+
+def test_arguments_go_before_the_environment_and_that_before_the_file(monkeypatch, tmp_path):
+    file = tmp_path / "service.toml"
+    file.write_text('model = "from-file"\nport = 1\nmax_queue_s = 5.5\n')
+    monkeypatch.setenv(FILE_VARIABLE, str(file))
+    monkeypatch.setenv(PREFIX + "PORT", "2")
+    monkeypatch.setenv(PREFIX + "MAX_CHANNELS", "3")
+    settings = Settings(max_channels=4)
+    assert (settings.model, settings.port, settings.max_queue_s, settings.max_channels) == (
+        "from-file",
+        2,
+        5.5,
+        4,
+    )
+    assert settings.host == "127.0.0.1"
+
+
+def test_mistakes_are_refused(monkeypatch, tmp_path):
+    file = tmp_path / "service.toml"
+    monkeypatch.setenv(FILE_VARIABLE, str(file))
+    with pytest.raises(ValueError, match="there is no file"):
+        Settings()
+    file.write_text("max_queue = 5\n")
+    with pytest.raises(ValidationError, match="max_queue"):
+        Settings()
+    file.write_text("port = [")
+    with pytest.raises(ValueError):
+        Settings()
+    monkeypatch.delenv(FILE_VARIABLE)
+    for bad in ({"port": 70000}, {"max_padding": 1.0}, {"max_queue_s": 0}, {"precision": "fp8"}):
+        with pytest.raises(ValidationError):
+            Settings(**bad)
+
+
+def test_every_setting_is_documented_with_its_default():
+    rows = re.findall(r"^\| `(\w+)` \| `?(.*?)`? \| (.*) \|$", DOCUMENT.read_text(), re.MULTILINE)
+    written = {name: (default, text) for name, default, text in rows}
+    expected = {
+        PREFIX + name.upper(): ("unset" if field.default is None else str(field.default), field.description)
+        for name, field in Settings.model_fields.items()
+    }
+    assert written == expected

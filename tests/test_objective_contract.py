@@ -1,0 +1,216 @@
+"""What every objective promises, whatever its method. A new one is one line in OBJECTIVES."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from torch import Tensor
+
+from speech_ssl.model import presets
+from speech_ssl.model.encoder import Encoder
+from speech_ssl.objectives.base import Objective
+from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
+from speech_ssl.training.checkpoint import RunState
+from speech_ssl.training.config import TrainConfig
+from speech_ssl.training.loop import accumulate, seeded, train
+from speech_ssl.training.meter import Meter
+from speech_ssl.training.optim import scale_gradients
+from speech_ssl.training.ranks import Ranks, joined_ranks
+from speech_ssl.types import Batch
+
+ENCODER = replace(
+    presets.tiny(),
+    conv_channels=(16,) * 7,
+    depth=3,
+    width=32,
+    heads=2,
+    ffn_width=64,
+    position_kernel=16,
+    dropout=0.1,
+    layer_drop=0.3,
+)
+
+
+def wav2vec2() -> Objective:
+    config = Wav2Vec2Config(entries=32, code_width=32, final_width=32, distractors=20, feature_penalty=0.1)
+    return config.build(Encoder(ENCODER))
+
+
+OBJECTIVES: list[Callable[[], Objective]] = [wav2vec2]
+every_objective = pytest.mark.parametrize("build", OBJECTIVES)
+
+CPU = Ranks(0, 1, torch.device("cpu"))
+
+
+def fresh(build: Callable[[], Objective], seed: int = 0) -> Objective:
+    torch.manual_seed(seed)
+    return build()
+
+
+def tones(number: int, rows: int = 3, samples: int = 16_000) -> Batch:
+    """Rows of a few steady tones each, which change half-way: predictable from their surroundings."""
+    generator = torch.Generator().manual_seed(number)
+    t_S = torch.arange(samples) / 16_000
+    hertz_B21 = 200 + 3_000 * torch.rand(rows, 2, 1, generator=generator)
+    halves_BS = torch.sin(2 * torch.pi * hertz_B21 * t_S).transpose(0, 1)
+    wave_BS = torch.where(t_S < 0.5, *halves_BS) + 0.01 * torch.randn(rows, samples, generator=generator)
+    lengths_B = torch.randint(samples // 2, samples + 1, (rows,), generator=generator)
+    lengths_B[0] = samples
+    return Batch(wave_BS * (torch.arange(samples) < lengths_B[:, None]), lengths_B)
+
+
+def endless(state: dict[str, int] | None):  # type: ignore[no-untyped-def]
+    number = 0 if state is None else state["number"]
+    while True:
+        number += 1
+        yield tones(number), {"number": number}
+
+
+def loss_of(objective: Objective, batch: Batch, number: int = 0):  # type: ignore[no-untyped-def]
+    return objective(batch, generator=seeded(0, 0, number, torch.device("cpu")))
+
+
+@every_objective
+def test_gradients_reach_every_parameter_and_nothing_frozen(build: Callable[[], Objective]) -> None:
+    objective = fresh(build)
+    objective.encoder.config = replace(ENCODER, layer_drop=0.0)
+    frozen = {k: v.clone() for k, v in objective.named_buffers()}
+    frozen |= {k: v.clone() for k, v in objective.named_parameters() if not v.requires_grad}
+    loss_of(objective, tones(1)).total.backward()
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+            assert parameter.grad.isfinite().all(), name
+        else:
+            assert parameter.grad is None, name
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
+    optimizer.step()
+    for name, value in frozen.items():
+        assert torch.equal(objective.get_buffer(name) if "temperature" in name else value, value), name
+
+
+@every_objective
+def test_sums_of_two_batches_add(build: Callable[[], Objective]) -> None:
+    objective = fresh(build)
+    first, second = loss_of(objective, tones(1), 1), loss_of(objective, tones(2), 2)
+    both = first + second
+    assert float(both.count) == float(first.count) + float(second.count) > 0
+    torch.testing.assert_close(both.total, first.total + second.total)
+    for name in first.metrics:
+        torch.testing.assert_close(both.metrics[name], first.metrics[name] + second.metrics[name])
+    reported = objective.report({k: v / both.count for k, v in both.metrics.items()})
+    assert objective.best_by == "loss" or objective.best_by in reported
+    assert objective.floors().keys() <= reported.keys()
+
+
+@every_objective
+def test_the_same_seed_gives_the_same_loss_and_another_another(build: Callable[[], Objective]) -> None:
+    objective = fresh(build)
+    first, again, other = (float(loss_of(objective, tones(1), n).total.detach()) for n in (1, 1, 2))
+    assert first == again != other
+
+
+@every_objective
+def test_padding_does_not_change_the_loss(build: Callable[[], Objective]) -> None:
+    objective = fresh(build).eval()
+    batch = tones(1)
+    longest = int(batch.lengths_B.max())
+    assert longest == batch.wave_BS.shape[1]
+    changed_BS = batch.wave_BS + 100.0 * (torch.arange(longest) >= batch.lengths_B[:, None])
+    changed = Batch(changed_BS, batch.lengths_B)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loss_of(objective, batch).total, loss_of(objective, changed).total, rtol=1e-4, atol=0
+        )
+
+
+def gradients(build: Callable[[], Objective], ranks: Ranks) -> dict[str, Tensor]:
+    """Of one step over four batches, shared among the ranks."""
+    objective = fresh(build)
+    model = ranks.wrap(objective)
+    config = TrainConfig(steps=1, batches_per_step=4, precision="fp32")
+    mine = ((tones(number), {}) for number in range(ranks.rank, 4, ranks.world))
+    sums = accumulate(model, mine, RunState(), config, ranks, Meter(ranks))
+    scale_gradients(objective.parameters(), ranks.world / ranks.all_sum(sums.count.clone()))
+    return {k: p.grad for k, p in objective.named_parameters() if p.grad is not None}
+
+
+def _one_rank(rank: int, build: Callable[[], Objective], folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ["MASTER_PORT"] = (folder / "port").read_text()
+    with joined_ranks("cpu") as ranks:
+        torch.save(gradients(build, ranks), folder / f"{rank}.pt")
+
+
+@every_objective
+def test_two_ranks_give_the_gradients_of_one_process(build: Callable[[], Objective], tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        (tmp_path / "port").write_text(str(probe.getsockname()[1]))
+    multiprocessing.start_processes(_one_rank, (build, tmp_path), nprocs=2, start_method="spawn")
+    alone = gradients(build, CPU)
+    for rank in range(2):
+        shared = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert shared.keys() == alone.keys()
+        for name, gradient in alone.items():
+            torch.testing.assert_close(shared[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+SHORT = TrainConfig(steps=8, peak_lr=1e-3, warmup=0.2, save_every=3, log_every=2, valid_every=4)
+
+
+@every_objective
+def test_resume_is_bit_exact(build: Callable[[], Objective], tmp_path: Path) -> None:
+    class Crash(Exception):
+        pass
+
+    def crashing(state: dict[str, int] | None):  # type: ignore[no-untyped-def]
+        for batch, after in endless(state):
+            if after["number"] == 6:
+                raise Crash
+            yield batch, after
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    reference = fresh(build)
+    train(reference, endless, lambda: [tones(99)], SHORT, out=whole, ranks=CPU)
+    with pytest.raises(Crash):
+        train(fresh(build), crashing, lambda: [tones(99)], SHORT, out=broken, ranks=CPU)
+    resumed = fresh(build, seed=1)  # its own weights do not matter
+    train(resumed, endless, lambda: [tones(99)], SHORT, out=broken, ranks=CPU)
+    for name, value in reference.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    assert (whole / "last.safetensors").read_bytes() == (broken / "last.safetensors").read_bytes()
+
+
+@every_objective
+def test_a_short_training_lowers_the_loss_without_collapse(
+    build: Callable[[], Objective], tmp_path: Path
+) -> None:
+    objective = fresh(build)
+    batches = [tones(number) for number in range(4)]
+
+    def repeated(state: dict[str, int] | None):  # type: ignore[no-untyped-def]
+        while True:
+            yield from ((batch, {}) for batch in batches)
+
+    with torch.no_grad():
+        objective.eval()
+        before = sum(float(loss_of(objective, b).total / loss_of(objective, b).count) for b in batches)
+    config = TrainConfig(steps=60, peak_lr=2e-3, log_every=60, precision="fp32")
+    train(objective.train(), repeated, lambda: [], config, out=tmp_path, ranks=CPU)
+    with torch.no_grad():
+        objective.eval()
+        after = sum(float(loss_of(objective, b).total / loss_of(objective, b).count) for b in batches)
+        outputs = objective.encoder(batches[0].wave_BS, batches[0].lengths_B).x_BTD
+    assert after < before
+    assert outputs.std(dim=(0, 1)).min() > 0

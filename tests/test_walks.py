@@ -1,0 +1,130 @@
+"""Whole walks on real speech: every door gives the same vectors, and training leads to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import speech_ssl
+from speech_ssl import audio
+from speech_ssl.checkpoints.artifact import load_artifact, save_artifact
+from speech_ssl.cli import cli
+from speech_ssl.data.batching import DataConfig
+from speech_ssl.data.loader import Loader, LoaderState
+from speech_ssl.data.manifest import read_manifest
+from speech_ssl.inference.parquet import read_rows
+from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
+from tests.service.support import Process
+
+LAYER = 2
+
+
+@pytest.fixture(scope="module")
+def folder(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's files: prompts as they are, one at another rate in stereo, and one of two windows."""
+    folder = tmp_path_factory.mktemp("recordings")
+    paths = sorted((prompts / "audio").glob("*.flac"))
+    for path in paths[:3]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    wave = audio.decode(paths[3])
+    time_s = np.arange(0, len(wave) / 16000, 1 / 44100)
+    loud = np.interp(time_s, np.arange(len(wave)) / 16000, wave)
+    soundfile.write(folder / "stereo.wav", np.stack([loud, loud / 2], axis=1), 44100)
+    long = np.concatenate([audio.decode(path) for path in paths])[: 25 * 16000]
+    soundfile.write(folder / "long.flac", long, 16000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Started by the command."""
+    log = tmp_path_factory.mktemp("walk") / "log"
+    process = Process(["speech_ssl.cli", "serve", "--model", str(tiny_artifact), "--port", "0"], log)
+    try:
+        yield process.ready()
+    finally:
+        process.close()
+
+
+def command(*args: object) -> int:
+    return int(cli.main(list(map(str, args)), standalone_mode=False))
+
+
+def test_every_door_gives_the_same_vectors(
+    folder: Path,
+    tiny_artifact: Path,
+    service: httpx.Client,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Python, HTTP upload to JSON, manifest to Parquet, and the command, on the same files."""
+    paths = sorted(folder.iterdir())
+    runtime = speech_ssl.load(tiny_artifact)
+    features = runtime.encode(paths, layer=LAYER)
+    expected = np.stack([each.pooled() for each in features])
+    assert len(runtime.plan(25 * 16000)) == 2
+
+    files = [("file", (path.name, path.read_bytes())) for path in paths]
+    answer = service.post("/v1/embeddings", files=files, data={"layer": str(LAYER)})
+    assert answer.status_code == 200, answer.text
+    over_http = [item["embedding"] for item in answer.json()["data"]]
+    np.testing.assert_allclose(np.array(over_http, np.float32), expected, atol=1e-5)
+    seconds = sum(each.duration_s for each in features)
+    assert answer.json()["usage"]["seconds"] == pytest.approx(seconds, abs=0.01)
+
+    manifest, out = tmp_path / "m.tsv", tmp_path / "out"
+    assert command("manifest", folder, manifest) == 0
+    assert command("extract", manifest, out, "--model", tiny_artifact, "--layer", LAYER) == 0
+    rows = {Path(row["path"]).name: row for row in read_rows(out).to_pylist()}
+    assert sorted(rows) == [path.name for path in paths]
+    for path, each, vector in zip(paths, features, expected, strict=True):
+        row = rows[path.name]
+        np.testing.assert_allclose(np.array(row["embedding"], np.float32), vector, atol=1e-5)
+        assert (row["num_frames"], row["duration_s"]) == (len(each.frames), each.duration_s)
+
+    capsys.readouterr()
+    assert command("embed", *paths, "--model", tiny_artifact, "--layer", LAYER) == 0
+    values = [line.split("\t")[1:] for line in capsys.readouterr().out.splitlines()]
+    np.testing.assert_allclose(np.array(values, np.float32), expected, atol=1e-5)
+
+
+def test_from_files_to_a_loss_to_an_artifact_to_vectors(prompts: Path, tiny_artifact: Path, tmp_path: Path):
+    utterances = read_manifest(prompts / "manifest.tsv")
+    config = DataConfig(batch_s=8.0, crop_s=2.0, workers=0)
+    batch, _ = next(Loader(utterances, config, seed=1).iterate(LoaderState()))
+    assert len(batch.lengths_B) >= 4 and batch.seconds <= 8.0
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        objective = Wav2Vec2Config().build(load_artifact(tiny_artifact).encoder)
+
+    def loss() -> torch.Tensor:
+        result = objective(batch, generator=torch.Generator().manual_seed(7))
+        assert result.count > 0
+        return result.total / result.count
+
+    before = loss().item()
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=5e-4)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert loss().item() < before - 0.05  # on its own batch, with the same draws
+
+    trained = save_artifact(
+        objective.encoder, tmp_path / "a", name="walk", training={"steps": 5}, licence="x"
+    )
+    path = utterances[0].path
+    features = speech_ssl.load(trained).encode([path])[0]
+    wave = torch.from_numpy(audio.decode(path))[None]
+    with torch.no_grad():
+        frames = objective.encoder.eval()(wave, torch.tensor([wave.shape[1]])).x_BTD[0]
+    np.testing.assert_allclose(features.frames, frames.numpy(), atol=1e-5)
+    untrained = speech_ssl.load(tiny_artifact).encode([path])[0]
+    assert np.abs(features.frames - untrained.frames).max() > 0.01
