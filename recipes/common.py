@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +97,14 @@ def pretrain(
     if ranks.first:
         _describe(run, loader, training, held_out)
     valid = fixed_validation(held_out, data, note if ranks.first else None)
-    stopped: Stopped | None = None
     try:
         train(objective, batches_of(loader, ranks), valid, run.train, out=out, ranks=ranks)
-    except Stopped as error:
-        stopped = error
+    except Stopped:
+        if ranks.first:
+            leave_artifact(objective, run, out)
+        raise
     if ranks.first:
         leave_artifact(objective, run, out)
-    if stopped is not None:
-        raise stopped
 
 
 def leave_artifact(objective: Objective, run: Run, out: Path) -> None:
@@ -119,7 +118,7 @@ def leave_artifact(objective: Objective, run: Run, out: Path) -> None:
 def batches_of(loader: Loader, ranks: Ranks) -> Batches:
     """The loader in the form that the training loop reads."""
 
-    def iterate(saved: dict[str, Any] | None) -> Iterator[tuple[Batch, dict[str, Any]]]:
+    def iterate(saved: dict[str, Any] | None) -> Generator[tuple[Batch, dict[str, Any]], None, None]:
         state = LoaderState() if saved is None else LoaderState.from_dict(saved)
         for batch, after in loader.iterate(state, rank=ranks.rank, world=ranks.world):
             yield batch, {**after.to_dict()}

@@ -7,10 +7,12 @@ read the same data, and a run can go on with another number of ranks.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import signal
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -117,14 +119,22 @@ class Loader:
 
     def iterate(
         self, state: LoaderState, *, rank: int = 0, world: int = 1
-    ) -> Iterator[tuple[Batch, LoaderState]]:
+    ) -> Generator[tuple[Batch, LoaderState], None, None]:
         """This rank's batches from `state` on, endlessly, each with the state to go on from after it.
 
         The state is the same on all ranks, and the batches that follow from it are bit for bit those
-        that would have followed. Raises DataError where most utterances turn out to be unreadable.
+        that would have followed. Closing the generator ends the worker processes. It raises DataError
+        where most utterances turn out to be unreadable.
         """
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} is not one of {world} ranks")
+        stream = self._iterate(state, rank, world)
+        _STREAMS.add(stream)
+        return stream
+
+    def _iterate(
+        self, state: LoaderState, rank: int, world: int
+    ) -> Generator[tuple[Batch, LoaderState], None, None]:
         turns = self._turns(state, rank, world)
         requests = (self._request(turn) for turn, _ in self._turns(state, rank, world))
         for read, (turn, after) in zip(self._reads(requests), turns, strict=True):
@@ -274,6 +284,17 @@ def _durations(utterances: Sequence[Utterance]) -> np.ndarray[tuple[int], np.dty
 
 def _request(utterances: Sequence[Utterance], plan: EpochPlan, number: int) -> _Request:
     return tuple(_Clip(i, utterances[i], start_s, stop_s) for i, start_s, stop_s in plan[number])
+
+
+_STREAMS: weakref.WeakSet[Generator[tuple[Batch, LoaderState], None, None]] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    # They ignore SIGTERM, and multiprocessing would wait for ever for those of a generator that is still
+    # referred to when the process exits, by the traceback of an error for one.
+    for stream in list(_STREAMS):
+        stream.close()
 
 
 def _as_it_is(read: Any) -> Any:

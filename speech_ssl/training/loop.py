@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ LAST, BEST = "last.safetensors", "best.safetensors"
 VALIDATION = 2**32  # a step number that no training step has: validation draws the same spans each time
 
 LoaderState = dict[str, Any]
-Batches = Callable[[LoaderState | None], Iterator[tuple[Batch, LoaderState]]]
+Batches = Callable[[LoaderState | None], Generator[tuple[Batch, LoaderState], None, None]]
 """Given a saved state (None: from the start), this rank's batches without end, each with the state
-from which the ones after it would follow."""
+from which the ones after it would follow. Closing the generator ends the processes that read."""
 
 
 class Stopped(RuntimeError):
@@ -59,10 +59,13 @@ def train(
     objective.after_step(state.step / config.steps)
     model = ranks.wrap(objective)
     parameters = [p for p in objective.parameters() if p.requires_grad]
-    stream = batches(state.loader)
     meter = Meter(ranks)
     asked = torch.zeros(())
-    with Logs(out, total=config.steps, done=state.step, active=ranks.first) as logs, stop_signals() as caught:
+    with (
+        closing(batches(state.loader)) as stream,
+        Logs(out, total=config.steps, done=state.step, active=ranks.first) as logs,
+        stop_signals() as caught,
+    ):
         while state.step < config.steps:
             rate = learning_rate(state.step, config)
             for group in optimizer.param_groups:

@@ -161,3 +161,10 @@ def test_workers_of_a_killed_run_end_too(corpus: Path) -> None:
         threading.Event().wait(0.2)
         deadline -= 0.2
     assert not any(Path("/proc", pid).exists() for pid in listed)
+
+
+@pytest.mark.slow
+def test_a_script_that_fails_ends_though_its_traceback_holds_the_workers(corpus: Path) -> None:
+    code = KILLED.format(manifest=str(corpus)).replace("time.sleep(60)", "raise RuntimeError('oops')")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1 and "oops" in run.stderr
