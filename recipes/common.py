@@ -7,20 +7,27 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from speech_ssl.checkpoints.artifact import Artifact, load_artifact, load_extra, save_artifact
+from speech_ssl.checkpoints.artifact import (
+    Artifact,
+    check_replaceable,
+    load_artifact,
+    load_extra,
+    save_artifact,
+)
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.data.loader import Loader, LoaderState, OnFailure, evaluation
 from speech_ssl.data.manifest import Utterance, read_manifest, split_utterances
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
-from speech_ssl.training.checkpoint import load_checkpoint
+from speech_ssl.training.checkpoint import BEST, LAST, load_checkpoint
 from speech_ssl.training.health import Collapsed, NonFinite
-from speech_ssl.training.loop import BEST, LAST, Batches, Stopped, train
+from speech_ssl.training.loop import Batches, Stopped, stop_signals, train
 from speech_ssl.training.ranks import Ranks, joined_ranks
 from speech_ssl.training.run import Run, open_run_folder
 from speech_ssl.types import Batch
@@ -89,19 +96,22 @@ def pretrain(
     objective = run.objective.build(Encoder(run.encoder))
     if artifact is not None:
         start_from(objective, artifact)
-    _open_folder(out, run, inputs, ranks, resume=resume)
+    ranks.share(run.train.batches_per_step)
     data = run.data
     assert isinstance(data, DataConfig)
     note = _Skipped(out / SKIPPED, aloud=ranks.first)
     loader = Loader(training, data, seed=run.train.seed, on_failure=note)
+    _open_folder(out, run, inputs, ranks, resume=resume)  # last: what is refused above leaves no folder
     if ranks.first:
         _describe(run, loader, training, held_out)
     valid = fixed_validation(held_out, data, note if ranks.first else None)
     try:
         train(objective, batches_of(loader, ranks), valid, run.train, out=out, ranks=ranks)
     except Stopped:
-        if ranks.first:
-            leave_artifact(objective, run, out)
+        with stop_signals():  # torchrun sends another when the first process leaves
+            if ranks.first:
+                leave_artifact(objective, run, out)
+            ranks.meet()
         raise
     if ranks.first:
         leave_artifact(objective, run, out)
@@ -171,6 +181,7 @@ def _open_folder(out: Path, run: Run, inputs: Mapping[str, Any], ranks: Ranks, *
     refusal: ValueError | OSError | None = None
     if ranks.first:
         try:
+            check_replaceable(out / "artifact")
             open_run_folder(out, run, inputs, resume=resume)
         except (ValueError, OSError) as error:
             refusal = error
@@ -186,13 +197,17 @@ class _Skipped:
 
     def __init__(self, path: Path, *, aloud: bool) -> None:
         self._path, self._aloud, self._count = path, aloud, 0
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self._named = {json.loads(line)["id"] for line in lines if line.endswith("}")}
+        self._named: set[tuple[str, str]] = set()
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            with suppress(ValueError, KeyError, TypeError):  # a line that a crash cut off
+                entry = json.loads(line)
+                self._named.add((entry["id"], entry["path"]))
 
     def __call__(self, utterance: Utterance, reason: str) -> None:
-        if utterance.id in self._named:
+        name = (utterance.id, str(utterance.path))
+        if name in self._named:
             return
-        self._named.add(utterance.id)
+        self._named.add(name)
         self._count += 1
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"id": utterance.id, "path": str(utterance.path), "reason": reason}) + "\n")

@@ -4,7 +4,7 @@
 
 smoke   seconds on 2 CPU cores: shows that everything runs; learns nothing of use.
 tiny    4.2 M parameters, hours on 2 CPU cores: see LOG.md for a run with its figures.
-small   20 M parameters, about an hour on one GPU (not measured).
+small   22 M parameters, about an hour on one GPU (not measured).
 base    95 M parameters, the published BASE; 1.6 h of audio a step.
 large   317 M parameters, the published LARGE (LV-60k); 2.7 h of audio a step.
 
@@ -49,7 +49,7 @@ def large() -> Run:
             temperature_decay=0.999995**600_000,
             target_dropout=0.0,
         ),
-        data=DataConfig(crop_s=20.0, batch_s=80.0, min_s=2.0, workers=6),
+        data=DataConfig(crop_s=20.0, batch_s=75.0, min_s=2.0, workers=6),
         train=TrainConfig(steps=600_000, batches_per_step=128, peak_lr=3e-4, warmup=0.053),
     )
 

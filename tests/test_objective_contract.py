@@ -111,6 +111,20 @@ def test_sums_of_two_batches_add(build: Callable[[], Objective]) -> None:
 
 
 @every_objective
+def test_total_and_metrics_are_sums_over_the_count(build: Callable[[], Objective]) -> None:
+    """Four times the rows are about four times each sum: a mean in disguise would stay as it is."""
+    objective = fresh(build).eval()
+    one = tones(1, rows=12)
+    four = Batch(one.wave_BS.repeat(4, 1), one.lengths_B.repeat(4))
+    with torch.no_grad():
+        few, many = loss_of(objective, one), loss_of(objective, four)
+    assert float(many.count) == pytest.approx(4 * float(few.count), rel=0.2)
+    for name, value in {"total": few.total, **few.metrics}.items():
+        ours = {"total": many.total, **many.metrics}[name]
+        assert float(ours.abs().sum()) == pytest.approx(4 * float(value.abs().sum()), rel=0.5), name
+
+
+@every_objective
 def test_the_same_seed_gives_the_same_loss_and_another_another(build: Callable[[], Objective]) -> None:
     objective = fresh(build)
     first, again, other = (float(loss_of(objective, tones(1), n).total.detach()) for n in (1, 1, 2))

@@ -136,14 +136,14 @@ class Sampled(NamedTuple):
     negatives_BTK: Tensor
 
 
-def sample(model: Any, batch: Batch, device: torch.device) -> Sampled:
-    """What transformers' example script prepares for a batch, on the CPU with numpy."""
+def sample(model: Any, batch: Batch, lengths_B: Tensor, device: torch.device) -> Sampled:
+    """What transformers' example script prepares for a batch, on the CPU with numpy. `lengths_B` is on the
+    CPU, as in its collator, so that nothing waits for the device."""
     from transformers.models.wav2vec2.modeling_wav2vec2 import (
         _compute_mask_indices,
         _sample_negative_indices,
     )
 
-    lengths_B = batch.lengths_B.cpu()
     rows, samples = batch.wave_BS.shape
     frames = int(model._get_feat_extract_output_lengths(samples))
     attention_BS = attention_BT = None
@@ -178,10 +178,11 @@ def measure_peer(config: Any, batches: Sequence[Batch], warmup: int, device: tor
         )
         return answer.loss / hidden_BT.sum()  # type: ignore[no-any-return]
 
+    lengths = [batch.lengths_B.cpu() for batch in batches]
     as_scripted = measure(
-        model, lambda _, batch: loss_of(sample(model, batch, device), batch), batches, warmup
+        model, lambda i, batch: loss_of(sample(model, batch, lengths[i], device), batch), batches, warmup
     )
-    prepared = [sample(model, batch, device) for batch in batches]
+    prepared = [sample(model, *pair, device) for pair in zip(batches, lengths, strict=True)]
     return [as_scripted, measure(model, lambda i, batch: loss_of(prepared[i], batch), batches, warmup)]
 
 

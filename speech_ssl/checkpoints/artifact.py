@@ -86,7 +86,7 @@ def save_artifact(  # noqa: PLR0913 - each is a part of the artifact
     dtype: store the weights in this precision, e.g. torch.float16 for half the size.
     """
     folder = Path(folder).absolute()
-    _check_replaceable(folder)
+    check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     new.mkdir()
@@ -161,7 +161,8 @@ class _NoRandomInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """Raises ArtifactError if `save_artifact` would refuse to write there."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
         raise ArtifactError(f"{folder} holds something other than an artifact: choose another folder")
     if folder.exists() and not folder.is_dir():

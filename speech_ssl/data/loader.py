@@ -105,6 +105,7 @@ class Loader:
     ) -> None:
         self.utterances, self.config = utterances, config
         self.failures: dict[str, str] = {}
+        self._failed: set[int] = set()
         self._on_failure = on_failure
         self._reader = _Reader(source, config.min_samples)
         durations_s = _durations(utterances)
@@ -191,13 +192,14 @@ class Loader:
     def _note(self, failures: Sequence[tuple[int, str]]) -> None:
         for number, reason in failures:
             utterance = self.utterances[number]
-            if utterance.id not in self.failures:
+            if number not in self._failed:
+                self._failed.add(number)
                 self.failures[utterance.id] = reason
                 if self._on_failure is not None:
                     self._on_failure(utterance, reason)
-        if failures and len(self.failures) > MOST_FAILING * len(self.utterances):
+        if failures and len(self._failed) > MOST_FAILING * len(self.utterances):
             raise DataError(
-                f"{len(self.failures)} of {len(self.utterances)} utterances cannot be used. "
+                f"{len(self._failed)} of {len(self.utterances)} utterances cannot be used. "
                 + self._examples()
             )
 

@@ -20,6 +20,7 @@ from typing import TypeAlias
 from speech_ssl import audio
 from speech_ssl.types import SAMPLE_RATE
 
+LONGEST_S = 1e6
 TEXTS = ("text", "speaker", "label", "split", "lang")
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"})
 """Files of other names are no audio for `scan_folder`."""
@@ -226,6 +227,8 @@ def _seconds(text: str, column: str, where: str) -> float:
         raise ManifestError(f"{where}: {column} is {text!r}, not a number of seconds") from None
     if not 0 <= seconds < math.inf:
         raise ManifestError(f"{where}: {column} is {text}; it must be a number of seconds from 0 on")
+    if seconds > LONGEST_S:
+        raise ManifestError(f"{where}: {column} is {text} s, more than 11 days: it must be in seconds")
     return seconds
 
 

@@ -48,10 +48,10 @@ class Encoder(nn.Module):
         self.norm = LayerNorm(config.width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        for module in self.modules():
+        published = config.init == "published"
+        for module in (self.blocks if published else self).modules():
             if isinstance(module, nn.Linear):  # 0.02 as BERT and fairseq, made for wide layers
-                std = 0.02 if config.init == "published" else module.in_features**-0.5
-                nn.init.normal_(module.weight, std=std)
+                nn.init.normal_(module.weight, std=0.02 if published else module.in_features**-0.5)
                 nn.init.zeros_(module.bias)
 
     @property

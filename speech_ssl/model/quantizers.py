@@ -45,7 +45,8 @@ class GumbelQuantizer(nn.Module):
         return self.groups * self.codebook_GVD.shape[2]
 
     def forward(self, x_NC: Tensor, *, temperature: Tensor | float, generator: torch.Generator) -> Quantized:
-        logits_NGV = self.logits(x_NC).float().unflatten(-1, (self.groups, self.entries))
+        with torch.autocast(x_NC.device.type, enabled=False):  # in bf16 one in fifty maxima would be a tie
+            logits_NGV = self.logits(x_NC.float()).unflatten(-1, (self.groups, self.entries))
         noisy_NGV = logits_NGV
         if self.training:
             exponential_NGV = torch.empty_like(logits_NGV).exponential_(generator=generator)

@@ -174,9 +174,11 @@ class Wav2Vec2(Objective):
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         """Adds `code_perplexity`: of the codes chosen, summed over the codebooks, of at most G * V;
-        `prob_perplexity`: of the mean softmax; `effective_rank` of the context vectors."""
+        `worst_codebook`: that of the codebook with the least, of at most V; `prob_perplexity`: of the
+        mean softmax; `effective_rank` of the context vectors."""
         return super().report(means) | {
             "code_perplexity": float(perplexity(means["codes"])),
+            "worst_codebook": min(float(perplexity(p_V[None])) for p_V in means["codes"]),
             "prob_perplexity": float(perplexity(means["probs"])),
             "effective_rank": effective_rank(means["moment_1"], means["moment_2"]),
             "temperature": float(self.temperature),
@@ -190,6 +192,11 @@ class Wav2Vec2(Objective):
                 "few codes are in use, so that most distractors equal the target: the loss and the accuracy "
                 "mean nothing. Lower the peak learning rate or lengthen the warm-up, raise "
                 "diversity_weight, keep the temperature high for longer, or use more varied audio per batch",
+            ),
+            "worst_codebook": Floor(
+                0.02 * config.entries,
+                "one codebook chooses nearly always the same entries, so that the other carries all. Raise "
+                "diversity_weight, or lower the peak learning rate",
             ),
             "effective_rank": Floor(
                 2.0,

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+LAST, BEST = "last.safetensors", "best.safetensors"
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or does not fit."""
@@ -27,7 +29,7 @@ class RunState:
     loader: dict[str, Any] | None = None
     best: float | None = None
     below: dict[str, int] | None = None
-    """For each watched number, how many log lines in a row it has been below its floor."""
+    """For each kind of log line and watched number, how many lines in a row it has been below its floor."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -29,10 +29,10 @@ class TrainConfig:
     log_every: int = 100
     valid_every: int = 5_000
     save_every: int = 1_000
-    watch_after: float = 0.1
+    watch_after: float = 0.02
     """Share of the steps before the collapse watch begins: codes need time to spread."""
     watch_patience: int = 3
-    """Log lines in a row below a floor before it counts as a collapse."""
+    """Log lines of training in a row below a floor before it counts as a collapse."""
     on_collapse: Literal["warn", "stop"] = "warn"
 
     def __post_init__(self) -> None:

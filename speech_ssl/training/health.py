@@ -15,19 +15,32 @@ class NonFinite(RuntimeError):
     """The loss or the gradients are infinite or not a number."""
 
 
+def fallen(reported: Mapping[str, float], floors: Mapping[str, Floor]) -> list[str]:
+    """The names of the numbers that are below their floors."""
+    return [name for name, floor in floors.items() if reported[name] < floor.minimum]
+
+
 def watch(
-    reported: Mapping[str, float], floors: Mapping[str, Floor], below: dict[str, int], patience: int
+    kind: str,
+    reported: Mapping[str, float],
+    floors: Mapping[str, Floor],
+    below: dict[str, int],
+    patience: int,
 ) -> list[str]:
-    """Count log lines below each floor in `below`; the warnings of those that just reached `patience`.
+    """Count log lines of a kind below each floor in `below`; the warnings of those that just reached
+    `patience`.
 
     Each fall is told once: a number must rise above its floor before it is told again.
     """
+    now_below = fallen(reported, floors)
     warnings = []
     for name, floor in floors.items():
-        below[name] = below.get(name, 0) + 1 if reported[name] < floor.minimum else 0
-        if below[name] == patience:
+        key = f"{kind} {name}"
+        below[key] = below.get(key, 0) + 1 if name in now_below else 0
+        if below[key] == patience:
+            since = f" for {patience} log lines" if patience > 1 else ""
             warnings.append(
-                f"{name} has been below {floor.minimum:g} for {patience} log lines "
-                f"(now {reported[name]:.3g}): {floor.advice}."
+                f"{name} has been below {floor.minimum:g}{since} "
+                f"({kind}: {reported[name]:.3g}): {floor.advice}."
             )
     return warnings

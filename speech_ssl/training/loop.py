@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from speech_ssl.objectives.base import Objective
-from speech_ssl.training.checkpoint import RunState, load_checkpoint, save_checkpoint
+from speech_ssl.training.checkpoint import BEST, LAST, RunState, load_checkpoint, save_checkpoint
 from speech_ssl.training.config import TrainConfig
-from speech_ssl.training.health import Collapsed, watch
+from speech_ssl.training.health import Collapsed, fallen, watch
 from speech_ssl.training.logs import Logs
-from speech_ssl.training.meter import Meter, summarize
+from speech_ssl.training.meter import Meter, OnItsWay, summarize
 from speech_ssl.training.optim import build_optimizer, clip_gradients, learning_rate, scale_gradients
 from speech_ssl.training.ranks import Ranks
 from speech_ssl.types import Batch, LossSum
 
-LAST, BEST = "last.safetensors", "best.safetensors"
 VALIDATION = 2**32  # a step number that no training step has: validation draws the same spans each time
 
 LoaderState = dict[str, Any]
@@ -56,11 +56,12 @@ def train(
     objective.to(ranks.device)
     optimizer = build_optimizer(objective, config)
     state = load_checkpoint(out / LAST, objective, optimizer) if (out / LAST).exists() else RunState()
+    check_same_start(state, out, ranks)
     objective.after_step(state.step / config.steps)
     model = ranks.wrap(objective)
     parameters = [p for p in objective.parameters() if p.requires_grad]
     meter = Meter(ranks)
-    asked = torch.zeros(())
+    asked = OnItsWay(torch.zeros(()))
     with (
         closing(batches(state.loader)) as stream,
         Logs(out, total=config.steps, done=state.step, active=ranks.first) as logs,
@@ -74,8 +75,8 @@ def train(
             mine = torch.stack([sums.count, sums.total, sums.count.new_tensor(float(bool(caught)))])
             count, total, asked_now = ranks.all_sum(mine)
             scale_gradients(parameters, ranks.world / count.clamp(min=1))  # DDP has divided by world already
-            meter.check_finite()  # of the step before, as the next line: by now the device has it
-            stopping, asked = bool(asked), asked_now
+            meter.check_finite()  # of the step before, as the next line: the device has both by now
+            stopping, asked = bool(asked.read()), OnItsWay(asked_now)
             meter.add(sums, clip_gradients(parameters, config.clip_norm) + 0 * total, state.step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -89,7 +90,7 @@ def train(
             if state.step % config.valid_every == 0 or done:
                 meter.check_finite()
                 numbers = evaluate(objective, valid(), config, ranks)
-                report_validation(objective, numbers, state, logs, out)
+                report_validation(objective, numbers, state, config, logs, out)
             if state.step % config.save_every == 0 or done or stopping:
                 meter.check_finite()
                 if ranks.first:
@@ -108,12 +109,7 @@ def accumulate(
     meter: Meter,
 ) -> LossSum:
     """Forward and backward over this rank's share of the step's batches; gradients of the *sum*."""
-    if config.batches_per_step % ranks.world:
-        raise ValueError(
-            f"batches_per_step is {config.batches_per_step}: start a number of processes that divides it, "
-            f"not {ranks.world}"
-        )
-    micro_steps = config.batches_per_step // ranks.world
+    micro_steps = ranks.share(config.batches_per_step)
     sums: LossSum | None = None
     for micro in range(micro_steps):
         batch, state.loader = next(stream)
@@ -135,10 +131,23 @@ def report_training(
     """Log the means since the last report, and look for a collapse in them."""
     numbers = meter.flush(objective)
     logs.numbers("train", state.step, {**numbers, "lr": rate})
+    look_for_collapse("train", objective, numbers, state, config, logs)
+
+
+def look_for_collapse(
+    kind: str,
+    objective: Objective,
+    numbers: Mapping[str, float],
+    state: RunState,
+    config: TrainConfig,
+    logs: Logs,
+) -> None:
     if state.step < config.watch_after * config.steps:
         return
     state.below = state.below or {}
-    for warning in watch(numbers, objective.floors(), state.below, config.watch_patience):
+    # A validation is a mean over many batches, without the noise of training: one is enough.
+    patience = config.watch_patience if kind == "train" else 1
+    for warning in watch(kind, numbers, objective.floors(), state.below, patience):
         logs.event("collapse", state.step, warning)
         if config.on_collapse == "stop":
             raise Collapsed(f"{warning} Stopped at step {state.step}, as on_collapse says.")
@@ -166,17 +175,31 @@ def evaluate(
 
 
 def report_validation(
-    objective: Objective, numbers: dict[str, float], state: RunState, logs: Logs, out: Path
+    objective: Objective,
+    numbers: dict[str, float],
+    state: RunState,
+    config: TrainConfig,
+    logs: Logs,
+    out: Path,
 ) -> None:
-    """Log, and keep the best weights."""
+    """Log, and keep the best weights; collapsed ones are never the best, however good their loss."""
     if not numbers:
         return
     logs.numbers("valid", state.step, numbers)
     score = numbers[objective.best_by]
-    if state.best is None or score < state.best:
+    healthy = not fallen(numbers, objective.floors())
+    if healthy and math.isfinite(score) and (state.best is None or score < state.best):
         state.best = score
         if logs.active:
             save_checkpoint(out / BEST, state, objective)
+    look_for_collapse("valid", objective, numbers, state, config, logs)
+
+
+def check_same_start(state: RunState, out: Path, ranks: Ranks) -> None:
+    """Raises ValueError where a process does not see the first one's checkpoint."""
+    mine = torch.tensor(float(state.step), device=ranks.device)
+    if ranks.any(float(ranks.all_sum(mine.clone())) != ranks.world * state.step):
+        raise ValueError(f"the processes do not begin at the same step: all need the same folder {out}")
 
 
 def seeded(seed: int, step: int, number: int, device: torch.device) -> torch.Generator:

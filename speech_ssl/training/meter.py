@@ -20,12 +20,30 @@ def summarize(sums: LossSum, objective: Objective) -> dict[str, float]:
     return {"loss": float(sums.total / count), **objective.report(means)}
 
 
+class OnItsWay:
+    """A small tensor that travels to the host while the device goes on. Reading it waits for what was
+    queued before it was made, not for what came after."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._value, self._arrived = value.detach(), None
+        if value.is_cuda:
+            self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            self._value.copy_(value.detach(), non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def read(self) -> Tensor:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._value
+
+
 class Meter:
     """Sums of losses and metrics, the gradient norm, and the audio that went through."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._norm: Tensor | None = None
+        self._norm: OnItsWay | None = None
         self._step = 0
         self._reset()
 
@@ -40,12 +58,12 @@ class Meter:
     def add(self, sums: LossSum, norm: Tensor, step: int) -> None:
         """norm: of the gradients, on all ranks the same, and not finite where the loss is not."""
         self._sums = sums if self._sums is None else self._sums + sums
-        self._norm, self._step = norm, step
+        self._norm, self._step = OnItsWay(norm), step
 
     def check_finite(self) -> None:
         """Raises NonFinite if the last loss or gradient norm is not finite, on all ranks alike. Called
         before anything is logged or saved."""
-        if self._norm is not None and not torch.isfinite(self._norm):
+        if self._norm is not None and not torch.isfinite(self._norm.read()):
             raise NonFinite(
                 f"the loss or its gradients are not finite at step {self._step}. The last checkpoint is from "
                 "before: resume from it with a lower peak_lr, a longer warm-up, clip_norm=1.0 or "
@@ -59,7 +77,7 @@ class Meter:
         numbers = summarize(self._sums.map(self._ranks.all_sum), objective)
         samples = self._ranks.all_sum(torch.tensor(float(self._samples), device=self._ranks.device))
         seconds = time.monotonic() - self._began
-        numbers["grad_norm"] = float(self._norm)
+        numbers["grad_norm"] = float(self._norm.read())
         numbers["audio_s_per_s"] = float(samples) / SAMPLE_RATE / seconds
         numbers["seconds"] = seconds
         self._reset()

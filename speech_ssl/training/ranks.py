@@ -37,6 +37,19 @@ class Ranks:
             return flag
         return bool(self.all_sum(torch.tensor(float(flag), device=self.device)).item() > 0)
 
+    def meet(self) -> None:
+        """Return when all have come here."""
+        self.any(False)
+
+    def share(self, batches: int) -> int:
+        """How many of a step's batches are this rank's. Raises ValueError if they cannot be shared evenly."""
+        if batches % self.world:
+            raise ValueError(
+                f"batches_per_step is {batches}: start a number of processes that divides it, not "
+                f"{self.world}"
+            )
+        return batches // self.world
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """DDP where there are several ranks. LayerDrop leaves parameters unused: DDP must look for them."""
         if self.world == 1:
@@ -53,9 +66,17 @@ def pick_device(name: str) -> torch.device:
     """ "auto" takes CUDA where there is one. Raises ValueError for a device that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is none of auto, cpu, cuda and cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device was found: use --device cpu, or check the driver with nvidia-smi")
-    return torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"there is no {name}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    return device
 
 
 @contextmanager

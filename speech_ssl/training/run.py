@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
-from speech_ssl.training.checkpoint import write_atomically
+from speech_ssl.training.checkpoint import BEST, LAST, write_atomically
 from speech_ssl.training.config import TrainConfig
 
 RUN_FILE = "run.json"
@@ -53,11 +53,12 @@ def open_run_folder(out: Path, run: Run, inputs: Mapping[str, Any], *, resume: b
     """Make the folder and its `run.json`; or, to resume, check that nothing in it has changed.
 
     `inputs`: what else decides the result, such as a fingerprint of the manifest. Raises ValueError
-    if the folder holds a run and `resume` is not asked for, or if a number differs.
+    if the folder holds a run and `resume` is not asked for, or if a number differs. A run that left
+    no checkpoint is no run: its folder is as good as new.
     """
     now = {**run.to_dict(), "inputs": dict(inputs)}
     path = out / RUN_FILE
-    if not path.exists():
+    if not path.exists() or not any((out / name).exists() for name in (LAST, BEST)):
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(now, indent=2).encode())
         return

@@ -109,6 +109,7 @@ def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
         ("path\tduration_s\n\na.wav\t-1\n", r"line 3: duration_s is -1"),
         ("path\tduration_s\na.wav\tnan\n", r"line 2: duration_s is nan"),
         ("path\tduration_s\na.wav\tinf\n", r"line 2: duration_s is inf"),
+        ("path\tduration_s\na.wav\t4e7\n", r"line 2: duration_s is 4e7 s, more than 11 days"),
         ("path\tduration_s\n\t1\n", r"line 2: the path is empty"),
         ("path\tduration_s\tstart\tend\na.wav\t9\t4\t3\n", r"line 2: start, 4 s, is not before end, 3 s"),
         ("path\tduration_s\tstart\na.wav\t9\tx\n", r"line 2: start is 'x'"),

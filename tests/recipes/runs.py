@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from speech_ssl.training.loop import LAST
+from speech_ssl.training.checkpoint import LAST
 
 RECIPE = "recipes.pretrain_wav2vec2"
 PATIENCE_S = 300.0  # for what takes seconds on a quiet machine

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from recipes.common import command
+from recipes.common import _Skipped, command
 from recipes.pretrain_wav2vec2 import smoke
 from speech_ssl.checkpoints.artifact import load_artifact, load_extra, save_artifact
 from speech_ssl.data.manifest import Utterance, read_manifest, write_manifest
@@ -102,6 +102,28 @@ def test_a_changed_manifest_is_refused(made: Path, few: Path, tmp_path: Path) ->
     write_manifest(tmp_path / "m.tsv", read_manifest(few)[:-1])
     line = refusal("brief", "--manifest", tmp_path / "m.tsv", "--out", made, "--resume")
     assert "inputs.utterances was 10, is now 9" in line
+
+
+def test_a_folder_where_no_artifact_could_be_left_is_refused_at_once(few: Path, tmp_path: Path) -> None:
+    occupied = tmp_path / "occupied" / "artifact"
+    occupied.mkdir(parents=True)
+    (occupied / "notes.txt").touch()
+    ended = call("brief", "--manifest", few, "--out", occupied.parent)
+    assert ended.status == 2 and "something other than an artifact" in ended.stderr
+    assert [path.name for path in occupied.parent.iterdir()] == ["artifact"]
+
+
+def test_files_of_the_same_name_are_named_each_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "skipped.jsonl"
+    one, other = (Utterance(tmp_path / name / "0.wav", 1.0, "0.wav") for name in "ab")
+    _Skipped(path, aloud=False)(one, "why")
+    with path.open("a") as file:
+        file.write('{"id": "torn", "pa')
+    note = _Skipped(path, aloud=False)
+    note(one, "again")
+    note(other, "why")
+    assert path.read_text().count('"why"') == 2 and "again" not in path.read_text()
+    _Skipped(path, aloud=False)
 
 
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import speech_ssl
 from recipes.pretrain_wav2vec2 import smoke as smoke_run
 from speech_ssl.checkpoints.artifact import load_artifact, load_extra
-from speech_ssl.training.loop import BEST, LAST
+from speech_ssl.training.checkpoint import BEST, LAST
 from tests.recipes.runs import RECIPE, assert_bits_equal, complete, log, smoke, weights
 
 STEPS = smoke_run().train.steps

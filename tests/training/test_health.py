@@ -10,13 +10,13 @@ FLOORS = {"codes": Floor(10.0, "raise diversity_weight"), "rank": Floor(2.0, "lo
 
 def told(codes: list[float], patience: int, below: dict[str, int] | None = None) -> list[list[str]]:
     counts: dict[str, int] = {} if below is None else below
-    return [watch({"codes": value, "rank": 5.0}, FLOORS, counts, patience) for value in codes]
+    return [watch("train", {"codes": value, "rank": 5.0}, FLOORS, counts, patience) for value in codes]
 
 
 def test_it_waits_for_patience_and_says_what_to_do() -> None:
     first, second, third = told([9.0, 9.0, 3.14159], patience=3)
     assert first == second == []
-    assert third == ["codes has been below 10 for 3 log lines (now 3.14): raise diversity_weight."]
+    assert third == ["codes has been below 10 for 3 log lines (train: 3.14): raise diversity_weight."]
 
 
 def test_a_recovery_begins_the_count_anew() -> None:
@@ -30,7 +30,17 @@ def test_each_fall_is_told_once() -> None:
 
 def test_numbers_are_counted_each_by_itself_and_counts_survive() -> None:
     below: dict[str, int] = {}
-    assert watch({"codes": 1.0, "rank": 1.0}, FLOORS, below, 2) == []
-    assert watch({"codes": 1.0, "rank": 3.0}, FLOORS, below, 2) != []
-    assert below == {"codes": 2, "rank": 0}
-    assert watch({"codes": 1.0, "rank": 1.0}, FLOORS, dict(below), 2) == []
+    assert watch("train", {"codes": 1.0, "rank": 1.0}, FLOORS, below, 2) == []
+    assert watch("train", {"codes": 1.0, "rank": 3.0}, FLOORS, below, 2) != []
+    assert below == {"train codes": 2, "train rank": 0}
+    assert watch("train", {"codes": 1.0, "rank": 1.0}, FLOORS, dict(below), 2) == []
+
+
+def test_kinds_of_lines_are_counted_apart() -> None:
+    below: dict[str, int] = {}
+    low = {"codes": 1.0, "rank": 5.0}
+    assert watch("train", low, FLOORS, below, 2) == []
+    assert watch("valid", low, FLOORS, below, 1) == [
+        "codes has been below 10 (valid: 1): raise diversity_weight."
+    ]
+    assert len(watch("train", low, FLOORS, below, 2)) == 1

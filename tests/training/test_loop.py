@@ -6,20 +6,22 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from speech_ssl.training.checkpoint import RunState, load_checkpoint
+from speech_ssl.training.checkpoint import BEST, LAST, RunState, load_checkpoint
 from speech_ssl.training.config import TrainConfig
 from speech_ssl.training.health import Collapsed, NonFinite
-from speech_ssl.training.loop import BEST, LAST, Stopped, accumulate, evaluate, train
+from speech_ssl.training.loop import Stopped, accumulate, check_same_start, evaluate, train
 from speech_ssl.training.meter import Meter
-from speech_ssl.training.ranks import Ranks, joined_ranks
+from speech_ssl.training.ranks import Ranks, joined_ranks, pick_device
 from speech_ssl.types import Batch
 from tests.training.toys import CPU, Guess, Scripted, lines, shared_waves, wave, waves
 
@@ -127,16 +129,17 @@ def test_an_infinite_loss_with_finite_gradients_counts_too(tmp_path: Path) -> No
         run(tmp_path, Constant())
 
 
-WATCHED = replace(CONFIG, log_every=1, watch_after=0.25, watch_patience=3)
+WATCHED = replace(CONFIG, log_every=1, valid_every=12, watch_after=0.25, watch_patience=3)
 
 
 def test_a_collapse_is_told_once_and_the_run_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tmp_path, Scripted(codes=2.0), WATCHED)
-    (event,) = entries(tmp_path, "collapse")
+    event, held_out = entries(tmp_path, "collapse")
     assert event["step"] == 5  # the watch begins at step 3, and waits for three lines
     assert "use more codes" in event["message"]
+    assert held_out["step"] == 12 and "(valid: 2)" in held_out["message"]
     assert "collapse: codes has been below 10" in capsys.readouterr().err
 
 
@@ -157,7 +160,57 @@ def test_the_count_of_a_fall_survives_a_resume(tmp_path: Path) -> None:
     with pytest.raises(Crash):
         run(tmp_path, Scripted(codes=2.0), config, until_6)
     run(tmp_path, Scripted(codes=2.0), config)
-    assert [event["step"] for event in entries(tmp_path, "collapse")] == [5]
+    assert [event["step"] for event in entries(tmp_path, "collapse")] == [5, 12]
+
+
+def test_collapsed_weights_are_never_the_best(tmp_path: Path) -> None:
+    """With one code in use the contrastive loss is 0, which nothing healthy could beat."""
+    run(tmp_path / "all", Scripted(codes=2.0))
+    assert not (tmp_path / "all" / BEST).exists()
+
+    class Recovering(Scripted):
+        def after_step(self, progress: float) -> None:
+            self.codes = 2.0 if progress < 0.5 else 20.0
+
+        def forward(self, batch: Batch, *, generator: torch.Generator):  # type: ignore[no-untyped-def]
+            loss = super().forward(batch, generator=generator)
+            return replace(loss, total=loss.total * (0.0 if self.codes < 10 else 1.0))
+
+    run(tmp_path / "some", Recovering())
+    assert [e["loss"] == 0 for e in entries(tmp_path / "some", "valid")] == [True, False, False]
+    assert load_checkpoint(tmp_path / "some" / BEST, Recovering()).step > 4
+
+
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    class Unscored(Guess):
+        best_by = "score"
+
+        def report(self, means):  # type: ignore[no-untyped-def]
+            return {"score": float("nan")}
+
+    run(tmp_path, Unscored())
+    assert not (tmp_path / BEST).exists()
+
+
+def test_a_process_that_does_not_see_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    class Two(Ranks):
+        def all_sum(self, tensor: Tensor) -> Tensor:
+            others.append(7.0 if not others else 0.0)  # the other one is at step 7, and has no complaint
+            return tensor + others[-1]
+
+    for step in (0, 7):
+        others: list[float] = []
+        refusal = (
+            pytest.raises(ValueError, match=f"the same folder {tmp_path}") if step == 0 else nullcontext()
+        )
+        with refusal:
+            check_same_start(RunState(step=step), tmp_path, Two(1, 2, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("name", ["gpu", "xpu", "meta", "cuda:99", "cuda:x", ""])
+def test_a_device_that_is_not_there(name: str) -> None:
+    with pytest.raises(ValueError, match="none of auto|no CUDA device|there is no"):
+        pick_device(name)
 
 
 def test_a_healthy_run_is_not_warned(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipes.pretrain_wav2vec2 import base, large, small, smoke, tiny
+from speech_ssl.training.checkpoint import LAST
 from speech_ssl.training.run import Run, open_run_folder
 
 INPUTS = {"utterances": 3, "sha256": "ab"}
@@ -28,8 +29,16 @@ def test_every_variant_describes_itself_in_json() -> None:
 
 def test_a_used_folder_needs_resume(tmp_path: Path) -> None:
     open_run_folder(tmp_path, smoke(), INPUTS, resume=False)
+    (tmp_path / LAST).touch()
     with pytest.raises(ValueError, match="already holds a run: continue it with --resume"):
         open_run_folder(tmp_path, smoke(), INPUTS, resume=False)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_without_a_checkpoint_is_as_good_as_new(tmp_path: Path, resume: bool) -> None:
+    open_run_folder(tmp_path, smoke(), INPUTS, resume=False)
+    open_run_folder(tmp_path, smoke(), {**INPUTS, "sha256": "cd"}, resume=resume)
+    assert json.loads((tmp_path / "run.json").read_text())["inputs"]["sha256"] == "cd"
 
 
 SMOKE = smoke()
@@ -49,6 +58,7 @@ CHANGES = [
 @pytest.mark.parametrize(("run", "inputs", "named"), CHANGES)
 def test_a_changed_number_is_named(tmp_path: Path, run: Run, inputs: dict[str, object], named: str) -> None:
     open_run_folder(tmp_path, SMOKE, INPUTS, resume=False)
+    (tmp_path / LAST).touch()
     before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(ValueError) as caught:
         open_run_folder(tmp_path, run, inputs, resume=True)
@@ -58,5 +68,6 @@ def test_a_changed_number_is_named(tmp_path: Path, run: Run, inputs: dict[str, o
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"name": "wav')
+    (tmp_path / LAST).touch()
     with pytest.raises(ValueError, match="run.json is damaged"):
         open_run_folder(tmp_path, SMOKE, INPUTS, resume=True)
