@@ -112,7 +112,7 @@ def install(app: FastAPI) -> None:
         Stopped,
         TimeoutError,
         HTTPException,
-        ValueError,
+        ValidationError,
     ):
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import time
@@ -48,7 +49,27 @@ class Server(uvicorn.Server):
 
 
 class Protocol(H11Protocol):
-    """What is not HTTP gets the JSON error too."""
+    """What is not HTTP gets the JSON error too; a client that takes nothing of its answer is cut off."""
+
+    answer_idle_timeout_s = 30.0
+    _impatience: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._impatience = self.loop.call_later(self.answer_idle_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._be_patient()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._be_patient()
+        super().connection_lost(exc)
+
+    def _be_patient(self) -> None:
+        if self._impatience is not None:
+            self._impatience.cancel()
+            self._impatience = None
 
     def send_400_response(self, msg: str) -> None:
         body = bad_request(msg, code="malformed_http").body()
@@ -73,7 +94,7 @@ def serve(settings: Settings, load: Loader) -> None:
     engine: Engine = app.state.engine
     config = uvicorn.Config(
         app,
-        http=Protocol,
+        http=type("Protocol", (Protocol,), {"answer_idle_timeout_s": settings.answer_idle_timeout_s}),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -85,6 +85,9 @@ class Settings(BaseSettings):
     upload_idle_timeout_s: float = Field(
         default=30.0, gt=0, description="Longest pause of a client that is sending; above: 408."
     )
+    answer_idle_timeout_s: float = Field(
+        default=30.0, gt=0, description="Longest pause of a client that is being answered; above: cut off."
+    )
     drain_timeout_s: float = Field(
         default=30.0, ge=0, description="After SIGTERM, how long requests may take to finish."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -9,7 +10,6 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -22,6 +22,7 @@ from speech_ssl.audio import FORMATS
 
 MAX_FIELDS = 32
 MAX_FIELD_BYTES = 4096
+_SPACE = re.compile(r"[ \t\r\n]+")  # base64 comes in lines of 76 characters
 _DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
@@ -44,7 +45,8 @@ async def received(request: Request, engine: Engine) -> AsyncIterator[Upload]:
             await form.close()
     elif kind == "application/json":
         body = await _body(request)
-        yield await engine.in_decoder(partial(_from_json, body, query, engine.settings.max_files))
+        # Not in a decoder's thread: it would wait behind files, with no deadline.
+        yield await asyncio.to_thread(_from_json, body, query, engine.settings.max_files)
     elif kind.startswith("audio/") or kind == "application/octet-stream":
         options = EmbeddingOptions.model_validate(query)
         yield Upload([File("body", await _body(request))], options)
@@ -143,7 +145,7 @@ def _unwrapped(text: str, param: str) -> bytes:
     elif text[:5].lower() == "data:":
         raise bad_request(f"{param}: a data URI has to be base64", param)
     try:
-        data = base64.b64decode(text, validate=True)
+        data = base64.b64decode(_SPACE.sub("", text), validate=True)
     except (binascii.Error, ValueError) as error:
         raise bad_request(f"{param}: not base64 ({error})", param, "malformed_base64") from error
     if not data:

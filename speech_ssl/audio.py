@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias, get_args
@@ -47,6 +49,7 @@ FORMATS: tuple[str, ...] = (
 
 BLOCK_SAMPLES = 1 << 16
 HEAD_BYTES = 64
+MAX_TAGS = 8
 # The range of 32-bit integers read as floats. Beyond it energies overflow, and the clip is noise anyway.
 LARGEST_SAMPLE = 2.0**32
 
@@ -176,11 +179,20 @@ def _name(source: Source) -> str:
     return name if isinstance(name, str) else "audio"
 
 
+def _regular(path: str | Path) -> io.FileIO:
+    """A file to be sought in. A pipe is refused, and does not make its opener wait for a writer."""
+    file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise AudioError("unsupported_format", f"{path}: not a regular file")
+    return file
+
+
 @contextmanager
 def _opened(source: Source, name: str, limits: Limits) -> Iterator[_Sound]:
     if isinstance(source, str | Path):
         # Unbuffered, for the descriptor's position has to be the file's.
-        with Path(source).open("rb", buffering=0) as file, _sound(file, file.fileno(), name, limits) as sound:
+        with _regular(source) as file, _sound(file, file.fileno(), name, limits) as sound:
             yield sound
         return
     stored = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -208,7 +220,9 @@ def _check_format(file: BinaryIO | io.FileIO, name: str) -> None:
     if not head:
         raise AudioError("empty", f"{name}: the file is empty")
     kind, at = sniff(head), 0
-    while head[:3] == b"ID3" and len(head) >= 10:  # any format may hide behind a tag: look there
+    for _ in range(MAX_TAGS):  # any format may hide behind a tag: look there
+        if head[:3] != b"ID3" or len(head) < 10:
+            break
         at += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
         head = _head(file, at)
         kind = sniff(head) if head else kind
@@ -265,12 +279,10 @@ def _seek(sound: _Sound, frame: int, name: str) -> None:
     if not frame:
         return
     if frame < sound.frames < 1 << 40:
-        try:
+        with suppress(soundfile.SoundFileError):
             sound.seek(frame)
-        except soundfile.SoundFileError as error:
-            raise AudioError("undecodable", f"{name}: cannot be sought ({_reason(error)})") from error
-        return
-    while frame > 0:  # the header does not know the length
+            return
+    while frame > 0:  # the header does not know the length, or the codec (GSM) cannot seek
         skipped = len(_read(sound, min(frame, _block_size(sound)), name))
         if not skipped:
             return

@@ -5,6 +5,7 @@ A mistake of the user is one line on stderr and exit status 2, never a traceback
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -44,6 +45,7 @@ _precision = click.option(
 
 def main() -> None:
     """The entry point: `cli`, with its errors turned into one line."""
+    _mend_streams()
     try:
         status = cli.main(standalone_mode=False)
         sys.stdout.flush()
@@ -63,6 +65,16 @@ def main() -> None:
     except (ValueError, OSError) as error:
         status = _complain(_message(error))
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _mend_streams() -> None:
+    """Names of files are bytes, and a caller may have closed what we print to."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for as long as we live
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if name == "stdout" else "backslashreplace")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -158,9 +170,10 @@ def extract(manifest: Path, out: Path, **options: Any) -> int:
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT.tsv")
 def manifest(folder: Path, out: Path) -> int:
     """Write a manifest of all audio files below FOLDER."""
-    from speech_ssl.data.manifest import scan_folder, write_manifest
+    from speech_ssl.data.manifest import check_writable, scan_folder, write_manifest
     from speech_ssl.inference.progress import Tally
 
+    check_writable(out)  # before the files are looked at, which may take hours
     tally = Tally("manifest", "files")
     utterances, failures = scan_folder(folder, tick=tally.tick)
     tally.close()
@@ -218,24 +231,25 @@ def _embedding(
             progress.advance(len(piece) * hop_s)
             yield piece
 
+    name = path.translate({ord(c): repr(c)[1:-1] for c in "\t\n\r"})  # one line, and its columns
     about = {"path": path, "model": runtime.name, "layer": layer, "pooling": pool}
     if pool != "none":
         pooled = Pool(pool)
         for piece in frames():
             pooled.add(piece)
         vector = pooled.result()
-        yield json.dumps(about | {"embedding": vector.tolist()}) if as_json else _tabbed(path, vector)
+        yield json.dumps(about | {"embedding": vector.tolist()}) if as_json else _tabbed((name,), vector)
     elif as_json:
         rows = [row.tolist() for piece in frames() for row in piece]
         yield json.dumps(about | {"hop_s": hop_s, "frames": rows})
     else:
         for index, row in enumerate(row for piece in frames() for row in piece):
-            yield _tabbed(f"{path}\t{index * hop_s:.6g}", row)
+            yield _tabbed((name, f"{index * hop_s:.6g}"), row)
 
 
-def _tabbed(head: str, values: NDArray[np.float32]) -> str:
+def _tabbed(head: tuple[str, ...], values: NDArray[np.float32]) -> str:
     """The shortest digits that give the same float32 again."""
-    return "\t".join((head, *map(str, values)))
+    return "\t".join((*head, *map(str, values)))
 
 
 def _shard(text: str) -> Shard:

@@ -124,11 +124,10 @@ def load_artifact(folder: str | Path) -> Artifact:
     for name in config["files"]:
         _check_sum(folder, config, name)
     try:
-        encoder_config = EncoderConfig.from_dict(config["encoder"])
-    except ValueError as error:
-        raise ArtifactError(f"{folder / CONFIG}: {error}") from None
-    with _NoRandomInit():
-        encoder = Encoder(encoder_config)
+        with _NoRandomInit():
+            encoder = Encoder(EncoderConfig.from_dict(config["encoder"]))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ArtifactError(f"{folder / CONFIG}: no encoder can be made of it: {error}") from None
     weights = _read_tensors(folder, config, ENCODER)
     _check_weights(folder / ENCODER, weights, encoder.state_dict())
     # Copies, since a loaded tensor is a view of the file, which somebody may overwrite.

@@ -82,15 +82,24 @@ def read_manifest(path: str | Path) -> list[Utterance]:
         raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def check_writable(path: Path) -> None:
+    """Raises ManifestError if `write_manifest` could not write there."""
+    if not path.parent.is_dir():
+        raise ManifestError(f"{path}: no such folder to write to")
+    if path.exists() and not path.is_file():
+        raise ManifestError(f"{path} is no regular file: name the manifest to write")
+    if not os.access(path.parent, os.W_OK):
+        raise ManifestError(f"{path}: its folder cannot be written to")
+
+
 def write_manifest(path: str | Path, utterances: Sequence[Utterance]) -> None:
     """Write a manifest, in one step: a reader sees the old file or the whole new one.
 
     Paths below the manifest's folder are written relative to it, others absolute.
     """
     path = Path(path)
+    check_writable(path)
     folder = path.parent.resolve()
-    if not folder.is_dir():
-        raise ManifestError(f"{path}: no such folder to write to")
     columns = [name for name in (*TEXTS, "start", "end") if any(getattr(u, name) for u in utterances)]
     if "end" in columns and "start" not in columns:  # all parts begin at 0
         columns.insert(-1, "start")

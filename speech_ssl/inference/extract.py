@@ -84,7 +84,8 @@ class Extraction:
 
         It starts processes, so a script that calls it needs the usual `if __name__ == "__main__":`.
 
-        Raises ValueError for a manifest that cannot be read, or a folder of something else.
+        Raises ValueError for a manifest that cannot be read, or a folder of something else: other
+        settings, or rows of other files under the same names.
         """
         utterances = read_manifest(manifest)
         columns = [name for name in TEXT_COLUMNS if any(getattr(u, name) for u in utterances)]
@@ -92,7 +93,8 @@ class Extraction:
         ids = {utterance.id for utterance in mine}
         store = Store(Path(folder), self.settings, self.shard, ids=ids, columns=columns)
         try:
-            done_before = len(ids & store.done)
+            done_before = len(ids & store.done.keys())
+            _check_same_files(mine, store)
             # The longest first: batches of equal length, and no long file alone at the end.
             todo = sorted((u for u in mine if u.id not in store.done), key=lambda u: -u.duration_s)
             progress = Progress("extract", sum(u.duration_s for u in todo))
@@ -191,19 +193,39 @@ class _Assembly:
             values = clip.pool.result()
         texts = {name: getattr(utterance, name) for name in TEXT_COLUMNS}
         duration_s = clip.end.samples / SAMPLE_RATE
-        row = Row(utterance.id, str(utterance.path), duration_s, clip.num_frames, values, texts)
+        row = Row(utterance.id, _path(utterance), duration_s, clip.num_frames, values, texts)
         self._store.add(row)
         self.audio_s += duration_s
         self._progress.advance(0, clips=1)
 
     def _fail(self, event: Failed) -> None:
         clip, utterance = self._clips.pop(event.clip, None), self._utterances[event.clip]
-        self._store.fail(Failure(utterance.id, str(utterance.path), event.reason, event.code))
+        self._store.fail(Failure(utterance.id, _path(utterance), _text(event.reason), event.code))
         counted_s = self._audio_s(clip.num_frames) if clip else 0.0
         self._progress.advance(max(utterance.duration_s - counted_s, 0), failures=1)
 
     def _audio_s(self, frames: int) -> float:
         return frames * self._store.settings.hop / SAMPLE_RATE
+
+
+def _check_same_files(utterances: Iterable[Utterance], store: Store) -> None:
+    """A row is found again by its id, which another manifest may give to another file."""
+    for utterance in utterances:
+        path = store.done.get(utterance.id)
+        if path is not None and path != _path(utterance):
+            raise ValueError(
+                f"{store.folder} holds a row {utterance.id!r} of {path}, not of {_path(utterance)}: choose "
+                "another folder for another data set"
+            )
+
+
+def _path(utterance: Utterance) -> str:
+    return _text(os.path.abspath(utterance.path))  # noqa: PTH100 - no look at the disk, for each of millions
+
+
+def _text(path: str) -> str:
+    """Bytes of a file's name that are no UTF-8 as backslashes: Parquet and JSON hold text."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _jobs(utterances: Iterable[Utterance]) -> Iterator[Job]:

@@ -54,7 +54,8 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A clip's answer. values: (D,) pooled, or the frames (T, D). texts: further columns, by name."""
+    """A clip's answer. path: absolute, and text. values: (D,) pooled, or the frames (T, D).
+    texts: further columns, by name."""
 
     id: str
     path: str
@@ -121,8 +122,8 @@ class Store:
         for pattern in (f".part-{shard}-*", f".{self._failures_path.name}.*"):
             for leftover in folder.glob(pattern):
                 leftover.unlink()
-        self.done = committed_ids(folder)
-        known = set(ids) - self.done
+        self.done = committed(folder)
+        known = set(ids) - self.done.keys()
         self._failures = {f.id: f for f in _read_failures(self._failures_path) if f.id in known}
         self._failures_changed = True
         self._next_file = 1 + max((_file_number(path) for path in self._files()), default=-1)
@@ -150,7 +151,7 @@ class Store:
             partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
             _write(self._table(), partial)
             _put_in_place(partial, path)
-            self.done.update(row.id for row in self._rows)
+            self.done.update((row.id, row.path) for row in self._rows)
             self._next_file += 1
             self._rows, self.pending_bytes = [], 0
         if self._failures_changed:
@@ -203,11 +204,13 @@ def read_rows(folder: str | Path, columns: Sequence[str] | None = None) -> pa.Ta
     return pa.concat_tables(tables, promote_options="default")
 
 
-def committed_ids(folder: Path) -> set[str]:
-    done: set[str] = set()
+def committed(folder: Path) -> dict[str, str]:
+    """The path of each id that has a row."""
+    done: dict[str, str] = {}
     for path in sorted(folder.glob("part-*.parquet")):
         try:
-            done.update(pq.read_table(path, columns=["id"])["id"].to_pylist())
+            table = pq.read_table(path, columns=["id", "path"])
+            done.update(zip(table["id"].to_pylist(), table["path"].to_pylist(), strict=True))
         except pa.ArrowException as error:
             raise ValueError(
                 f"{path} cannot be read ({error}): remove it, its rows are computed again"
@@ -282,7 +285,11 @@ def _file_number(path: Path) -> int:
 
 def _write(table: pa.Table, path: Path) -> None:
     texts = [field.name for field in table.schema if field.type == pa.string()]
-    pq.write_table(table, path, compression="zstd", use_dictionary=texts)
+    try:
+        pq.write_table(table, path, compression="zstd", use_dictionary=texts)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OSError(f"{path.parent} cannot be written: {error}") from None
 
 
 def _replace_text(path: Path, text: str) -> None:

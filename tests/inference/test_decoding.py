@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from itertools import count
 from pathlib import Path
@@ -32,6 +33,12 @@ def pids(decoders: Decoders) -> list[int]:
     return [worker._process.pid for worker in decoders._workers if worker._process.pid]
 
 
+def two_minutes(folder: Path) -> str:
+    path = folder / "long.wav"
+    soundfile.write(path, np.zeros(16000 * 120, dtype=np.float32), 16000)
+    return str(path)
+
+
 def test_windows_of_all_files_in_order(prompts: Path, tmp_path: Path):
     paths = [str(path) for path in sorted((prompts / "audio").glob("*.flac"))[:6]]
     jobs = [Job(number, path) for number, path in enumerate(paths)]
@@ -59,21 +66,18 @@ def test_windows_of_all_files_in_order(prompts: Path, tmp_path: Path):
 
 
 def test_a_dead_decoder_fails_its_file_and_is_replaced(prompts: Path, tmp_path: Path):
-    """The process is killed while it waits for a named pipe that nobody writes to."""
+    """The process is killed in the middle of a file: no more than `ahead_s` of it is decoded by then."""
     good = [str(path) for path in sorted((prompts / "audio").glob("*.flac"))[:4]]
-    pipe = tmp_path / "pipe.wav"
-    os.mkfifo(pipe)
-    jobs = [Job(0, good[0]), Job(1, str(pipe)), Job(2, good[1]), Job(3, good[2])]
+    jobs = [Job(0, good[0]), Job(1, two_minutes(tmp_path)), Job(2, good[1]), Job(3, good[2])]
     ends: dict[int, Decoded | Failed] = {}
-    with Decoders(jobs, CHUNKER, workers=1, ahead_s=30.0) as decoders:
+    with Decoders(jobs, CHUNKER, workers=1, ahead_s=10.0) as decoders:
         first: list[int] = []
         for event in decoders:
-            if isinstance(event, Piece):
-                continue
-            ends[event.clip] = event
-            if event.clip == 0:
+            if event.clip == 1 and not first:
                 first = pids(decoders)
-                os.kill(first[0], 9)
+                os.kill(first[0], signal.SIGKILL)
+            if not isinstance(event, Piece):
+                ends[event.clip] = event
             if event.clip == 2:
                 second = pids(decoders)
     assert isinstance(ends[1], Failed) and ends[1].code == "decoder_died" and "SIGKILL" in ends[1].reason
@@ -83,19 +87,20 @@ def test_a_dead_decoder_fails_its_file_and_is_replaced(prompts: Path, tmp_path: 
 
 def test_a_decoder_that_hangs_is_given_up(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(decoding, "STALL_S", 5.0)
-    pipe = tmp_path / "pipe.wav"
-    os.mkfifo(pipe)
     good = str(next((prompts / "audio").glob("*.flac")))
-    with Decoders([Job(0, str(pipe)), Job(1, good)], CHUNKER, workers=1, ahead_s=30.0) as decoders:
-        ends = {event.clip: event for event in decoders if not isinstance(event, Piece)}
+    jobs = [Job(0, two_minutes(tmp_path)), Job(1, good)]
+    ends = {}
+    with Decoders(jobs, CHUNKER, workers=1, ahead_s=10.0) as decoders:
+        for number, event in enumerate(decoders):
+            if number == 0:
+                os.kill(pids(decoders)[0], signal.SIGSTOP)
+            ends[event.clip] = event
     assert isinstance(ends[0], Failed) and ends[0].code == "stalled"
     assert isinstance(ends[1], Decoded)
 
 
 def test_decoders_run_ahead_only_so_far(tmp_path: Path):
-    path = tmp_path / "long.wav"
-    soundfile.write(path, np.zeros(16000 * 120, dtype=np.float32), 16000)
-    with Decoders([Job(0, str(path))], CHUNKER, workers=1, ahead_s=10.0) as decoders:
+    with Decoders([Job(0, two_minutes(tmp_path))], CHUNKER, workers=1, ahead_s=10.0) as decoders:
         deadline = time.monotonic() + 30
         while decoders._queue._held_s < 10 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -104,9 +109,8 @@ def test_decoders_run_ahead_only_so_far(tmp_path: Path):
 
 
 def test_leaving_early_ends_the_processes(tmp_path: Path):
-    path = tmp_path / "long.wav"
-    soundfile.write(path, np.zeros(16000 * 120, dtype=np.float32), 16000)
-    jobs = (Job(number, str(path)) for number in count())
+    path = two_minutes(tmp_path)
+    jobs = (Job(number, path) for number in count())
     with Decoders(jobs, CHUNKER, workers=2, ahead_s=5.0) as decoders:
         next(event for event in decoders if len(pids(decoders)) == 2)
         running = pids(decoders)

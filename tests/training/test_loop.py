@@ -200,10 +200,7 @@ def test_a_process_that_does_not_see_the_checkpoint_is_refused(tmp_path: Path) -
 
     for step in (0, 7):
         others: list[float] = []
-        refusal = (
-            pytest.raises(ValueError, match=f"the same folder {tmp_path}") if step == 0 else nullcontext()
-        )
-        with refusal:
+        with pytest.raises(ValueError, match="the same folder") if step == 0 else nullcontext():
             check_same_start(RunState(step=step), tmp_path, Two(1, 2, torch.device("cpu")))
 
 
