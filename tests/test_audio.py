@@ -117,6 +117,12 @@ def test_a_part_is_the_slice_of_the_whole(kind: str, subtype: str, part: tuple[f
     np.testing.assert_allclose(wave, decode(content)[start:stop], atol=1e-6)
 
 
+def test_a_part_of_a_codec_that_cannot_seek() -> None:
+    content = encoded(noise(4), RATE, "WAV", "GSM610")
+    wave = decode(content, start_s=1.0, stop_s=2.5)
+    np.testing.assert_allclose(wave, decode(content)[RATE : round(2.5 * RATE)], atol=1e-6)
+
+
 def test_a_part_at_another_rate_is_resampled_alone() -> None:
     samples = noise(10, 44_100)
     wave = decode(encoded(samples, 44_100, subtype="FLOAT"), start_s=2, stop_s=4.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
 import struct
 import tracemalloc
@@ -125,6 +127,27 @@ def test_a_tag_in_front_is_passed(kind: str) -> None:
     content = encoded(noise(1), kind=kind, subtype="PCM_16" if kind == "FLAC" else "MPEG_LAYER_III")
     tagged = b"ID3\x04\x00\x00\x00\x00\x02\x00" + bytes(256) + content
     np.testing.assert_allclose(decode(tagged), decode(content), atol=1e-6)
+
+
+def test_a_chain_of_empty_tags_is_not_followed_to_its_end() -> None:
+    """Ten bytes a tag: each would be a step of Python that holds up all other threads."""
+
+    class Counting(io.BytesIO):
+        reads = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            self.reads += 1
+            return super().read(size)
+
+    content = Counting(b"ID3\x04\0\0\0\0\0\0" * 1_000)
+    refusal(content)
+    assert content.reads < 100
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    error = refusal(tmp_path / "pipe.wav")
+    assert error.code == "unsupported_format" and "pipe.wav: not a regular file" in str(error)
 
 
 @pytest.mark.parametrize(

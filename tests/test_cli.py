@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -197,6 +198,31 @@ def test_a_closed_pipe_is_no_error(tiny_artifact: Path, clips: list[Path]):
     errors = without_progress(process.stderr.read())
     process.stderr.close()
     assert process.wait(60) == 1 and errors == ""
+
+
+def test_closed_streams_are_no_error(tiny_artifact: Path, clips: list[Path]):
+    line = shlex.join(map(str, command("embed", clips[0], "--model", tiny_artifact)))
+    for closed in (">&-", "2>&-"):
+        ended = subprocess.run(f"{line} {closed}", shell=True, capture_output=True, text=True, check=False)
+        assert (ended.returncode, without_progress(ended.stderr)) == (0, "")
+        assert ended.stdout.startswith(str(clips[0])) == (closed == "2>&-")
+
+
+def test_names_that_are_no_text_or_no_line(tiny_artifact: Path, clips: list[Path], tmp_path: Path):
+    odd = [tmp_path / os.fsdecode(b"n\xff.flac"), tmp_path / "a\tb\nc.flac"]
+    for path in odd:
+        path.write_bytes(clips[0].read_bytes())
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    ended = subprocess.run(
+        command("embed", *odd, "--model", tiny_artifact), capture_output=True, env=strict, check=True
+    )
+    names = [line.split(b"\t")[0] for line in ended.stdout.splitlines()]
+    assert [name.rpartition(b"/")[2] for name in names] == [b"n\xff.flac", rb"a\tb\nc.flac"]
+
+
+def test_a_manifest_that_cannot_be_written_is_refused_before_the_scan(run: Run, tmp_path: Path):
+    status, _, err = run("manifest", tmp_path / "absent", tmp_path / "nowhere" / "m.tsv")
+    assert status == 2 and "no such folder to write to" in err
 
 
 def test_interrupted_it_keeps_what_is_done(prompts: Path, tmp_path: Path):

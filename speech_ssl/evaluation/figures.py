@@ -55,6 +55,7 @@ def draw_curves(run: Path, out: Path) -> None:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+    out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=130)
 
 

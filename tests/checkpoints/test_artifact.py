@@ -176,6 +176,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "encoder not listed": (edit_config(files={}), "does not list encoder.safetensors"),
     "encoder field": (edit_config(encoder=lambda e: {**e, "heads": 3}), "width 256 must be a multiple"),
     "unknown encoder field": (edit_config(encoder=lambda e: {**e, "wide": 3}), "unknown field 'wide'"),
+    "encoder field of another type": (
+        edit_config(encoder=lambda e: {**e, "dropout": None, "depth": 1.5}),
+        "no encoder can be made of it",
+    ),
     "no weights": (lambda f: (f / "encoder.safetensors").unlink(), "encoder.safetensors is missing"),
     "a bit flipped": (flip_a_bit, "encoder.safetensors: its sha256"),
     "not safetensors": (not_safetensors, "not a safetensors file"),

@@ -130,6 +130,35 @@ def test_shards_are_disjoint_and_cover_all(runtime: Runtime, dataset: Path, tmp_
     assert Extraction(runtime, workers=1).run(dataset, tmp_path / "out").clips == 0
 
 
+def test_rows_of_other_files_under_the_same_names_are_refused(
+    runtime: Runtime, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, clip in zip("ab", sorted((prompts / "audio").glob("*.flac")), strict=False):
+        (tmp_path / name).mkdir()
+        shutil.copy(clip, tmp_path / name / "0.flac")
+        (tmp_path / name / "m.tsv").write_text("path\tduration_s\n0.flac\t1\n")
+    extraction = Extraction(runtime, workers=1)
+    monkeypatch.chdir(tmp_path / "a")
+    assert extraction.run("m.tsv", tmp_path / "out").clips == 1
+    assert read_rows(tmp_path / "out")["path"].to_pylist() == [str(tmp_path / "a" / "0.flac")]
+    monkeypatch.chdir(tmp_path)
+    assert extraction.run("a/m.tsv", tmp_path / "out").done_before == 1
+    with pytest.raises(ValueError, match=r"holds a row '0.flac' of .*a/0.flac, not of .*b/0.flac"):
+        extraction.run("b/m.tsv", tmp_path / "out")
+
+
+def test_a_folder_whose_name_is_no_text(runtime: Runtime, prompts: Path, tmp_path: Path):
+    folder = tmp_path / os.fsdecode(b"d\xff")
+    folder.mkdir()
+    shutil.copy(next((prompts / "audio").glob("*.flac")), folder / "0.flac")
+    (folder / "m.tsv").write_text("path\tduration_s\n0.flac\t1\nabsent.flac\t1\n")
+    summary = Extraction(runtime, workers=1).run(folder / "m.tsv", tmp_path / "out")
+    assert (summary.clips, summary.failures) == (1, 1)
+    assert read_rows(tmp_path / "out")["path"][0].as_py().endswith(r"d\xff/0.flac")
+    (failure,) = failures(tmp_path / "out" / "failures.jsonl")
+    assert failure["path"].endswith(r"d\xff/absent.flac")
+
+
 def test_other_settings_are_refused(runtime: Runtime, dataset: Path, tmp_path: Path):
     Extraction(runtime, layer=1, workers=1).run(dataset, tmp_path)
     with pytest.raises(ValueError, match="was made with layer 1, not 4"):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from service.app import create_app
+from service.server import Protocol
 from service.settings import Settings
 from tests.service.fakes import FakeRuntime
 from tests.service.support import encoded, error_of, serving, serving_app, tone, until
@@ -271,6 +272,19 @@ def test_a_stalled_upload_is_408(fake):
         assert b" 408 " in answer.splitlines()[0]
         assert b'"code": "upload_stalled"' in answer
         assert post(client).status_code == 200
+
+
+def test_a_client_that_does_not_read_is_cut_off(fake, monkeypatch):
+    monkeypatch.setattr(Protocol, "answer_idle_timeout_s", 0.3)
+    with serving(fake, max_requests=1, max_frames_s=4000) as client:
+        # Its frames are more than the buffers between us hold.
+        clip = encoded(tone(3500.0, rate=4_000), rate=4_000, format="FLAC", subtype="PCM_16")
+        head = f"POST {URL}?pooling=none HTTP/1.1\r\nHost: x\r\nContent-Type: audio/wav\r\n"
+        connection = connect(client, f"{head}Content-Length: {len(clip)}\r\n\r\n".encode() + clip)
+        until(lambda: post(client).status_code == 429)
+        until(lambda: post(client).status_code == 200)
+        with pytest.raises(OSError):  # or else it is all there
+            assert len(all_of(connection)) > 1 << 30
 
 
 def test_temporary_files_do_not_stay(fake, tmp_path: Path, monkeypatch):
