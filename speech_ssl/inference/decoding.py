@@ -10,6 +10,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -144,25 +145,46 @@ class _Worker:
         self._process = context.Process(target=_decode_jobs, args=(theirs, chunker), daemon=True)
         self._process.start()
         theirs.close()  # so that the end of the process is the end of the stream
-        self.alive = True
+        self.alive, self._stalled = True, False
 
     def answers(self, job: Job) -> Iterator[Event]:
         index = 0
         try:
             self._connection.send(job)
-            while self._connection.poll(STALL_S):
-                event = self._connection.recv()
+            while True:
+                with self._impatience():
+                    event = self._connection.recv()
+                    data = self._connection.recv_bytes() if isinstance(event, Window) else b""
                 if not isinstance(event, Window):
                     yield event
                     return
-                wave = np.frombuffer(self._connection.recv_bytes(), dtype=np.float32)
-                yield Piece(job.clip, index, event, wave)
+                yield Piece(job.clip, index, event, np.frombuffer(data, dtype=np.float32))
                 index += 1
-            self.alive = False
-            yield Failed(job.clip, "stalled", f"{job.path}: the decoder gave nothing for {STALL_S:g} s")
         except (EOFError, OSError):
             self.alive = False
-            yield Failed(job.clip, "decoder_died", f"{job.path}: the decoder process died ({self._death()})")
+            if self._stalled:
+                reason = f"{job.path}: the decoder gave nothing for {STALL_S:g} s"
+                yield Failed(job.clip, "stalled", reason)
+            else:
+                reason = f"{job.path}: the decoder process died ({self._death()})"
+                yield Failed(job.clip, "decoder_died", reason)
+
+    @contextmanager
+    def _impatience(self) -> Iterator[None]:
+        """Kill the process if the block takes longer than STALL_S. It may stop in the middle of a message,
+        where no poll would see it; its death ends every wait."""
+
+        def kill() -> None:
+            self._stalled = True
+            self._process.kill()
+
+        timer = threading.Timer(STALL_S, kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def kill(self) -> None:
         self._process.kill()
