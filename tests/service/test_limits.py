@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -40,9 +41,9 @@ def gauge(client: httpx.Client, name: str) -> float:
     return float(found[1])
 
 
-def open_request(client: httpx.Client, data: bytes, *, declared: int | None = None) -> socket.socket:
+def open_request(client: httpx.Client, data: bytes, *, declared=None, query: str = "") -> socket.socket:
     """A raw connection on which a request has been sent: its answer is still to come."""
-    head = f"POST {URL} HTTP/1.1\r\nHost: x\r\nContent-Type: audio/wav\r\n"
+    head = f"POST {URL}{query} HTTP/1.1\r\nHost: x\r\nContent-Type: audio/wav\r\n"
     head += f"Content-Length: {len(data) if declared is None else declared}\r\n\r\n"
     return connect(client, head.encode() + data)
 
@@ -269,22 +270,18 @@ def test_a_stalled_upload_is_408(fake):
     with serving(fake, upload_idle_timeout_s=0.2) as client:
         connection = open_request(client, WAV[:100], declared=len(WAV))
         answer = all_of(connection)
-        assert b" 408 " in answer.splitlines()[0]
-        assert b'"code": "upload_stalled"' in answer
+        assert b" 408 " in answer.splitlines()[0] and b'"code": "upload_stalled"' in answer
         assert post(client).status_code == 200
 
 
 def test_a_client_that_does_not_read_is_cut_off(fake, monkeypatch):
     monkeypatch.setattr(Protocol, "answer_idle_timeout_s", 0.3)
-    with serving(fake, max_requests=1, max_frames_s=4000) as client:
-        # Its frames are more than the buffers between us hold.
+    with serving(fake, max_requests=1, max_frames_s=4000) as client, suppress(ConnectionResetError):
         clip = encoded(tone(3500.0, rate=4_000), rate=4_000, format="FLAC", subtype="PCM_16")
-        head = f"POST {URL}?pooling=none HTTP/1.1\r\nHost: x\r\nContent-Type: audio/wav\r\n"
-        connection = connect(client, f"{head}Content-Length: {len(clip)}\r\n\r\n".encode() + clip)
+        connection = open_request(client, clip, query="?pooling=none")
         until(lambda: post(client).status_code == 429)
         until(lambda: post(client).status_code == 200)
-        with pytest.raises(OSError):  # or else it is all there
-            assert len(all_of(connection)) > 1 << 30
+        assert not all_of(connection).endswith(b"0\r\n\r\n")  # what was under way may still come
 
 
 def test_temporary_files_do_not_stay(fake, tmp_path: Path, monkeypatch):
