@@ -15,21 +15,24 @@ OWN = ("speech_ssl", "service", "recipes", "benchmarks", "tests")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "speech_ssl": ("speech_ssl.inference",),  # the package itself: lazily, for `speech_ssl.load`
     "speech_ssl.types": (),
+    "speech_ssl.text": (),  # the one form of a text, for data, decoding and evaluation
     "speech_ssl.audio": ("speech_ssl.types",),
     "speech_ssl.model": ("speech_ssl.types",),
     "speech_ssl.checkpoints": ("speech_ssl.types", "speech_ssl.model"),
     "speech_ssl.objectives": ("speech_ssl.types", "speech_ssl.model"),
-    "speech_ssl.data": ("speech_ssl.types", "speech_ssl.audio"),
+    "speech_ssl.data": ("speech_ssl.types", "speech_ssl.audio", "speech_ssl.text"),
     "speech_ssl.training": ("speech_ssl.types", "speech_ssl.objectives.base"),
     "speech_ssl.training.run": ("speech_ssl.types", "speech_ssl.objectives.base", "speech_ssl.model"),
     "speech_ssl.inference": (
         "speech_ssl.types",
+        "speech_ssl.text",
         "speech_ssl.audio",
         "speech_ssl.model",
         "speech_ssl.checkpoints",
     ),
     "speech_ssl.inference.extract": (
         "speech_ssl.types",
+        "speech_ssl.text",
         "speech_ssl.audio",
         "speech_ssl.model",
         "speech_ssl.checkpoints",
@@ -37,7 +40,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "speech_ssl.evaluation": tuple(
         f"speech_ssl.{part}"
-        for part in ("types", "audio", "model", "checkpoints", "objectives", "data", "inference")
+        for part in ("types", "text", "audio", "model", "checkpoints", "objectives", "data", "inference")
     ),
     "speech_ssl.cli": ("speech_ssl", "service"),
     "service": ("speech_ssl.inference", "speech_ssl.audio", "speech_ssl.types"),

@@ -16,6 +16,7 @@ from torch import Tensor
 from speech_ssl.model import presets
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
+from speech_ssl.objectives.ctc import CTCConfig
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
 from speech_ssl.training.checkpoint import RunState
 from speech_ssl.training.config import TrainConfig
@@ -43,7 +44,11 @@ def wav2vec2() -> Objective:
     return config.build(Encoder(ENCODER))
 
 
-OBJECTIVES: list[Callable[[], Objective]] = [wav2vec2]
+def ctc() -> Objective:
+    return CTCConfig(units=4, head_only=0.0, hidden_share=0.3).build(Encoder(ENCODER))
+
+
+OBJECTIVES: list[Callable[[], Objective]] = [wav2vec2, ctc]
 every_objective = pytest.mark.parametrize("build", OBJECTIVES)
 
 CPU = Ranks(0, 1, torch.device("cpu"))
@@ -63,7 +68,10 @@ def tones(number: int, rows: int = 3, samples: int = 16_000) -> Batch:
     wave_BS = torch.where(t_S < 0.5, *halves_BS) + 0.01 * torch.randn(rows, samples, generator=generator)
     lengths_B = torch.randint(samples // 2, samples + 1, (rows,), generator=generator)
     lengths_B[0] = samples
-    return Batch(wave_BS * (torch.arange(samples) < lengths_B[:, None]), lengths_B)
+    targets_BU = torch.randint(1, 4, (rows, 5), generator=generator)
+    target_lengths_B = torch.randint(2, 6, (rows,), generator=generator)
+    valid_BS = torch.arange(samples) < lengths_B[:, None]
+    return Batch(wave_BS * valid_BS, lengths_B, targets_BU, target_lengths_B)
 
 
 def endless(state: dict[str, int] | None):  # type: ignore[no-untyped-def]
@@ -115,7 +123,13 @@ def test_total_and_metrics_are_sums_over_the_count(build: Callable[[], Objective
     """Four times the rows are about four times each sum: a mean in disguise would stay as it is."""
     objective = fresh(build).eval()
     one = tones(1, rows=12)
-    four = Batch(one.wave_BS.repeat(4, 1), one.lengths_B.repeat(4))
+    assert one.targets_BU is not None and one.target_lengths_B is not None
+    four = Batch(
+        one.wave_BS.repeat(4, 1),
+        one.lengths_B.repeat(4),
+        one.targets_BU.repeat(4, 1),
+        one.target_lengths_B.repeat(4),
+    )
     with torch.no_grad():
         few, many = loss_of(objective, one), loss_of(objective, four)
     assert float(many.count) == pytest.approx(4 * float(few.count), rel=0.2)
@@ -138,7 +152,7 @@ def test_padding_does_not_change_the_loss(build: Callable[[], Objective]) -> Non
     longest = int(batch.lengths_B.max())
     assert longest == batch.wave_BS.shape[1]
     changed_BS = batch.wave_BS + 100.0 * (torch.arange(longest) >= batch.lengths_B[:, None])
-    changed = Batch(changed_BS, batch.lengths_B)
+    changed = replace(batch, wave_BS=changed_BS)
     with torch.no_grad():
         torch.testing.assert_close(
             loss_of(objective, batch).total, loss_of(objective, changed).total, rtol=1e-4, atol=0
