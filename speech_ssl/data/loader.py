@@ -31,6 +31,10 @@ from speech_ssl.types import Batch, Waveform
 OnFailure: TypeAlias = Callable[[Utterance, str], object]
 """Called with an utterance that cannot be used, and why."""
 
+Targets: TypeAlias = Callable[[Utterance], Sequence[int]]
+"""The units that a whole utterance is to be read as. Raises ValueError for one that has none: it is left out,
+like one that cannot be read. Picklable, for workers call it."""
+
 PREFETCH = 4
 """Batches read ahead by each worker."""
 
@@ -82,6 +86,12 @@ class _Read(NamedTuple):
     wave_BS: Tensor
     lengths_B: Tensor
     failures: tuple[tuple[int, str], ...]
+    targets_BU: Tensor | None = None
+    target_lengths_B: Tensor | None = None
+
+    @property
+    def batch(self) -> Batch:
+        return Batch(self.wave_BS, self.lengths_B, self.targets_BU, self.target_lengths_B)
 
 
 class Loader:
@@ -102,12 +112,14 @@ class Loader:
         seed: int,
         source: Source = FILES,
         on_failure: OnFailure | None = None,
+        targets: Targets | None = None,
     ) -> None:
+        _check_whole(config, targets)
         self.utterances, self.config = utterances, config
         self.failures: dict[str, str] = {}
         self._failed: set[int] = set()
         self._on_failure = on_failure
-        self._reader = _Reader(source, config.min_samples)
+        self._reader = _Reader(source, config.min_samples, targets)
         durations_s = _durations(utterances)
         # Two, for the workers are in the next epoch before the batches of this one are all used.
         self._plan = lru_cache(2)(lambda epoch: plan_epoch(durations_s, config, seed=seed, epoch=epoch))
@@ -187,7 +199,7 @@ class Loader:
             self._note(read.failures)
         if not len(read.lengths_B):
             raise DataError(f"nothing in the manifest can be read. {self._examples()}")
-        return Batch(read.wave_BS, read.lengths_B)
+        return read.batch
 
     def _note(self, failures: Sequence[tuple[int, str]]) -> None:
         for number, reason in failures:
@@ -214,22 +226,23 @@ def evaluation(
     *,
     source: Source = FILES,
     on_failure: OnFailure | None = None,
-    rank: int = 0,
-    world: int = 1,
+    targets: Targets | None = None,
 ) -> Iterator[Batch]:
     """One pass without chance: the first crop of every utterance, shortest first, the same each time.
 
-    Rank r gets every `world`-th batch, so that ranks may get unequal numbers of them. Utterances that
-    cannot be read are left out. Reads in threads, which a short pass starts sooner than processes.
+    Utterances that cannot be read are left out. Reads in threads, which a short pass starts sooner than
+    processes.
     """
+    _check_whole(config, targets)
     plan = plan_evaluation(_durations(utterances), config)
-    requests = (_request(utterances, plan, number) for number in range(rank, len(plan), world))
-    for read in _read_in_threads(_Reader(source, config.min_samples), requests, max(config.workers, 1)):
+    requests = (_request(utterances, plan, number) for number in range(len(plan)))
+    reader = _Reader(source, config.min_samples, targets)
+    for read in _read_in_threads(reader, requests, max(config.workers, 1)):
         if on_failure is not None:
             for number, reason in read.failures:
                 on_failure(utterances[number], reason)
         if len(read.lengths_B):
-            yield Batch(read.wave_BS, read.lengths_B)
+            yield read.batch
 
 
 def _read_in_threads(reader: _Reader, requests: Iterator[_Request], threads: int) -> Iterator[_Read]:
@@ -253,22 +266,41 @@ def collate(waves: Sequence[Waveform]) -> Batch:
     return Batch(torch.from_numpy(padded_BS), lengths_B)
 
 
+def collate_targets(units: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Units padded with zeros (B, U) int64, and how many each row has (B,)."""
+    lengths_B = torch.tensor([len(row) for row in units], dtype=torch.int64)
+    targets_BU = torch.zeros(len(units), max(map(len, units), default=0), dtype=torch.int64)
+    for row_U, row in zip(targets_BU, units, strict=True):
+        row_U[: len(row)] = torch.tensor(row, dtype=torch.int64)
+    return targets_BU, lengths_B
+
+
+def _check_whole(config: DataConfig, targets: Targets | None) -> None:
+    if targets is not None and config.crop_s is not None:
+        raise ValueError("targets are those of whole utterances: crop_s must be None")
+
+
 class _Reader(Dataset[_Read]):
     """The part that works in another process."""
 
-    def __init__(self, source: Source, min_samples: int) -> None:
-        self._source, self._min_samples = source, min_samples
+    def __init__(self, source: Source, min_samples: int, targets: Targets | None) -> None:
+        self._source, self._min_samples, self._targets = source, min_samples, targets
 
     def __getitem__(self, request: _Request) -> _Read:
         waves: list[Waveform] = []
+        units: list[Sequence[int]] = []
         failures: list[tuple[int, str]] = []
         for clip in request:
             try:
+                if self._targets is not None:
+                    units.append(self._targets(clip.utterance))
                 waves.append(self._wave(clip))
             except (ValueError, OSError) as error:
                 failures.append((clip.number, str(error)))
+            del units[len(waves) :]  # of a wave that failed
         batch = collate(waves)
-        return _Read(batch.wave_BS, batch.lengths_B, tuple(failures))
+        targets = () if self._targets is None else collate_targets(units)
+        return _Read(batch.wave_BS, batch.lengths_B, tuple(failures), *targets)
 
     def _wave(self, clip: _Clip) -> Waveform:
         wave = self._source.read(clip.utterance, clip.start_s, clip.stop_s)
