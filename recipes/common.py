@@ -198,7 +198,9 @@ class _Skipped:
     def __init__(self, path: Path, *, aloud: bool) -> None:
         self._path, self._aloud, self._count = path, aloud, 0
         self._named: set[tuple[str, str]] = set()
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        self._fresh_line = "\n" if before and not before.endswith("\n") else ""
+        for line in before.splitlines():
             with suppress(ValueError, KeyError, TypeError):  # a line that a crash cut off
                 entry = json.loads(line)
                 self._named.add((entry["id"], entry["path"]))
@@ -210,7 +212,9 @@ class _Skipped:
         self._named.add(name)
         self._count += 1
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"id": utterance.id, "path": str(utterance.path), "reason": reason}) + "\n")
+            entry = {"id": utterance.id, "path": str(utterance.path), "reason": reason}
+            file.write(self._fresh_line + json.dumps(entry) + "\n")
+        self._fresh_line = ""
         if not self._aloud:
             return
         if self._count <= self.told:

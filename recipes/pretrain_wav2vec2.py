@@ -3,8 +3,9 @@
     python -m recipes.pretrain_wav2vec2 VARIANT --manifest M.tsv --out runs/NAME [--resume]
 
 smoke   seconds on 2 CPU cores: shows that everything runs; learns nothing of use.
-tiny    4.2 M parameters, 70 to 100 minutes on 2 CPU cores. On 15.6 h of speech the contrastive loss fell from
-        4.62 to 4.03, held out to 3.81; held-out accuracy 0.137, code perplexity 361 (LOG.md has the run).
+tiny    4.2 M parameters, 100 minutes on 2 CPU cores shared with other work. On 15.6 h of speech the
+        contrastive loss fell from 4.62 to 4.03, held out to 3.81; held-out accuracy 0.137, code
+        perplexity 361 (LOG.md has the run).
 small   22 M parameters, about an hour on one GPU (not measured).
 base    95 M parameters, the published BASE; 1.6 h of audio a step.
 large   317 M parameters, the published LARGE (LV-60k); 2.7 h of audio a step.

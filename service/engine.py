@@ -150,9 +150,6 @@ class Engine:
         """Raises Overloaded if not even a second of audio would be taken: before its bytes are read."""
         self._batcher.check_room(min(1.0, self.settings.max_queue_s))
 
-    async def in_decoder(self, work: Callable[[], T]) -> T:
-        return await asyncio.wrap_future(self._decoding(work))
-
     async def embed(self, runtime: Runtime, files: Sequence[File], options: EmbeddingOptions) -> Embeddings:
         """Raises ServiceError for what is wrong with an option or a file, naming it, and what batcher and
         runtime raise."""

@@ -11,7 +11,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias, get_args
@@ -72,6 +72,11 @@ class _Sound(soundfile.SoundFile):  # type: ignore[misc]  # it comes without typ
 
     def seekable(self) -> bool:
         return False
+
+    @property
+    def can_seek(self) -> bool:
+        """What the parent would say of the format: GSM cannot."""
+        return bool(super().seekable())
 
 
 class _Stored:
@@ -278,10 +283,12 @@ def _block_size(sound: _Sound) -> int:
 def _seek(sound: _Sound, frame: int, name: str) -> None:
     if not frame:
         return
-    if frame < sound.frames < 1 << 40:
-        with suppress(soundfile.SoundFileError):
+    if sound.can_seek and frame < sound.frames < 1 << 40:
+        try:
             sound.seek(frame)
-            return
+        except soundfile.SoundFileError as error:
+            raise AudioError("undecodable", f"{name}: cannot be sought ({_reason(error)})") from error
+        return
     while frame > 0:  # the header does not know the length, or the codec (GSM) cannot seek
         skipped = len(_read(sound, min(frame, _block_size(sound)), name))
         if not skipped:

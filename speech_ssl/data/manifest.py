@@ -113,8 +113,10 @@ def write_manifest(path: str | Path, utterances: Sequence[Utterance]) -> None:
             os.fsync(file.fileno())
             Path(file.name).chmod(0o644)
             Path(file.name).replace(path)
-        except BaseException:
+        except BaseException as error:
             Path(file.name).unlink()
+            if isinstance(error, OSError):  # of a full disk it does not say where
+                raise OSError(error.errno, error.strerror, str(path)) from None
             raise
 
 

@@ -294,7 +294,11 @@ def _write(table: pa.Table, path: Path) -> None:
 
 def _replace_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    partial.write_text(text, encoding="utf-8")
+    try:
+        partial.write_text(text, encoding="utf-8")
+    except OSError as error:  # of a full disk it does not say where
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
     _put_in_place(partial, path)
 
 
