@@ -6,8 +6,8 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from speech_ssl.checkpoints.artifact import (
     save_artifact,
 )
 from speech_ssl.data.batching import DataConfig
-from speech_ssl.data.loader import Loader, LoaderState, OnFailure, evaluation
+from speech_ssl.data.loader import Loader, LoaderState, OnFailure, Targets, evaluation
 from speech_ssl.data.manifest import Utterance, read_manifest, split_utterances
+from speech_ssl.inference.runtime import model_folder
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
-from speech_ssl.training.checkpoint import BEST, LAST, load_checkpoint
+from speech_ssl.training.checkpoint import BEST, LAST, RunState, load_checkpoint
 from speech_ssl.training.health import Collapsed, NonFinite
-from speech_ssl.training.loop import Batches, Stopped, stop_signals, train
+from speech_ssl.training.loop import Batches, Probe, Stopped, stop_signals, train
 from speech_ssl.training.ranks import Ranks, joined_ranks
 from speech_ssl.training.run import Run, open_run_folder
 from speech_ssl.types import Batch
@@ -36,28 +37,46 @@ SKIPPED = "skipped.jsonl"
 
 
 def command(*variants: Callable[[], Run], doc: str | None) -> Callable[..., None]:
-    """The command line of a recipe: a variant, where to read and where to write. Hyper-parameters are
-    no options: a variant is a function."""
+    """The command line of a pre-training recipe: a variant, where to read and where to write.
+    Hyper-parameters are no options: a variant is a function."""
     named = {variant.__name__: variant for variant in variants}
 
     def main(arguments: Sequence[str] | None = None) -> None:
-        options = _parser(list(named), doc).parse_args(arguments)
+        parser = recipe_parser(list(named), doc)
+        parser.add_argument(
+            "--probe", type=Path, help="manifest with labels: log how well they can be told from the features"
+        )
+        options = parser.parse_args(arguments)
         run = named[options.variant]()
-        try:
-            with joined_ranks(options.device) as ranks:
-                pretrain(run, options.manifest, options.out, ranks, init=options.init, resume=options.resume)
-        except (ValueError, OSError) as error:
-            _leave(2, error)
-        except (Collapsed, NonFinite) as error:
-            _leave(1, error)
-        except Stopped as stopped:
-            _leave(128 + stopped.signal, stopped)
+        with orderly_exit(), joined_ranks(options.device) as ranks:
+            pretrain(
+                run,
+                options.manifest,
+                options.out,
+                ranks,
+                init=options.init,
+                resume=options.resume,
+                probe=options.probe,
+            )
 
     return main
 
 
-def _parser(variants: Sequence[str], doc: str | None) -> argparse.ArgumentParser:
-    """argparse and not click: training machines need nothing for it."""
+@contextmanager
+def orderly_exit() -> Iterator[None]:
+    """A user's mistake is one line and status 2; a run that failed by itself 1; a signal 128 and its number."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        _leave(2, error)
+    except (Collapsed, NonFinite) as error:
+        _leave(1, error)
+    except Stopped as stopped:
+        _leave(128 + stopped.signal, stopped)
+
+
+def recipe_parser(variants: Sequence[str], doc: str | None) -> argparse.ArgumentParser:
+    """What all recipes ask. argparse and not click: training machines need nothing for it."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -66,7 +85,7 @@ def _parser(variants: Sequence[str], doc: str | None) -> argparse.ArgumentParser
         "--manifest", type=Path, action="append", required=True, help="may be given repeatedly"
     )
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--init", type=Path, help="artifact whose weights to start from")
+    parser.add_argument("--init", help="artifact whose weights to start from, or 'default': the packaged one")
     parser.add_argument(
         "--resume", action="store_true", help="continue the run in --out from its last checkpoint"
     )
@@ -79,19 +98,22 @@ def _leave(status: int, error: Exception) -> None:
     sys.exit(status)
 
 
-def pretrain(
-    run: Run, manifests: Sequence[Path], out: Path, ranks: Ranks, *, init: Path | None, resume: bool
+def pretrain(  # noqa: PLR0913 - what the command line asks
+    run: Run,
+    manifests: Sequence[Path],
+    out: Path,
+    ranks: Ranks,
+    *,
+    init: str | None,
+    resume: bool,
+    probe: Path | None = None,
 ) -> None:
     """Train `run` on the manifests' training split and leave the best weights in `out`/artifact, those
     so far if a signal stops it."""
     utterances = [utterance for path in manifests for utterance in read_manifest(path)]
     training, held_out = split_utterances(utterances)
-    artifact = None if init is None else load_artifact(init)
-    inputs = {
-        "utterances": len(utterances),
-        "sha256": _fingerprint(utterances),
-        "init": "" if artifact is None else artifact.sha256,
-    }
+    artifact = None if init is None else load_artifact(model_folder(init))
+    inputs = fingerprint(utterances, artifact)
     torch.manual_seed(run.train.seed)
     objective = run.objective.build(Encoder(run.encoder))
     if artifact is not None:
@@ -99,28 +121,50 @@ def pretrain(
     ranks.share(run.train.batches_per_step)
     data = run.data
     assert isinstance(data, DataConfig)
-    note = _Skipped(out / SKIPPED, aloud=ranks.first)
+    note = Skipped(out / SKIPPED, aloud=ranks.first)
     loader = Loader(training, data, seed=run.train.seed, on_failure=note)
-    _open_folder(out, run, inputs, ranks, resume=resume)  # last: what is refused above leaves no folder
+    watch = _online_probe(probe) if ranks.first else None
+    open_folder(out, run, inputs, ranks, resume=resume)  # last: what is refused above leaves no folder
     if ranks.first:
-        _describe(run, loader, training, held_out)
+        describe(run, loader, training, held_out)
     valid = fixed_validation(held_out, data, note if ranks.first else None)
+    with leaving_artifact(ranks, lambda: leave_pretrained(objective, run, out)):
+        train(objective, batches_of(loader, ranks), valid, run.train, out=out, ranks=ranks, probe=watch)
+
+
+def _online_probe(manifest: Path | None) -> Probe | None:
+    if manifest is None:
+        return None
+    from speech_ssl.evaluation.online import OnlineProbe
+
+    probe = OnlineProbe(read_manifest(manifest))
+    return lambda objective: probe(objective.encoder)
+
+
+@contextmanager
+def leaving_artifact(ranks: Ranks, leave: Callable[[], object]) -> Iterator[None]:
+    """Around a training: the first rank leaves an artifact when it is over, or stopped by a signal."""
     try:
-        train(objective, batches_of(loader, ranks), valid, run.train, out=out, ranks=ranks)
+        yield
     except Stopped:
         with stop_signals():  # torchrun sends another when the first process leaves
             if ranks.first:
-                leave_artifact(objective, run, out)
+                leave()
             ranks.meet()
         raise
     if ranks.first:
-        leave_artifact(objective, run, out)
+        leave()
 
 
-def leave_artifact(objective: Objective, run: Run, out: Path) -> None:
-    """The best weights of the run in `out`, or the last ones if none were validated, as an artifact."""
+def best_weights(objective: Objective, out: Path) -> RunState:
+    """Load the best weights of the run in `out`, or the last ones if none were good in validation."""
     best = out / BEST if (out / BEST).exists() else out / LAST
-    chosen = load_checkpoint(best, objective)
+    return load_checkpoint(best, objective)
+
+
+def leave_pretrained(objective: Objective, run: Run, out: Path) -> None:
+    """The best weights as an artifact."""
+    chosen = best_weights(objective, out)
     save_pretrained(objective, out / "artifact", run, chosen.step, chosen.best)
     print(f"the weights of step {chosen.step} are in {out / 'artifact'}", file=sys.stderr)
 
@@ -137,12 +181,15 @@ def batches_of(loader: Loader, ranks: Ranks) -> Batches:
 
 
 def fixed_validation(
-    utterances: Sequence[Utterance], data: DataConfig, on_failure: OnFailure | None
+    utterances: Sequence[Utterance],
+    data: DataConfig,
+    on_failure: OnFailure | None,
+    targets: Targets | None = None,
 ) -> Callable[[], Iterable[Batch]]:
     """The same held-out batches each time; none if there are no utterances."""
     if not utterances:
         return lambda: ()
-    return lambda: evaluation(utterances, data, on_failure=on_failure)
+    return lambda: evaluation(utterances, data, on_failure=on_failure, targets=targets)
 
 
 def start_from(objective: Objective, artifact: Artifact) -> None:
@@ -176,7 +223,7 @@ def save_pretrained(objective: Objective, folder: Path, run: Run, step: int, bes
     )
 
 
-def _open_folder(out: Path, run: Run, inputs: Mapping[str, Any], ranks: Ranks, *, resume: bool) -> None:
+def open_folder(out: Path, run: Run, inputs: Mapping[str, Any], ranks: Ranks, *, resume: bool) -> None:
     """The first rank does it, and the others wait. If it refuses, they leave without a word."""
     refusal: ValueError | OSError | None = None
     if ranks.first:
@@ -189,7 +236,7 @@ def _open_folder(out: Path, run: Run, inputs: Mapping[str, Any], ranks: Ranks, *
         raise refusal or SystemExit(2)
 
 
-class _Skipped:
+class Skipped:
     """Names each unreadable file in `skipped.jsonl`, and the first few on stderr. Each rank reads other
     files and adds its own lines; those of a run's earlier life are not written again."""
 
@@ -223,14 +270,23 @@ class _Skipped:
             print(f"skipped: further files are named only in {self._path}", file=sys.stderr)
 
 
-def _fingerprint(utterances: Sequence[Utterance]) -> str:
+def fingerprint(utterances: Sequence[Utterance], init: Artifact | None, *texts: str) -> dict[str, Any]:
+    """What decides a run beside its numbers: the manifest, with further columns where they matter, and the
+    weights it starts from."""
     digest = hashlib.sha256()
     for utterance in utterances:
-        digest.update(f"{utterance.id}\t{utterance.duration_s}\t{utterance.split}\n".encode())
-    return digest.hexdigest()
+        fields = (
+            utterance.id,
+            utterance.duration_s,
+            utterance.split,
+            *(getattr(utterance, t) for t in texts),
+        )
+        digest.update(("\t".join(map(str, fields)) + "\n").encode("utf-8", "surrogateescape"))
+    start = "" if init is None else init.sha256
+    return {"utterances": len(utterances), "sha256": digest.hexdigest(), "init": start}
 
 
-def _describe(run: Run, loader: Loader, training: Sequence[Utterance], held_out: Sequence[Utterance]) -> None:
+def describe(run: Run, loader: Loader, training: Sequence[Utterance], held_out: Sequence[Utterance]) -> None:
     hours = sum(u.duration_s for u in training) / 3600
     print(
         f"{run.name}: {len(training)} clips ({hours:.2f} h) to train on, {len(held_out)} held out; "

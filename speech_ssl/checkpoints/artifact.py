@@ -2,6 +2,7 @@
 
     config.json               format version, name, encoder config, heads, training, licence, sha256 of files
     encoder.safetensors       the encoder's weights
+    head.NAME.safetensors     optional, any number: what transcribes, or tells sound events
     pretraining.safetensors   optional: what only pre-training needs (quantizer, projections)
 
 Nothing in it is executed on loading: no pickle, no code.
@@ -12,21 +13,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
+from speech_ssl.model.heads import HeadSpec, spec_from_dict, spec_to_dict
 
 FORMAT_VERSION = 1
 CONFIG = "config.json"
@@ -49,11 +53,21 @@ class ArtifactError(ValueError):
 
 
 @dataclass(frozen=True)
+class Head:
+    """A head, and where it comes from. training: provenance, as JSON can hold it."""
+
+    spec: HeadSpec
+    module: nn.Module
+    training: Mapping[str, object]
+    licence: str
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A loaded artifact.
 
     config: all of `config.json`.
-    encoder: the weights in float32, on the CPU, whatever precision they are stored in.
+    encoder, heads: the weights in float32, on the CPU, whatever precision they are stored in.
     sha256: of `config.json`, which holds the sums of all other files: it identifies the model.
     """
 
@@ -61,6 +75,7 @@ class Artifact:
     config: Mapping[str, Any]
     encoder: Encoder
     sha256: str
+    heads: Mapping[str, Head] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -74,6 +89,7 @@ def save_artifact(  # noqa: PLR0913 - each is a part of the artifact
     name: str,
     training: Mapping[str, object],
     licence: str,
+    heads: Mapping[str, Head] | None = None,
     extra: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
@@ -85,12 +101,7 @@ def save_artifact(  # noqa: PLR0913 - each is a part of the artifact
     training: provenance, as JSON can hold it. extra: further tensors, for `load_extra`.
     dtype: store the weights in this precision, e.g. torch.float16 for half the size.
     """
-    folder = Path(folder).absolute()
-    check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    new.mkdir()
-    try:
+    with _new_folder(Path(folder).absolute()) as new:
         _write_tensors(new / ENCODER, encoder.state_dict(), dtype)
         if extra:
             _write_tensors(new / EXTRA, extra, dtype)
@@ -98,12 +109,47 @@ def save_artifact(  # noqa: PLR0913 - each is a part of the artifact
             "format_version": FORMAT_VERSION,
             "name": name,
             "encoder": encoder.config.to_dict(),
-            "heads": {},
+            "heads": {n: _write_head(new, n, head, dtype) for n, head in (heads or {}).items()},
             "training": dict(training),
             "licence": licence,
-            "files": {path.name: {"sha256": _sha256(path)} for path in sorted(new.iterdir())},
         }
-        (new / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write_config(new, config)
+    return Path(folder).absolute()
+
+
+def add_head(  # noqa: PLR0913 - each is a part of the artifact
+    source: str | Path,
+    folder: str | Path,
+    name: str,
+    head: Head,
+    *,
+    model: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write the artifact in `source` with one more head (or another one of that name) to `folder`, which
+    may be the same. Its other files stay as they are, byte for byte. model: another name for it."""
+    source = Path(source)
+    config, _ = _read_config(source)
+    for file in config["files"]:
+        _check_sum(source, config, file)
+    with _new_folder(Path(folder).absolute()) as new:
+        for file in config["files"]:
+            shutil.copy(source / file, new / file)
+        entry = _write_head(new, name, head, dtype)
+        heads = {**config["heads"], name: entry}
+        _write_config(new, {**config, "name": model or config["name"], "heads": heads})
+    return Path(folder).absolute()
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write an artifact into, which is put in its place when that is done."""
+    check_replaceable(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    new.mkdir()
+    try:
+        yield new
         for path in (*new.iterdir(), new):
             if path.is_file():  # safetensors makes files for the owner alone; a service may be another user
                 path.chmod((new / CONFIG).stat().st_mode)
@@ -111,7 +157,26 @@ def save_artifact(  # noqa: PLR0913 - each is a part of the artifact
         _move_into_place(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    return folder
+
+
+def _write_head(folder: Path, name: str, head: Head, dtype: torch.dtype | None) -> dict[str, object]:
+    """The head's file, and its entry in the config."""
+    _write_tensors(folder / _head_file(name), head.module.state_dict(), dtype)
+    return {**spec_to_dict(head.spec), "training": dict(head.training), "licence": head.licence}
+
+
+def _head_file(name: str) -> str:
+    """Raises ArtifactError for a name that is not fit for a file."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name):
+        raise ArtifactError(f"{name!r} cannot name a head: use lower-case letters, digits, - and _")
+    return f"head.{name}.safetensors"
+
+
+def _write_config(folder: Path, config: Mapping[str, object]) -> None:
+    files = (path for path in sorted(folder.iterdir()) if path.name != CONFIG)
+    summed = {**config, "files": {path.name: {"sha256": _sha256(path)} for path in files}}
+    text = json.dumps(summed, indent=2, ensure_ascii=False) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
 def load_artifact(folder: str | Path) -> Artifact:
@@ -123,17 +188,39 @@ def load_artifact(folder: str | Path) -> Artifact:
     config, sha256 = _read_config(folder)
     for name in config["files"]:
         _check_sum(folder, config, name)
+    encoder = _built(folder, "encoder", lambda: Encoder(EncoderConfig.from_dict(config["encoder"])))
+    _load_weights(folder, config, ENCODER, encoder)
+    heads = {name: _load_head(folder, config, name, encoder.config) for name in config["heads"]}
+    return Artifact(folder, config, encoder, sha256, heads)
+
+
+def _load_head(folder: Path, config: Mapping[str, Any], name: str, encoder: EncoderConfig) -> Head:
+    entry = config["heads"][name]
+    if not isinstance(entry, dict):
+        raise ArtifactError(f"{folder / CONFIG}: field 'heads' is malformed at {name!r}")
+    spec = _built(folder, f"head {name!r}", lambda: spec_from_dict(entry))
+    module = _built(folder, f"head {name!r}", lambda: spec.build(encoder))
+    _load_weights(folder, config, _head_file(name), module)
+    return Head(spec, module, entry.get("training") or {}, str(entry.get("licence", "")))
+
+
+Made = TypeVar("Made")
+
+
+def _built(folder: Path, what: str, build: Callable[[], Made]) -> Made:
     try:
         with _NoRandomInit():
-            encoder = Encoder(EncoderConfig.from_dict(config["encoder"]))
+            return build()
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ArtifactError(f"{folder / CONFIG}: no encoder can be made of it: {error}") from None
-    weights = _read_tensors(folder, config, ENCODER)
-    _check_weights(folder / ENCODER, weights, encoder.state_dict())
+        raise ArtifactError(f"{folder / CONFIG}: no {what} can be made of it: {error}") from None
+
+
+def _load_weights(folder: Path, config: Mapping[str, Any], name: str, module: nn.Module) -> None:
+    weights = _read_tensors(folder, config, name)
+    _check_weights(folder / name, weights, module.state_dict())
     # Copies, since a loaded tensor is a view of the file, which somebody may overwrite.
     copies = {key: value.to(torch.float32, copy=True) for key, value in weights.items()}
-    encoder.load_state_dict(copies, assign=True)
-    return Artifact(folder, config, encoder, sha256)
+    module.load_state_dict(copies, assign=True)
 
 
 def load_extra(folder: str | Path) -> dict[str, Tensor]:
@@ -253,10 +340,10 @@ def _check_weights(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str,
         what = "is missing" if missing else "is unknown"
         others = len(missing) + len(unknown) - 1
         more = f" (and {others} more)" if others else ""
-        raise ArtifactError(f"{path}: key {(missing or unknown)[0]!r} {what}{more}: not of this encoder")
+        raise ArtifactError(f"{path}: key {(missing or unknown)[0]!r} {what}{more}: not of this model")
     for key, tensor in wanted.items():
         if found[key].shape != tensor.shape:
             raise ArtifactError(
-                f"{path}: key {key!r} has shape {tuple(found[key].shape)}, the encoder config asks for "
+                f"{path}: key {key!r} has shape {tuple(found[key].shape)}, {CONFIG} asks for "
                 f"{tuple(tensor.shape)}"
             )

@@ -41,6 +41,7 @@ class Utterance:
     duration_s: seconds of the utterance, as the manifest claims. It is `end - start` of a part.
     id: the path as written in the manifest, with "#start-end" for a part; unique in a manifest.
     label: several are separated by ";".
+    file_s: of a part, seconds of the whole file, as the manifest claims, where that is known.
     """
 
     path: Path
@@ -53,6 +54,16 @@ class Utterance:
     lang: str = ""
     start: float | None = None
     end: float | None = None
+    file_s: float | None = None
+
+    @property
+    def file_id(self) -> str:
+        """The id of the whole file: the same for all its parts."""
+        return self.id if self.end is None else self.id.removesuffix(part_id("", self.start or 0.0, self.end))
+
+
+def part_id(file_id: str, start: float, end: float) -> str:
+    return f"{file_id}#{start:.10g}-{end:.10g}"
 
 
 Failure: TypeAlias = tuple[Path, str]
@@ -149,22 +160,33 @@ def scan_folder(
     return utterances, failures
 
 
+def given_splits(
+    utterances: Iterable[Utterance],
+) -> tuple[list[Utterance], list[Utterance], list[Utterance]]:
+    """(train, valid, test) as the `split` column has them; rows of any other split are for training.
+
+    For validation are dev, valid, validation, val, eval, also as in "dev-clean".
+    """
+    train: list[Utterance] = []
+    valid: list[Utterance] = []
+    test: list[Utterance] = []
+    for utterance in utterances:
+        kind = re.split(r"[^a-z]", utterance.split.lower(), maxsplit=1)[0]
+        (test if kind in TEST_SPLITS else valid if kind in VALID_SPLITS else train).append(utterance)
+    return train, valid, test
+
+
 def split_utterances(utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[Utterance]]:
-    """(train, valid), by the `split` column: dev, valid, validation, val, eval, also as in "dev-clean".
+    """(train, valid), by the `split` column, see `given_splits`.
 
     Rows of a test split are in neither. Without a row for validation, a hundredth of the others is
     held out (1 to 200 rows), chosen by the hash of the id: the same ones in every run.
     Raises ManifestError where nothing is left to train on.
     """
-    train: list[Utterance] = []
-    valid: list[Utterance] = []
-    for utterance in utterances:
-        kind = re.split(r"[^a-z]", utterance.split.lower(), maxsplit=1)[0]
-        if kind not in TEST_SPLITS:
-            (valid if kind in VALID_SPLITS else train).append(utterance)
+    train, valid, _ = given_splits(utterances)
     if not valid and len(train) > 1:
         held_out = min(max(round(len(train) / 100), 1), MOST_VALID)
-        valid = heapq.nsmallest(held_out, train, key=_hash)
+        valid = heapq.nsmallest(held_out, train, key=lambda utterance: id_hash(utterance.id))
         ids = {utterance.id for utterance in valid}
         train = [utterance for utterance in train if utterance.id not in ids]
     if not train or not valid:
@@ -175,8 +197,10 @@ def split_utterances(utterances: Sequence[Utterance]) -> tuple[list[Utterance], 
     return train, valid
 
 
-def _hash(utterance: Utterance) -> bytes:
-    return hashlib.blake2b(utterance.id.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+def id_hash(name: str, seed: int = 0) -> bytes:
+    """What rows are chosen by: as good as chance, but the same on every machine and in any order."""
+    salt = seed.to_bytes(16, "little", signed=True)
+    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, salt=salt).digest()
 
 
 def _rows(lines: Iterable[str], path: Path, columns: list[str]) -> Iterator[tuple[int, Utterance]]:
@@ -202,16 +226,17 @@ def _rows(lines: Iterable[str], path: Path, columns: list[str]) -> Iterator[tupl
         written = fields[at_path]
         if not written:
             raise ManifestError(f"{where}: the path is empty")
-        duration_s = _seconds(fields[at_duration], "duration_s", where)
-        start, end, duration_s = _part(fields, at_parts, duration_s, where)
+        file_s = _seconds(fields[at_duration], "duration_s", where)
+        start, end, duration_s = _part(fields, at_parts, file_s, where)
         yield (
             number,
             Utterance(
                 path=folder / written,
                 duration_s=duration_s,
-                id=written if end is None else f"{written}#{start:.10g}-{end:.10g}",
+                id=written if start is None or end is None else part_id(written, start, end),
                 start=start,
                 end=end,
+                file_s=None if end is None else file_s,
                 **{name: fields[column] for name, column in at_texts},
             ),
         )
@@ -283,7 +308,8 @@ def _line(utterance: Utterance, columns: Sequence[str], folder: Path) -> str:
     path = utterance.path.absolute()
     inside = path.is_relative_to(folder)
     written = str(path.relative_to(folder) if inside else path)
-    whole = utterance.duration_s if utterance.end is None else utterance.end
+    known = (utterance.file_s, utterance.end, utterance.duration_s)
+    whole = next(seconds for seconds in known if seconds is not None)
     values = (getattr(utterance, name) for name in columns)
     fields = [written, repr(float(whole)), *("" if value is None else str(value) for value in values)]
     if any("\t" in field or "\n" in field or "\r" in field for field in fields):

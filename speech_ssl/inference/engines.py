@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -18,18 +18,48 @@ from speech_ssl.types import Waveform
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 
 
+class Passed(NamedTuple):
+    """What one pass gives for one wave."""
+
+    frames: NDArray[np.float32]
+    """Of the wave's own layer: (T, D)."""
+    heads: dict[str, NDArray[np.float32]]
+    """Outputs of each head that was asked for: (T, O)."""
+
+    def kept(self, skip: int, keep: int) -> Passed:
+        """The frames from `skip` on, `keep` of them."""
+        rows = slice(skip, skip + keep)
+        return Passed(self.frames[rows], {name: x_TO[rows] for name, x_TO in self.heads.items()})
+
+    @staticmethod
+    def joined(parts: Sequence[Passed]) -> Passed:
+        """One after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        names = parts[0].heads
+        heads = {name: np.concatenate([part.heads[name] for part in parts]) for name in names}
+        return Passed(np.concatenate([part.frames for part in parts]), heads)
+
+
 class TorchEngine:
-    """An encoder on a device, ready for inference: weight norm folded, no dropout, no gradients.
+    """An encoder and its heads on a device, ready for inference: weight norm folded, no dropout, no gradients.
 
     precision "fp32" is what the batch-invariance contract speaks of; TF32 is off. "bf16" holds weights
     and activations in bfloat16 (the wave's normalisation stays in float32). "int8" quantises the linear
     layers dynamically, on the CPU only, and computes rows one by one, since the scale of a quantised
-    activation is that of its whole batch. "auto" is fp32 on the CPU and bf16 on CUDA.
+    activation is that of its whole batch. "auto" is fp32 on the CPU and bf16 on CUDA. Heads are small and stay
+    in fp32.
 
     Raises ValueError for a device that is not there, or a precision that it cannot do.
     """
 
-    def __init__(self, encoder: Encoder, device: str, precision: Precision) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        device: str,
+        precision: Precision,
+        heads: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         self.device = _checked_device(device)
         self.precision = _checked_precision(precision, self.device)
         encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
@@ -39,15 +69,24 @@ class TorchEngine:
         if self.precision == "int8":
             _quantize_linears(encoder)
         self.encoder = encoder.to(self.device)
+        self.heads = {
+            name: copy.deepcopy(head).eval().requires_grad_(False).to(self.device)
+            for name, head in (heads or {}).items()
+        }
 
-    def run(self, waves: Sequence[Waveform], layers: Sequence[int]) -> list[NDArray[np.float32]]:
-        """Frames (T, D) of each wave at its own layer, 0 to N. No wave may be too short for a frame."""
+    def run(
+        self, waves: Sequence[Waveform], layers: Sequence[int], heads: Sequence[str] = ()
+    ) -> list[Passed]:
+        """One pass: each wave's frames at its own layer, 0 to N, and the outputs of the heads named. No
+        wave may be too short for a frame."""
         if self.precision == "int8":
             rows = zip(waves, layers, strict=True)
-            return [frames for wave, layer in rows for frames in self._run_padded([wave], [layer])]
-        return self._run_padded(waves, layers)
+            return [passed for wave, layer in rows for passed in self._run_padded([wave], [layer], heads)]
+        return self._run_padded(waves, layers, heads)
 
-    def _run_padded(self, waves: Sequence[Waveform], layers: Sequence[int]) -> list[NDArray[np.float32]]:
+    def _run_padded(
+        self, waves: Sequence[Waveform], layers: Sequence[int], heads: Sequence[str]
+    ) -> list[Passed]:
         lengths = [len(wave) for wave in waves]
         padded = np.zeros((len(waves), max(lengths)), dtype=np.float32)
         for row, wave in zip(padded, waves, strict=True):
@@ -55,12 +94,16 @@ class TorchEngine:
         with self._arithmetic():
             wave_BS = torch.from_numpy(padded).to(self.device)
             lengths_B = torch.tensor(lengths, device=self.device)
-            states = self.encoder.hidden_states(wave_BS, lengths_B, last=max(layers))
+            states = self.encoder.hidden_states(wave_BS, lengths_B, last=None if heads else max(layers))
+            outputs = {name: self.heads[name](states) for name in heads}
             counts = [self.encoder.frame_count(length) for length in lengths]
-            rows = [
-                states[layer][i, :count] for i, (layer, count) in enumerate(zip(layers, counts, strict=True))
+            return [
+                Passed(
+                    _rows(states[layer], i, count),
+                    {n: _rows(x_BTO, i, count) for n, x_BTO in outputs.items()},
+                )
+                for i, (layer, count) in enumerate(zip(layers, counts, strict=True))
             ]
-            return [np.array(row.float().cpu().numpy()) for row in rows]
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
@@ -71,6 +114,10 @@ class TorchEngine:
             torch.backends.cudnn.flags(enabled=True, allow_tf32=bf16),
         ):
             yield
+
+
+def _rows(x_BTD: Tensor, row: int, count: int) -> NDArray[np.float32]:
+    return np.array(x_BTD[row, :count].float().cpu().numpy())
 
 
 class Int8Linear(nn.Module):

@@ -1,29 +1,27 @@
-"""The runtime: waves or files in, features out. All that the service and extraction know of a model."""
+"""The runtime: waves or files in, features and answers out. All that service and extraction know of a model."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speech_ssl import audio
-from speech_ssl.audio import AudioError
 from speech_ssl.checkpoints.artifact import Artifact, ArtifactError, load_artifact
+from speech_ssl.inference import answers
+from speech_ssl.inference.answers import Analysis, Choice, Classification, Clock, Decoder, Task, Transcript
 from speech_ssl.inference.batching import Piece, batches
 from speech_ssl.inference.chunking import Chunker, Window
-from speech_ssl.inference.engines import Precision, TorchEngine
+from speech_ssl.inference.clips import Clip, Memory, Whole, checked_clips, key_of, naming
+from speech_ssl.inference.engines import Passed, Precision, TorchEngine
 from speech_ssl.inference.pooling import Pool
+from speech_ssl.model.heads import CTCSpec, EventsSpec, HeadSpec
 from speech_ssl.types import SAMPLE_RATE, Features, Pooling, Waveform
-
-Clip: TypeAlias = Waveform | str | Path
-"""A wave (S,) at 16 kHz, or the path of an audio file of any rate."""
 
 WINDOW_S = 20.0
 CONTEXT_S = 2.0
@@ -39,9 +37,12 @@ class Runtime:
     pass over the whole, where each frame attends to all others: with the packaged model, on readings of
     1.5 to 4.6 minutes, 7 % off (relative L2), and the mean over time 1.6 % (benchmarks/stitching.py).
 
+    The answers of all heads for the last clips are kept for a while: `classify` after `transcribe` of the
+    same clips costs no second pass.
+
     name, sha256: of the artifact. width: D of the frames. num_layers: N; layers are 0 to N, as
     transformers' hidden_states. hop, min_samples: in samples at 16 kHz. batch_s: seconds of padded
-    audio that one pass should have at most.
+    audio that one pass should have at most. heads: name -> what it was made for.
     """
 
     sample_rate = SAMPLE_RATE
@@ -56,7 +57,10 @@ class Runtime:
         context_s: float = CONTEXT_S,
     ) -> None:
         encoder = artifact.encoder
-        self._engine = TorchEngine(encoder, device, precision)
+        modules = {name: head.module for name, head in artifact.heads.items()}
+        self._engine = TorchEngine(encoder, device, precision, modules)
+        self.heads: dict[str, HeadSpec] = {name: head.spec for name, head in artifact.heads.items()}
+        self._memory = Memory()
         self.name, self.sha256 = artifact.name, artifact.sha256
         self.device, self.precision = self._engine.device, self._engine.precision
         self.width, self.num_layers = encoder.config.width, encoder.config.depth
@@ -87,7 +91,13 @@ class Runtime:
             return []
         for wave in waves:
             self.plan(len(wave))
-        return self._engine.run(waves, [self.check_layer(layer) for layer in layers])
+        return [passed.frames for passed in self.run_windows(waves, layers)]
+
+    def run_windows(
+        self, waves: Sequence[Waveform], layers: Sequence[int], heads: Sequence[str] = ()
+    ) -> list[Passed]:
+        """`encode_windows`, with the outputs of heads from the same pass."""
+        return self._engine.run(waves, [self.check_layer(layer) for layer in layers], heads)
 
     def encode(self, waves: Sequence[Clip], *, layer: int = -1) -> list[Features]:
         """Features of each clip, in order.
@@ -96,26 +106,122 @@ class Runtime:
         OSError for a file that cannot be opened.
         """
         layer = self.check_layer(layer)
-        clips = _checked(waves)
+        return [self._features(whole) for whole in self._wholes(checked_clips(waves), layer)]
+
+    def transcribe(
+        self, waves: Sequence[Clip], *, head: str | None = None, decoder: Decoder | None = None
+    ) -> list[Transcript]:
+        """What is said in each clip, and when each word is.
+
+        head: which one, where the model has several that transcribe. decoder: a
+        `speech_ssl.inference.beam.BeamSearch`, for one; without it the best path is taken. Raises as
+        `encode`, and ValueError if the model has no such head.
+        """
+        name = self.check_head(CTCSpec, head)
+        return [self._transcript(whole, name, decoder) for whole in self._heard(waves)]
+
+    def classify(
+        self,
+        waves: Sequence[Clip],
+        *,
+        head: str | None = None,
+        top_k: int | None = None,
+        threshold: float = 0.5,
+    ) -> list[Classification]:
+        """What is heard in each clip: labels, the likeliest first, at most `top_k` of them; and events, where
+        labels that reach `threshold` in the clip reach it in its frames. Raises as `transcribe`."""
+        name = self.check_head(EventsSpec, head)
+        choice = Choice(top_k, threshold)
+        return [self._classification(whole, name, choice) for whole in self._heard(waves)]
+
+    def analyze(
+        self,
+        waves: Sequence[Clip],
+        *,
+        tasks: Sequence[Task] = answers.TASKS,
+        layer: int = -1,
+        decoder: Decoder | None = None,
+        top_k: int | None = None,
+        threshold: float = 0.5,
+    ) -> list[Analysis]:
+        """The answers to several tasks, from one pass. Raises as `encode` and `transcribe`."""
+        answers.check_tasks(tasks)
+        choice = Choice(top_k, threshold)
+        speech = self.check_head(CTCSpec) if "transcription" in tasks else None
+        sounds = self.check_head(EventsSpec) if "classification" in tasks else None
+        return [
+            Analysis(
+                self._features(whole) if "embedding" in tasks else None,
+                self._transcript(whole, speech, decoder) if speech else None,
+                self._classification(whole, sounds, choice) if sounds else None,
+            )
+            for whole in self._heard(waves, self.check_layer(layer) if "embedding" in tasks else None)
+        ]
+
+    def check_head(self, kind: type[CTCSpec] | type[EventsSpec], name: str | None = None) -> str:
+        """The name of the head of a kind: the one named, else the model's first. Raises ValueError."""
+        names = [n for n, spec in self.heads.items() if isinstance(spec, kind)]
+        does, recipe = ("transcribe", "ctc") if kind is CTCSpec else ("classify", "events")
+        if not names:
+            raise ValueError(
+                f"the model {self.name} cannot {does}: it has no head for it. Add one with `python -m "
+                f"recipes.finetune_{recipe}`, or load another model"
+            )
+        if name is not None and name not in names:
+            raise ValueError(
+                f"the model {self.name} has no head {name!r} to {does}: it has {', '.join(names)}"
+            )
+        return name or names[0]
+
+    def _wholes(self, clips: list[Clip], layer: int, heads: Sequence[str] = ()) -> list[Whole]:
+        """Each clip's frames and outputs, put together from its windows."""
         for index, clip in enumerate(clips):
             if not isinstance(clip, str | Path):
-                with _naming(f"clip {index}"):
+                with naming(f"clip {index}"):
                     self.plan(len(clip))
-        parts: list[dict[int, NDArray[np.float32]]] = [{} for _ in clips]
+        parts: list[dict[int, Passed]] = [{} for _ in clips]
         ends = [0] * len(clips)
         lookahead_s = LOOKAHEAD * self.batch_s
         for batch in batches(self._pieces(clips), budget_s=self.batch_s, lookahead_s=lookahead_s):
-            frames = self.encode_windows([piece.wave for piece in batch], [layer] * len(batch))
-            for piece, x_TD in zip(batch, frames, strict=True):
-                window = piece.window
-                parts[piece.clip][piece.index] = x_TD[window.skip : window.skip + window.keep]
-                ends[piece.clip] = max(ends[piece.clip], window.stop)
-        return [self._stitched(part, end) for part, end in zip(parts, ends, strict=True)]
+            passed = self.run_windows([piece.wave for piece in batch], [layer] * len(batch), heads)
+            for piece, one in zip(batch, passed, strict=True):
+                parts[piece.clip][piece.index] = one.kept(piece.window.skip, piece.window.keep)
+                ends[piece.clip] = max(ends[piece.clip], piece.window.stop)
+        return [
+            Whole(Passed.joined([part[i] for i in sorted(part)]), end / SAMPLE_RATE)
+            for part, end in zip(parts, ends, strict=True)
+        ]
+
+    def _heard(self, waves: Sequence[Clip], layer: int | None = None) -> list[Whole]:
+        """All heads' outputs for each clip; the frames of a layer too, if they are wanted."""
+        clips = checked_clips(waves)
+        keys = [key_of(clip) for clip in clips]
+        known = self._memory.get(keys) if layer is None else None
+        if known is None:
+            known = self._wholes(clips, self.num_layers if layer is None else layer, list(self.heads))
+            self._memory.put(keys, known)
+        return known
+
+    def _features(self, whole: Whole) -> Features:
+        return Features(whole.passed.frames, whole.duration_s, self.hop / SAMPLE_RATE)
+
+    def _clock(self, whole: Whole) -> Clock:
+        return Clock(self.hop / SAMPLE_RATE, self.min_samples / SAMPLE_RATE, whole.duration_s)
+
+    def _transcript(self, whole: Whole, head: str, decoder: Decoder | None) -> Transcript:
+        spec = self.heads[head]
+        assert isinstance(spec, CTCSpec)
+        return answers.transcribe(whole.passed.heads[head], spec, self._clock(whole), decoder)
+
+    def _classification(self, whole: Whole, head: str, choice: Choice) -> Classification:
+        spec = self.heads[head]
+        assert isinstance(spec, EventsSpec)
+        return answers.classify(whole.passed.heads[head], spec, self._clock(whole), choice)
 
     def stream(self, source: Clip, *, layer: int = -1) -> Iterator[NDArray[np.float32]]:
         """The frames of one clip, piece by piece, in memory that does not grow with its length."""
         layer = self.check_layer(layer)
-        windows = self._windows(_checked([source])[0])
+        windows = self._windows(checked_clips([source])[0])
         at_once = max(int(self.batch_s / self.window_s), 1)
         while group := list(islice(windows, at_once)):
             frames = self.encode_windows([wave for _, wave in group], [layer] * len(group))
@@ -136,16 +242,11 @@ class Runtime:
 
     def _windows(self, clip: Clip) -> Iterator[tuple[Window, Waveform]]:
         if isinstance(clip, str | Path):
-            with _naming(str(clip)):
+            with naming(str(clip)):
                 yield from self.chunker.cut(audio.stream(clip))
         else:
             for window in self.plan(len(clip)):
                 yield window, clip[window.start : window.stop]
-
-    def _stitched(self, parts: dict[int, NDArray[np.float32]], samples: int) -> Features:
-        frames = [parts[index] for index in sorted(parts)]
-        joined = frames[0] if len(frames) == 1 else np.concatenate(frames)
-        return Features(joined, samples / SAMPLE_RATE, self.hop / SAMPLE_RATE)
 
 
 def load(model: str | Path = "default", device: str = "cpu", precision: Precision = "auto") -> Runtime:
@@ -153,10 +254,11 @@ def load(model: str | Path = "default", device: str = "cpu", precision: Precisio
 
     Raises ValueError (ArtifactError where the artifact is at fault).
     """
-    return Runtime(load_artifact(_folder(model)), device=device, precision=precision)
+    return Runtime(load_artifact(model_folder(model)), device=device, precision=precision)
 
 
-def _folder(model: str | Path) -> Path:
+def model_folder(model: str | Path) -> Path:
+    """Where the artifact of that name is. Raises ArtifactError."""
     if model == "default":
         folder = Path(str(files("speech_ssl") / "assets" / "default"))
         if not folder.is_dir():
@@ -168,40 +270,3 @@ def _folder(model: str | Path) -> Path:
             "name the folder of an artifact"
         )
     return Path(model)
-
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Put the clip's name before an error that does not say it."""
-    try:
-        yield
-    except AudioError as error:
-        if name in str(error):
-            raise
-        raise AudioError(error.code, f"{name}: {error}") from error
-
-
-def _checked(clips: Sequence[Clip]) -> list[Clip]:
-    if isinstance(clips, str | Path | np.ndarray):
-        raise ValueError("encode takes a list of clips: encode([clip])")
-    return [clip if isinstance(clip, str | Path) else _checked_wave(clip, i) for i, clip in enumerate(clips)]
-
-
-def _checked_wave(wave: object, index: int) -> Waveform:
-    """float32, whatever floats came; every other mistake is named with its remedy."""
-    if not isinstance(wave, np.ndarray):
-        raise ValueError(f"clip {index} must be a path or a numpy array, not {type(wave).__name__}")
-    if not np.issubdtype(wave.dtype, np.floating):
-        remedy = ": divide by 32768 for floats" if wave.dtype == np.int16 else ""
-        raise AudioError("bad_samples", f"clip {index} must hold floats in [-1, 1], not {wave.dtype}{remedy}")
-    if wave.ndim != 1:
-        raise AudioError(
-            "bad_samples",
-            f"clip {index} must be one channel, of shape (samples,), not {wave.shape}: take the mean over "
-            "the channels",
-        )
-    with np.errstate(over="ignore"):
-        wave = np.ascontiguousarray(wave, dtype=np.float32)
-    if not np.isfinite(wave).all():
-        raise AudioError("bad_samples", f"clip {index} holds NaN or infinite samples")
-    return wave

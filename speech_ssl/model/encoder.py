@@ -89,15 +89,20 @@ class Encoder(nn.Module):
         *_, x_BTD = self.blockwise(features, hidden_BT)
         return Frames(x_BTD, features.lengths_B)
 
-    def blockwise(self, features: Frames, hidden_BT: Tensor | None = None) -> Iterator[Tensor]:
+    def blockwise(
+        self, features: Frames, hidden_BT: Tensor | None = None, hidden_BD: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """Yield what enters the first block, then each block's output; the last one is final: (B, T, D).
 
-        Invalid frames are zero in the first and the final one.
+        Invalid frames are zero in the first and the final one. hidden_BT: frames that are replaced by the
+        learned vector, before positions are added; hidden_BD: channels that are zero throughout a row.
         """
         valid_BT = features.valid_BT
         x_BTD = self.feature_dropout(self.feature_projection(features.x_BTD))
         if hidden_BT is not None:
             x_BTD = torch.where(hidden_BT[:, :, None], self.hidden_vector.to(x_BTD.dtype), x_BTD)
+        if hidden_BD is not None:
+            x_BTD = x_BTD.masked_fill(hidden_BD[:, None, :], 0.0)
         x_BTD = x_BTD * valid_BT[:, :, None]
         x_BTD = x_BTD + self.positions(x_BTD)
         if not self.config.pre_norm:

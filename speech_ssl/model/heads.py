@@ -1,13 +1,90 @@
-"""What turns frames into answers."""
+"""What turns hidden states into answers. A head gives each frame its outputs; what a clip is said to be is
+made of them afterwards, so that long files can be computed in windows.
+
+A head sees all hidden states of the encoder, as `Encoder.hidden_states` gives them: a sequence of L + 1
+tensors (B, T, D).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeAlias, get_args
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from speech_ssl.model.config import EncoderConfig
+
+EventPooling = Literal["mean", "max", "attentive"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CTCSpec:
+    """vocabulary: one symbol a unit; the first is the blank, the others single characters."""
+
+    vocabulary: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_names("vocabulary", self.vocabulary, least=2)
+
+    def build(self, encoder: EncoderConfig, dropout: float = 0.0) -> CTCHead:
+        return CTCHead(encoder.width, len(self.vocabulary), dropout)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EventsSpec:
+    """labels: what may be heard. exclusive: exactly one of them in a clip (softmax), or any number
+    (sigmoid). hidden: width of the layer before the outputs."""
+
+    labels: tuple[str, ...]
+    exclusive: bool = True
+    pooling: EventPooling = "attentive"
+    hidden: int = 256
+
+    def __post_init__(self) -> None:
+        _check_names("labels", self.labels, least=2 if self.exclusive else 1)
+        if self.pooling not in get_args(EventPooling):
+            raise ValueError(f"pooling must be 'mean', 'max' or 'attentive', not {self.pooling!r}")
+        if not isinstance(self.hidden, int) or self.hidden < 1:
+            raise ValueError(f"hidden must be at least 1, not {self.hidden!r}")
+
+    def build(self, encoder: EncoderConfig, dropout: float = 0.0) -> EventsHead:
+        return EventsHead(encoder, self, dropout)
+
+
+HeadSpec: TypeAlias = CTCSpec | EventsSpec
+KINDS: dict[str, type[CTCSpec] | type[EventsSpec]] = {"ctc": CTCSpec, "events": EventsSpec}
+
+
+def spec_to_dict(spec: HeadSpec) -> dict[str, Any]:
+    kind = next(name for name, cls in KINDS.items() if isinstance(spec, cls))
+    return {"kind": kind} | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
+
+
+def spec_from_dict(values: Mapping[str, Any]) -> HeadSpec:
+    """The inverse of `spec_to_dict`; further fields are passed over. Raises ValueError that names what
+    is missing or unknown."""
+    cls = KINDS.get(str(values.get("kind")))
+    if cls is None:
+        raise ValueError(f"kind {values.get('kind')!r} is not known: this version knows {', '.join(KINDS)}")
+    names = [field.name for field in fields(cls)]
+    if missing := [name for name in names if name not in values]:
+        raise ValueError(f"field {missing[0]!r} is missing")
+    given = {name: values[name] for name in names}
+    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+
+
+def _check_names(field: str, names: Sequence[object], *, least: int) -> None:
+    if not isinstance(names, tuple) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"{field} must be a list of texts")
+    if len(names) < least or len(set(names)) < len(names):
+        raise ValueError(f"{field} needs at least {least} entries, each once")
 
 
 class CTCHead(nn.Module):
-    """Frames (B, T, D) to log-probabilities of units (B, T, V), in fp32. Unit 0 is the blank."""
+    """The final state to log-probabilities of units (B, T, V), in fp32. Unit 0 is the blank."""
 
     def __init__(self, width: int, units: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -16,6 +93,63 @@ class CTCHead(nn.Module):
         nn.init.normal_(self.logits.weight, std=width**-0.5)
         nn.init.zeros_(self.logits.bias)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        with torch.autocast(x_BTD.device.type, enabled=False):
-            return self.logits(self.dropout(x_BTD).float()).log_softmax(-1)  # type: ignore[no-any-return]
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        with torch.autocast(states[-1].device.type, enabled=False):
+            return self.logits(self.dropout(states[-1].float())).log_softmax(-1)  # type: ignore[no-any-return]
+
+
+class LayerMix(nn.Module):
+    """A learned convex combination of all hidden states (SUPERB: Yang et al. 2021, arXiv 2105.01051), each
+    normalised first, for their scales differ by orders of magnitude."""
+
+    def __init__(self, states: int) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(torch.zeros(states))
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        weights = self.scores.softmax(0)
+        normal = [F.layer_norm(x_BTD.float(), x_BTD.shape[-1:]) for x_BTD in states]
+        return torch.stack([w * x for w, x in zip(weights, normal, strict=True)]).sum(0)
+
+
+class EventsHead(nn.Module):
+    """All states to the outputs of labels (B, T, O), in fp32: K logits, and for attentive pooling K more
+    that say where to listen (Kong et al. 2019, arXiv 1903.00765)."""
+
+    def __init__(self, encoder: EncoderConfig, spec: EventsSpec, dropout: float = 0.0) -> None:
+        super().__init__()
+        outputs = len(spec.labels) * (2 if spec.pooling == "attentive" else 1)
+        self.mix = LayerMix(encoder.depth + 1)
+        self.hidden = nn.Linear(encoder.width, spec.hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.outputs = nn.Linear(spec.hidden, outputs)
+        for linear in (self.hidden, self.outputs):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        with torch.autocast(states[-1].device.type, enabled=False):
+            x_BTD = F.gelu(self.hidden(self.dropout(self.mix(states))))
+            return self.outputs(self.dropout(x_BTD))  # type: ignore[no-any-return]
+
+
+def frame_logits(outputs_BTO: Tensor, spec: EventsSpec) -> Tensor:
+    """Logits of each label in each frame: (B, T, K)."""
+    return outputs_BTO[..., : len(spec.labels)]
+
+
+def clip_logits(outputs_BTO: Tensor, valid_BT: Tensor, spec: EventsSpec) -> Tensor:
+    """Logits of each label for the whole clip, over its valid frames: (B, K)."""
+    logits_BTK, valid_BT1 = frame_logits(outputs_BTO, spec), valid_BT[:, :, None]
+    if spec.pooling == "max":
+        return logits_BTK.masked_fill(~valid_BT1, -torch.inf).amax(1)
+    attention_BTK = torch.zeros_like(logits_BTK)
+    if spec.pooling == "attentive":
+        attention_BTK = outputs_BTO[..., len(spec.labels) :]
+    share_BTK = attention_BTK.masked_fill(~valid_BT1, -torch.inf).softmax(1)
+    return (logits_BTK.masked_fill(~valid_BT1, 0.0) * share_BTK).sum(1)
+
+
+def scores(logits_NK: Tensor, spec: EventsSpec) -> Tensor:
+    """Probabilities of labels: they sum to 1 where labels are exclusive."""
+    return logits_NK.softmax(-1) if spec.exclusive else logits_NK.sigmoid()

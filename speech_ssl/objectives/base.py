@@ -1,15 +1,17 @@
-"""What every objective is, and the statistics that tell a healthy representation from a collapsed one."""
+"""What every objective is, what those with labels share, and the statistics that tell a collapse."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.types import Batch, LossSum
+from speech_ssl.objectives.masking import hide_spans
+from speech_ssl.types import Batch, Frames, LossSum
 
 
 class Floor(NamedTuple):
@@ -28,7 +30,8 @@ class Objective(nn.Module):
 
     encoder: Encoder
     best_by = "loss"
-    """The reported number by which the best checkpoint is chosen; lower is better."""
+    """The reported number by which the best checkpoint is chosen; of equals, the one with the least loss."""
+    higher_is_better = False
 
     def forward(self, batch: Batch, *, generator: torch.Generator) -> LossSum:
         raise NotImplementedError
@@ -44,6 +47,81 @@ class Objective(nn.Module):
     def floors(self) -> Mapping[str, Floor]:
         """Reported numbers that the collapse watch follows."""
         return {}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuning:
+    """How an encoder is trained further, with labels (wav2vec 2.0, section 4.3 and appendix B).
+
+    Defaults: the paper's for ten hours of transcribed speech (table 6).
+    """
+
+    head_only: float = 0.5
+    """Share of the run in which the encoder stays as it is; 1 leaves it as it is for good."""
+    train_frontend: bool = False
+    """The convolutions too: for an encoder that was not pre-trained."""
+    hidden_share: float = 0.65
+    """As `hide_spans` takes it: the paper's 0.065, its probability that a frame begins a span, times the span."""
+    hidden_span: int = 10
+    channel_share: float = 0.256
+    channel_span: int = 64
+    dropout: float = 0.1
+    """In the head."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.head_only <= 1:
+            raise ValueError(f"head_only is a share of the steps in [0, 1], not {self.head_only}")
+
+
+class Tuned(Objective):
+    """An encoder and a head that are trained with labels."""
+
+    def __init__(self, encoder: Encoder, head: nn.Module, tuning: Tuning) -> None:
+        super().__init__()
+        self.encoder, self.head, self.tuning = encoder, head, tuning
+        if not tuning.train_frontend:
+            encoder.frontend.requires_grad_(False)
+        if self.frozen:
+            encoder.requires_grad_(False)
+        self.trains_encoder = tuning.head_only == 0
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder leaves the run as it came in."""
+        return self.tuning.head_only == 1
+
+    def after_step(self, progress: float) -> None:
+        self.trains_encoder = not self.frozen and progress >= self.tuning.head_only
+
+    def outputs(self, batch: Batch, generator: torch.Generator) -> Frames:
+        """The head's outputs (B, T, O); in training with hidden time spans and channels."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_encoder):
+            features = self.encoder.normalized(self.encoder.convolve(batch.wave_BS, batch.lengths_B))
+            hidden = self._hidden(features, generator) if self.training else ()
+            states = list(self.encoder.blockwise(features, *hidden))
+        return Frames(self.head(states), features.lengths_B)
+
+    def _hidden(self, features: Frames, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Frames (B, T) and channels (B, D) to hide."""
+        tuning, (B, T, _) = self.tuning, features.x_BTD.shape
+        D = self.encoder.config.width
+        hidden_BT = hide_spans(
+            features.lengths_B,
+            T,
+            share=tuning.hidden_share,
+            span=tuning.hidden_span,
+            generator=generator,
+            least=0,
+        )
+        hidden_BD = hide_spans(
+            features.lengths_B.new_full((B,), D),
+            D,
+            share=tuning.channel_share,
+            span=min(tuning.channel_span, D),
+            generator=generator,
+            least=0,
+        )
+        return hidden_BT, hidden_BD
 
 
 def perplexity(p_GV: Tensor) -> Tensor:

@@ -6,51 +6,41 @@ appendix B: a frozen front end, the new head alone at first, and hidden time ste
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.heads import CTCHead
-from speech_ssl.objectives.base import Floor, Objective
-from speech_ssl.objectives.masking import hide_spans
+from speech_ssl.model.heads import CTCSpec
+from speech_ssl.objectives.base import Floor, Tuned, Tuning
 from speech_ssl.types import Batch, Frames, LossSum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CTCConfig:
-    """Defaults: the paper's for ten hours of labels (table 6)."""
+class CTCConfig(Tuning):
+    vocabulary: tuple[str, ...] = ()
+    """The blank, then characters. A recipe leaves it empty: it is made from the manifest."""
 
-    units: int
-    """Of the vocabulary, the blank included, which is unit 0."""
-    head_only: float = 0.5
-    """Share of the run in which the encoder stays as it is."""
-    hidden_share: float = 0.065
-    hidden_span: int = 10
-    channel_share: float = 0.004
-    channel_span: int = 64
-    dropout: float = 0.1
+    @property
+    def spec(self) -> CTCSpec:
+        return CTCSpec(vocabulary=self.vocabulary)
 
     def build(self, encoder: Encoder) -> CTC:
         return CTC(encoder, self)
 
 
-class CTC(Objective):
+class CTC(Tuned):
     """Encoder and head. A batch's `targets_BU` holds units from 1 on, padded with anything."""
 
-    def __init__(self, encoder: Encoder, config: CTCConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = encoder
-        encoder.frontend.requires_grad_(False)
-        self.head = CTCHead(encoder.config.width, config.units, config.dropout)
-        self.trains_encoder = config.head_only == 0
+    best_by = "cer"  # word errors of few clips and little training are all near 1, and say less
 
-    def after_step(self, progress: float) -> None:
-        self.trains_encoder = progress >= self.config.head_only
+    def __init__(self, encoder: Encoder, config: CTCConfig) -> None:
+        super().__init__(encoder, config.spec.build(encoder.config, config.dropout), config)
+        self.space = config.vocabulary.index(" ") if " " in config.vocabulary else None
 
     def forward(self, batch: Batch, *, generator: torch.Generator) -> LossSum:
         """The sum of the negative log-likelihoods in nats, over as many targets as there are units.
@@ -61,26 +51,37 @@ class CTC(Objective):
         if batch.targets_BU is None or batch.target_lengths_B is None:
             raise ValueError("CTC needs targets: the manifest has no text")
         targets_BU, target_lengths_B = batch.targets_BU, batch.target_lengths_B
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_encoder):
-            frames = self._frames(batch, generator)
-        log_probs_BTV = self.head(frames.x_BTD)
+        outputs = self.outputs(batch, generator)
+        log_probs_BTV = outputs.x_BTD
         total = F.ctc_loss(
             log_probs_BTV.transpose(0, 1),
             targets_BU,
-            frames.lengths_B,
+            outputs.lengths_B,
             target_lengths_B,
             blank=0,
             reduction="sum",
             zero_infinity=True,  # in the gradient too, which a mask on the loss would leave no number
         )
-        possible_B = least_frames(targets_BU, target_lengths_B) <= frames.lengths_B
+        possible_B = least_frames(targets_BU, target_lengths_B) <= outputs.lengths_B
         count = (target_lengths_B * possible_B).sum().float()
         units = target_lengths_B.sum().float()
         with torch.no_grad():
-            valid_BT = frames.valid_BT
-            spoken = ((log_probs_BTV.argmax(-1) != 0) & valid_BT).sum() / valid_BT.sum().clamp(min=1)
-        metrics = {"spoken": spoken * count, "impossible": units - count}
+            valid_BT = outputs.valid_BT
+            best_BT = log_probs_BTV.argmax(-1)
+            spoken = ((best_BT != 0) & valid_BT).sum() / valid_BT.sum().clamp(min=1)
+            metrics = {"spoken": spoken * count, "impossible": units - count}
+            if not self.training:
+                metrics |= self._errors(Frames(best_BT, outputs.lengths_B), batch, possible_B)
         return LossSum(total, count, {k: v.detach() for k, v in metrics.items()})
+
+    def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
+        """Held out, adds `cer` and `wer`: character and word errors of the best path, over all that is
+        said; 1 and more if nothing is right."""
+        reported = {"spoken": float(means["spoken"]), "impossible": float(means["impossible"])}
+        if "unit_errors" in means:
+            reported["cer"] = float(means["unit_errors"])
+            reported["wer"] = float(means["word_errors"] / means["words"].clamp(min=1e-9))
+        return reported
 
     def floors(self) -> Mapping[str, Floor]:
         return {
@@ -91,31 +92,32 @@ class CTC(Objective):
             )
         }
 
-    def _frames(self, batch: Batch, generator: torch.Generator) -> Frames:
-        config = self.config
-        features = self.encoder.normalized(self.encoder.convolve(batch.wave_BS, batch.lengths_B))
-        if not self.training:
-            return self.encoder.contextualize(features)
-        B, T, C = features.x_BTD.shape
-        hidden_BT = hide_spans(
-            features.lengths_B,
-            T,
-            share=config.hidden_share,
-            span=config.hidden_span,
-            generator=generator,
-            least=0,
-        )
-        channels_B = features.lengths_B.new_full((B,), C)
-        hidden_BC = hide_spans(
-            channels_B,
-            C,
-            share=config.channel_share,
-            span=min(config.channel_span, C),
-            generator=generator,
-            least=0,
-        )
-        features = Frames(features.x_BTD.masked_fill(hidden_BC[:, None, :], 0.0), features.lengths_B)
-        return self.encoder.contextualize(features, hidden_BT=hidden_BT)
+    def _errors(self, best: Frames, batch: Batch, possible_B: Tensor) -> dict[str, Tensor]:
+        assert batch.targets_BU is not None and batch.target_lengths_B is not None
+        unit_errors = word_errors = words = 0
+        rows = zip(batch.targets_BU, batch.target_lengths_B, best.x_BTD, best.lengths_B, strict=True)
+        for (target_U, units, path_T, frames), possible in zip(rows, possible_B.tolist(), strict=True):
+            if not possible:
+                continue
+            said = [unit for unit, _ in groupby(path_T[:frames].tolist()) if unit]
+            meant = target_U[:units].tolist()
+            unit_errors += _distance(meant, said)
+            word_errors += _distance(self._words(meant), self._words(said))
+            words += len(self._words(meant))
+        counts = {"unit_errors": unit_errors, "word_errors": word_errors, "words": words}
+        device = best.lengths_B.device
+        return {k: torch.tensor(float(v), device=device) for k, v in counts.items()}
+
+    def _words(self, units: Sequence[int]) -> list[tuple[int, ...]]:
+        split = groupby(units, key=lambda unit: unit == self.space)
+        return [tuple(word) for is_space, word in split if not is_space]
+
+
+def _distance(reference: Sequence[object], hypothesis: Sequence[object]) -> int:
+    """Edits that turn one into the other (Levenshtein)."""
+    from torchaudio.functional import edit_distance
+
+    return int(edit_distance(reference, hypothesis))
 
 
 def least_frames(targets_BU: Tensor, lengths_B: Tensor) -> Tensor:

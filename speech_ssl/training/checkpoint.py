@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ class RunState:
     step: int = 0
     loader: dict[str, Any] | None = None
     best: float | None = None
+    best_loss: float | None = None
+    """The loss of the best validation, which decides between equals."""
+    stale: int = 0
+    """Validations since the best one."""
     below: dict[str, int] | None = None
     """For each kind of log line and watched number, how many lines in a row it has been below its floor."""
 
@@ -55,7 +59,7 @@ def save_checkpoint(
     if optimizer is not None:
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
-    header = {"step": state.step, "loader": state.loader, "best": state.best, "below": state.below}
+    header = {field.name: getattr(state, field.name) for field in fields(state)}
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     write_atomically(path, save(plain, {"state": json.dumps(header)}))
 

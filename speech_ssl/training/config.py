@@ -19,8 +19,12 @@ class TrainConfig:
 
     peak_lr: float = 5e-4
     warmup: float = 0.08
-    """Share of the steps in which the learning rate rises linearly from 0; then it falls linearly."""
+    """Share of the steps in which the learning rate rises linearly from 0; then it stays, then falls."""
+    hold: float = 0.0
+    """Share of the steps at the peak. With an exponential fall that is wav2vec 2.0's tri-stage schedule."""
+    decay: Literal["linear", "exponential"] = "linear"
     final_lr_scale: float = 0.0
+    """Learning rate of the last step, as a share of the peak."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     weight_decay: float = 0.01
@@ -29,6 +33,10 @@ class TrainConfig:
     log_every: int = 100
     valid_every: int = 5_000
     save_every: int = 1_000
+    patience: int | None = None
+    """Validations in a row without a new best after which the run ends; None: it takes all its steps."""
+    probe_every: int = 1_000
+    """Steps between two looks of the online probe, where the run was given one."""
     watch_after: float = 0.02
     """Share of the steps before the collapse watch begins: codes need time to spread."""
     watch_patience: int = 3
@@ -36,9 +44,14 @@ class TrainConfig:
     on_collapse: Literal["warn", "stop"] = "warn"
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batches_per_step, self.log_every, self.valid_every, self.save_every) < 1:
+        for name in ("steps", "batches_per_step", "log_every", "valid_every", "save_every", "probe_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be at least 1, not {self.patience}")
+        if not (0 <= self.warmup < 1 and 0 <= self.hold < 1 and self.warmup + self.hold < 1):
             raise ValueError(
-                "steps, batches_per_step, log_every, valid_every and save_every must be at least 1"
+                f"warmup and hold are shares of the steps, below 1 in all, not {self.warmup} and {self.hold}"
             )
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is a share of the steps in [0, 1), not {self.warmup}")
+        if self.decay == "exponential" and not self.final_lr_scale > 0:
+            raise ValueError("an exponential fall needs a final_lr_scale above 0")

@@ -39,7 +39,11 @@ class Stopped(RuntimeError):
         self.signal = number
 
 
-def train(
+Probe = Callable[[Objective], Mapping[str, float]]
+"""Looks at what is being trained now and then, and says what it is good for. It must leave it as it is."""
+
+
+def train(  # noqa: PLR0913 - each is a part of the run
     objective: Objective,
     batches: Batches,
     valid: Callable[[], Iterable[Batch]],
@@ -47,8 +51,9 @@ def train(
     *,
     out: Path,
     ranks: Ranks,
+    probe: Probe | None = None,
 ) -> RunState:
-    """Train to the last step, from the checkpoint in `out` if there is one.
+    """Train to the last step, or until patience is at its end, from the checkpoint in `out` if there is one.
 
     Every random number is a function of (seed, step, number of the batch), so that a resumed run, and
     a run on another number of ranks, takes the same steps. Raises Stopped, Collapsed or NonFinite.
@@ -67,7 +72,7 @@ def train(
         Logs(out, total=config.steps, done=state.step, active=ranks.first) as logs,
         stop_signals() as caught,
     ):
-        while state.step < config.steps:
+        while state.step < config.steps and not is_over(state, config):
             rate = learning_rate(state.step, config)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -91,6 +96,9 @@ def train(
                 meter.check_finite()
                 numbers = evaluate(objective, valid(), config, ranks)
                 report_validation(objective, numbers, state, config, logs, out)
+                done = done or is_over(state, config)
+            if probe is not None and ranks.first and (state.step % config.probe_every == 0 or done):
+                logs.numbers("probe", state.step, probe(objective))
             if state.step % config.save_every == 0 or done or stopping:
                 meter.check_finite()
                 if ranks.first:
@@ -188,11 +196,25 @@ def report_validation(
     logs.numbers("valid", state.step, numbers)
     score = numbers[objective.best_by]
     healthy = not fallen(numbers, objective.floors())
-    if healthy and math.isfinite(score) and (state.best is None or score < state.best):
-        state.best = score
+    state.stale += 1
+    if healthy and is_better(objective, score, numbers["loss"], state):
+        state.best, state.best_loss, state.stale = score, numbers["loss"], 0
         if logs.active:
             save_checkpoint(out / BEST, state, objective)
     look_for_collapse("valid", objective, numbers, state, config, logs)
+
+
+def is_better(objective: Objective, score: float, loss: float, state: RunState) -> bool:
+    if not math.isfinite(score) or state.best is None:
+        return math.isfinite(score)
+    if score == state.best:
+        return state.best_loss is not None and loss < state.best_loss
+    return (score > state.best) == objective.higher_is_better
+
+
+def is_over(state: RunState, config: TrainConfig) -> bool:
+    """Whether the best weights are too long ago for better ones to be expected."""
+    return config.patience is not None and state.best is not None and state.stale >= config.patience
 
 
 def check_same_start(state: RunState, out: Path, ranks: Ranks) -> None:

@@ -12,11 +12,16 @@ from speech_ssl.training.config import TrainConfig
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Of step 0, 1, ...: linear up to the peak at the end of the warm-up, linear down to the end."""
+    """Of step 0, 1, ...: linear up to the peak at the end of the warm-up, level, and down to the end."""
     warmup = math.ceil(config.warmup * config.steps)
     if step < warmup:
         return config.peak_lr * (step + 1) / warmup
-    left = (config.steps - step) / max(config.steps - warmup, 1)
+    level = warmup + round(config.hold * config.steps)
+    if step < level:
+        return config.peak_lr
+    left = (config.steps - step) / max(config.steps - level, 1)
+    if config.decay == "exponential":
+        return config.peak_lr * math.exp(math.log(config.final_lr_scale) * (1 - left))
     return config.peak_lr * (config.final_lr_scale + (1 - config.final_lr_scale) * left)
 
 

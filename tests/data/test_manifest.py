@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +57,14 @@ def test_a_part_of_a_file_is_as_long_as_the_part(tmp_path: Path) -> None:
         tmp_path,
         "path\tduration_s\tstart\tend\na.wav\t60\t1.5\t4\na.wav\t60\t50\t\na.wav\t60\t\t9\na.wav\t60\t\t\n",
     )
-    rows = [(u.id, u.start, u.end, u.duration_s) for u in read_manifest(path)]
+    rows = [(u.id, u.start, u.end, u.duration_s, u.file_s) for u in read_manifest(path)]
     assert rows == [
-        ("a.wav#1.5-4", 1.5, 4.0, 2.5),
-        ("a.wav#50-60", 50.0, 60.0, 10.0),
-        ("a.wav#0-9", 0.0, 9.0, 9.0),
-        ("a.wav", None, None, 60.0),
+        ("a.wav#1.5-4", 1.5, 4.0, 2.5, 60.0),
+        ("a.wav#50-60", 50.0, 60.0, 10.0, 60.0),
+        ("a.wav#0-9", 0.0, 9.0, 9.0, 60.0),
+        ("a.wav", None, None, 60.0, None),
     ]
+    assert {u.file_id for u in read_manifest(path)} == {"a.wav"}
 
 
 def test_fairseq_form(tmp_path: Path) -> None:
@@ -159,6 +161,7 @@ def utterances_in(draw: st.DrawFn, folder: Path) -> list[Utterance]:
                 lang=draw(fields),
                 start=start,
                 end=end,
+                file_s=None if end is None else end + draw(seconds),
             )
         )
     return rows
@@ -181,6 +184,12 @@ def test_only_columns_in_use_are_written_and_paths_are_relative(tmp_path: Path) 
     row = Utterance(path=tmp_path / "a" / "b.wav", duration_s=1.5, id="x", text="hi")
     write_manifest(tmp_path / "m.tsv", [row])
     assert (tmp_path / "m.tsv").read_text() == "path\tduration_s\ttext\na/b.wav\t1.5\thi\n"
+
+
+def test_a_part_of_a_file_of_unknown_length_claims_to_be_its_end(tmp_path: Path) -> None:
+    part = Utterance(path=tmp_path / "b.wav", duration_s=1.5, id="b.wav#2-3.5", start=2.0, end=3.5)
+    write_manifest(tmp_path / "m.tsv", [part])
+    assert read_manifest(tmp_path / "m.tsv") == [replace(part, file_s=3.5)]
 
 
 def test_a_manifest_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:

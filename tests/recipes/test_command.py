@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from recipes.common import _Skipped, command
+from recipes.common import Skipped, command
 from recipes.pretrain_wav2vec2 import smoke
 from speech_ssl.checkpoints.artifact import load_artifact, load_extra, save_artifact
 from speech_ssl.data.manifest import Utterance, read_manifest, write_manifest
@@ -116,10 +116,10 @@ def test_a_folder_where_no_artifact_could_be_left_is_refused_at_once(few: Path, 
 def test_files_of_the_same_name_are_named_each_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "skipped.jsonl"
     one, other = (Utterance(tmp_path / name / "0.wav", 1.0, "0.wav") for name in "ab")
-    _Skipped(path, aloud=False)(one, "why")
+    Skipped(path, aloud=False)(one, "why")
     with path.open("a") as file:
         file.write('{"id": "torn", "pa')
-    note = _Skipped(path, aloud=False)
+    note = Skipped(path, aloud=False)
     note(one, "again")
     note(other, "why")
     first, torn, last = path.read_text().splitlines()

@@ -1,0 +1,202 @@
+"""CTC fine-tuning (Baevski et al. 2020, section 4.3): transcription from few labels.
+
+    python -m recipes.finetune_ctc VARIANT --manifest M.tsv --out runs/NAME --init ARTIFACT [--resume]
+
+The manifest needs the column `text`. Texts are brought into normal form (lower case, letters, digits and
+apostrophes; `speech_ssl.text.normalize`), and their characters are the vocabulary, unless --vocabulary
+names a file with one a line. Rows with split `test` give the figures at the end, else those that choose
+the checkpoint do. Without --init it is trained from random weights, for comparison.
+
+smoke         seconds on 2 CPU cores: shows that everything runs; learns nothing of use.
+tiny          for the `tiny` encoder and an hour or three of labels, on 2 CPU cores (LOG.md has a run).
+ten_minutes, one_hour, ten_hours, full
+              wav2vec 2.0 BASE with as much of Libri-Light or LibriSpeech, as published (table 6), on a GPU
+              or several. The paper's word errors on test-clean, without a language model: 46.9, 24.5,
+              11.1 and 3.4 % (not run here).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from recipes.finetuning import Examples, FineTuning, Request, command, finetune, read_examples, readable
+from speech_ssl.data.batching import DataConfig
+from speech_ssl.data.loader import Targets
+from speech_ssl.data.manifest import Utterance, split_utterances
+from speech_ssl.data.texts import TextTargets, read_vocabulary, vocabulary_of
+from speech_ssl.inference.runtime import Runtime
+from speech_ssl.model import presets
+from speech_ssl.model.encoder import Encoder
+from speech_ssl.objectives.ctc import CTCConfig
+from speech_ssl.text import Vocabulary, normalize
+from speech_ssl.training.config import TrainConfig
+from speech_ssl.training.ranks import Ranks
+
+
+def ten_hours() -> FineTuning:
+    """As published: 8 GPUs with 200 s each, tri-stage schedule, the head alone for 10,000 updates."""
+    return FineTuning(
+        name="wav2vec2-ctc-10h",
+        objective=CTCConfig(
+            head_only=10_000 / 20_000, hidden_share=0.65, channel_share=0.256, channel_span=64, dropout=0.0
+        ),
+        data=DataConfig(batch_s=200.0, min_s=0.4, workers=6),
+        train=TrainConfig(
+            steps=20_000,
+            batches_per_step=8,
+            peak_lr=5e-5,
+            warmup=0.1,
+            hold=0.4,
+            decay="exponential",
+            final_lr_scale=0.05,
+            eps=1e-8,
+            weight_decay=0.0,
+            valid_every=1_000,
+            watch_after=0.3,
+        ),
+        encoder={"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.1, "layer_drop": 0.05},
+        scratch=presets.base(),
+    )
+
+
+def ten_minutes() -> FineTuning:
+    base = ten_hours()
+    return replace(
+        base,
+        name="wav2vec2-ctc-10m",
+        objective=replace(base.objective, head_only=10_000 / 12_000, hidden_share=0.75, channel_share=0.512),
+        train=replace(base.train, steps=12_000),
+    )
+
+
+def one_hour() -> FineTuning:
+    base = ten_hours()
+    return replace(
+        base,
+        name="wav2vec2-ctc-1h",
+        objective=replace(base.objective, head_only=10_000 / 13_000, hidden_share=0.75),
+        train=replace(base.train, steps=13_000),
+    )
+
+
+def full() -> FineTuning:
+    """All 960 hours of LibriSpeech; the encoder learns from the start, as published."""
+    base = ten_hours()
+    return replace(
+        base,
+        name="wav2vec2-ctc-960h",
+        objective=replace(base.objective, head_only=0.0, hidden_share=0.5, channel_share=0.1024),
+        train=replace(base.train, steps=320_000, peak_lr=1e-4, valid_every=5_000),
+        encoder={**base.encoder, "layer_drop": 0.1},
+    )
+
+
+def tiny() -> FineTuning:
+    """For two CPU cores: much higher learning rates than the published ones, which are for large encoders,
+    and milder hiding."""
+    return FineTuning(
+        name="tiny-ctc",
+        objective=CTCConfig(
+            head_only=0.05, hidden_share=0.3, channel_share=0.1, channel_span=16, dropout=0.1
+        ),
+        data=DataConfig(batch_s=60.0, min_s=0.4, workers=1),
+        train=TrainConfig(
+            steps=2_500,
+            peak_lr=1e-3,
+            warmup=0.1,
+            hold=0.4,
+            decay="exponential",
+            final_lr_scale=0.05,
+            eps=1e-8,
+            clip_norm=5.0,
+            log_every=50,
+            valid_every=250,
+            save_every=500,
+            watch_after=0.3,
+        ),
+        encoder={"dropout": 0.1},
+    )
+
+
+def smoke() -> FineTuning:
+    """A few steps on a few seconds, in fp32 so that its losses are the same on every machine."""
+    base = tiny()
+    return replace(
+        base,
+        name="smoke-ctc",
+        data=DataConfig(batch_s=12.0, min_s=0.4, workers=1),
+        train=replace(
+            base.train, steps=12, precision="fp32", log_every=4, valid_every=6, save_every=4, watch_after=0.9
+        ),
+        scratch=replace(presets.tiny(), depth=2, width=64, ffn_width=128),
+    )
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """vocabulary: given by the user; else it is made from the texts."""
+
+    vocabulary: Vocabulary | None = None
+    columns = ("text", "lang")
+
+    def examples(self, utterances: Sequence[Utterance]) -> Examples:
+        train, valid = split_utterances(utterances)
+        return Examples(train, valid, [u for u in utterances if u.split.lower() == "test"] or valid)
+
+    def filled(self, tuning: FineTuning, examples: Examples) -> FineTuning:
+        vocabulary = self.vocabulary or vocabulary_of([*examples.train, *examples.valid])
+        return replace(tuning, objective=replace(tuning.objective, vocabulary=vocabulary.symbols))
+
+    def targets(self, tuning: FineTuning, encoder: Encoder) -> Targets:
+        assert isinstance(tuning.objective, CTCConfig)
+        vocabulary = Vocabulary(tuning.objective.vocabulary)
+        return TextTargets(vocabulary, encoder.hop, encoder.receptive_field)
+
+    def measure(self, runtime: Runtime, head: str, test: Sequence[Utterance]) -> dict[str, Any]:
+        """Word and character errors of the best path, and some transcripts to look at."""
+        from speech_ssl.evaluation.error_rates import error_rates
+
+        references: list[str] = []
+        hypotheses: list[str] = []
+        for clips, waves in readable([clip for clip in test if normalize(clip.text)]):
+            references += [clip.text for clip in clips]
+            hypotheses += [transcript.text for transcript in runtime.transcribe(waves, head=head)]
+        rates = error_rates(references, hypotheses)
+        return {
+            "wer": rates.normalized_wer,
+            "cer": rates.normalized_cer,
+            "wer_as_written": rates.wer,
+            "cer_as_written": rates.cer,
+            "words": rates.words.total,
+            "examples": list(zip(references, hypotheses, strict=True))[:20],
+        }
+
+
+def start(tuning: FineTuning, request: Request, given: argparse.Namespace, ranks: Ranks) -> None:
+    task = Transcription(None if given.vocabulary is None else read_vocabulary(given.vocabulary))
+    finetune(tuning, task, task.examples(read_examples(request)), request, ranks)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vocabulary", type=Path, help="file with the characters to know, one a line")
+
+
+main = command(
+    smoke,
+    tiny,
+    ten_minutes,
+    one_hour,
+    ten_hours,
+    full,
+    doc=__doc__,
+    head="ctc",
+    options=options,
+    start=start,
+)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""What recipes with labels share: from an artifact and a labelled manifest to an artifact with a head."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from recipes.common import (
+    SKIPPED,
+    Skipped,
+    batches_of,
+    best_weights,
+    describe,
+    fingerprint,
+    fixed_validation,
+    leaving_artifact,
+    open_folder,
+    orderly_exit,
+    recipe_parser,
+)
+from speech_ssl.checkpoints.artifact import Artifact, Head, add_head, load_artifact, save_artifact
+from speech_ssl.data.batching import DataConfig
+from speech_ssl.data.loader import FILES, Loader, Targets
+from speech_ssl.data.manifest import Utterance, read_manifest
+from speech_ssl.inference.clips import Clip
+from speech_ssl.inference.runtime import Runtime, model_folder
+from speech_ssl.model import presets
+from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.encoder import Encoder
+from speech_ssl.objectives.base import Tuned
+from speech_ssl.objectives.ctc import CTCConfig
+from speech_ssl.objectives.events import EventsConfig
+from speech_ssl.training.checkpoint import write_atomically
+from speech_ssl.training.config import TrainConfig
+from speech_ssl.training.loop import train
+from speech_ssl.training.ranks import Ranks, joined_ranks
+from speech_ssl.training.run import Run
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """What a variant returns: a run whose encoder is that of the artifact it starts from.
+
+    encoder: fields of the encoder's config that differ while it is trained, such as dropout.
+    scratch: the encoder of a run that starts from no artifact. All of it is trained then, at once.
+    """
+
+    name: str
+    objective: CTCConfig | EventsConfig
+    data: DataConfig
+    train: TrainConfig
+    encoder: Mapping[str, float] = field(default_factory=dict)
+    scratch: EncoderConfig = field(default_factory=presets.tiny)
+
+    def run(self, artifact: Artifact | None) -> Run:
+        config = self.scratch if artifact is None else artifact.encoder.config
+        objective = self.objective
+        if artifact is None:
+            objective = replace(objective, head_only=0.0, train_frontend=True)
+        elif not objective.train_frontend:
+            config = replace(config, feature_grad_scale=0.0)
+        return Run(
+            name=self.name,
+            encoder=replace(config, **self.encoder),  # type: ignore[arg-type]
+            objective=objective,
+            data=self.data,
+            train=self.train,
+        )
+
+
+@dataclass(frozen=True)
+class Examples:
+    """train, valid: to learn from, and to choose the checkpoint by. test: for the figures at the end."""
+
+    train: Sequence[Utterance]
+    valid: Sequence[Utterance]
+    test: Sequence[Utterance]
+
+
+class Task(Protocol):
+    """What tells transcription from sound events."""
+
+    columns: tuple[str, ...]
+    """Of the manifest, beside those that every run depends on."""
+
+    def examples(self, utterances: Sequence[Utterance]) -> Examples: ...
+    def filled(self, tuning: FineTuning, examples: Examples) -> FineTuning:
+        """With the labels or the vocabulary that the examples have."""
+        ...
+
+    def targets(self, tuning: FineTuning, encoder: Encoder) -> Targets: ...
+    def measure(self, runtime: Runtime, head: str, test: Sequence[Utterance]) -> dict[str, Any]:
+        """Figures of the finished model on held-out clips, through the runtime as users have it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the command line asks, beside the variant. head: the name it gets in the artifact."""
+
+    manifests: Sequence[Path]
+    out: Path
+    head: str
+    init: str | None = None
+    resume: bool = False
+    lang: str | None = None
+
+
+def command(
+    *variants: Callable[[], FineTuning],
+    doc: str | None,
+    head: str,
+    options: Callable[[argparse.ArgumentParser], None],
+    start: Callable[[FineTuning, Request, argparse.Namespace, Ranks], None],
+) -> Callable[..., None]:
+    """The command line of a fine-tuning recipe. options: adds its own; start: runs it."""
+    named = {variant.__name__: variant for variant in variants}
+
+    def main(arguments: Sequence[str] | None = None) -> None:
+        parser = recipe_parser(list(named), doc)
+        parser.add_argument("--head", default=head, help="its name in the artifact (default: %(default)s)")
+        parser.add_argument("--lang", help="use the clips of this language alone (column 'lang')")
+        options(parser)
+        given = parser.parse_args(arguments)
+        request = Request(
+            manifests=given.manifest,
+            out=given.out,
+            head=given.head,
+            init=given.init,
+            resume=given.resume,
+            lang=given.lang,
+        )
+        with orderly_exit(), joined_ranks(given.device) as ranks:
+            start(named[given.variant](), request, given, ranks)
+
+    return main
+
+
+def read_examples(request: Request) -> list[Utterance]:
+    """All rows of the manifests, of the language asked for."""
+    utterances = [utterance for path in request.manifests for utterance in read_manifest(path)]
+    if request.lang is None:
+        return utterances
+    chosen = [utterance for utterance in utterances if utterance.lang == request.lang]
+    if not chosen:
+        known = sorted({utterance.lang or "(none)" for utterance in utterances})
+        raise ValueError(f"no clip has lang {request.lang!r}: the manifest has {', '.join(known[:12])}")
+    return chosen
+
+
+def finetune(
+    tuning: FineTuning, task: Task, examples: Examples, request: Request, ranks: Ranks
+) -> dict[str, Any]:
+    """Train, leave the best weights in `out`/artifact, measure them, and write `out`/results.json."""
+    artifact = None if request.init is None else load_artifact(model_folder(request.init))
+    tuning = task.filled(tuning, examples)
+    run = tuning.run(artifact)
+    torch.manual_seed(run.train.seed)
+    encoder = Encoder(run.encoder)
+    objective = run.objective.build(encoder)
+    assert isinstance(objective, Tuned)
+    if artifact is not None:
+        encoder.load_state_dict(artifact.encoder.state_dict())
+    ranks.share(run.train.batches_per_step)
+    targets, data = task.targets(tuning, encoder), tuning.data
+    note = Skipped(request.out / SKIPPED, aloud=ranks.first)
+    training, valid = (_whole(clips, data) for clips in (examples.train, examples.valid))
+    inputs = fingerprint([*examples.train, *examples.valid, *examples.test], artifact, *task.columns)
+    began = time.monotonic()
+    loader = Loader(training, data, seed=run.train.seed, on_failure=note, targets=targets)
+    open_folder(request.out, run, inputs, ranks, resume=request.resume)
+    if ranks.first:
+        if artifact is None:
+            print("no --init: the encoder starts from random weights", file=sys.stderr)
+        for clip in _cut(examples.train, data) + _cut(examples.valid, data):
+            note(clip, f"{clip.id}: {clip.duration_s:.1f} s, a batch has {data.longest_s:g} s at most")
+        describe(run, loader, training, valid)
+    validation = fixed_validation(valid, data, note if ranks.first else None, targets)
+    with leaving_artifact(ranks, lambda: leave_tuned(objective, run, request, artifact)):
+        train(objective, batches_of(loader, ranks), validation, run.train, out=request.out, ranks=ranks)
+    if not ranks.first:
+        return {}
+    return measure(task, request, examples.test, run, time.monotonic() - began)
+
+
+def readable(clips: Sequence[Utterance], at_once: int = 64) -> Iterator[tuple[list[Utterance], list[Clip]]]:
+    """Clips with their waves, some at a time; those that cannot be read are left out."""
+    for first in range(0, len(clips), at_once):
+        some: list[Utterance] = []
+        waves: list[Clip] = []
+        for clip in clips[first : first + at_once]:
+            with suppress(ValueError, OSError):
+                waves.append(FILES.read(clip, 0.0, clip.duration_s))
+                some.append(clip)
+        yield some, waves
+
+
+def measure(
+    task: Task, request: Request, test: Sequence[Utterance], run: Run, seconds: float
+) -> dict[str, Any]:
+    artifact = load_artifact(request.out / "artifact")
+    head = artifact.heads[request.head]
+    runtime = Runtime(artifact)
+    figures = task.measure(runtime, request.head, test)
+    results = {
+        "run": run.name,
+        "seed": run.train.seed,
+        "step": head.training["step"],
+        "seconds": round(seconds, 1),
+        "clips": len(test),
+        **figures,
+    }
+    write_atomically(request.out / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in results.items() if _is_plain(v)}
+    print("held out: " + "  ".join(f"{k} {v}" for k, v in shown.items()))
+    return results
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _whole(clips: Sequence[Utterance], data: DataConfig) -> list[Utterance]:
+    """Without those that would be cut: a text or label belongs to the whole clip."""
+    return [clip for clip in clips if clip.duration_s <= data.longest_s]
+
+
+def _cut(clips: Sequence[Utterance], data: DataConfig) -> list[Utterance]:
+    return [clip for clip in clips if clip.duration_s > data.longest_s]
+
+
+def leave_tuned(objective: Tuned, run: Run, request: Request, artifact: Artifact | None) -> None:
+    """The best weights as an artifact. A frozen encoder keeps its other heads; a trained one has lost them."""
+    chosen = best_weights(objective, request.out)
+    assert isinstance(run.objective, CTCConfig | EventsConfig)
+    training = {"recipe": run.to_dict(), "step": chosen.step, f"valid_{objective.best_by}": chosen.best}
+    licence = "as the audio it was trained on allows"
+    head = Head(run.objective.spec, objective.head, training, licence)
+    folder = request.out / "artifact"
+    if artifact is not None and objective.frozen:
+        add_head(artifact.folder, folder, request.head, head)
+    else:
+        if artifact is not None:
+            objective.encoder.config = artifact.encoder.config
+            training = {**training, "init": {"name": artifact.name, "sha256": artifact.sha256}}
+            if artifact.heads:
+                names = ", ".join(artifact.heads)
+                print(f"left out, for the encoder was trained on: heads {names}", file=sys.stderr)
+        save_artifact(
+            objective.encoder,
+            folder,
+            name=run.name,
+            training=training,
+            licence=licence,
+            heads={request.head: head},
+        )
+    print(f"the weights of step {chosen.step} are in {folder}", file=sys.stderr)

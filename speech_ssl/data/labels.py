@@ -1,0 +1,210 @@
+"""What labelled rows of a manifest ask for: classes of clips, and events in time.
+
+A manifest of events has one row an event, with `start`, `end` and `label` (several that begin and end
+together are one row, separated by ";"). A row with neither start nor end is about the whole file: its
+labels last from its beginning to its end, and without a label it says that the file belongs to the data.
+`duration_s` is that of the file in all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+from speech_ssl.data.manifest import ManifestError, Utterance, part_id
+from speech_ssl.types import SAMPLE_RATE
+
+Event: TypeAlias = tuple[str, float, float]
+"""A label, and the seconds between which it holds."""
+
+TOLERANCE_S = 0.01
+"""Durations and ends of events are rounded by whoever writes them: so far they may lie apart."""
+
+
+def labels_of(utterance: Utterance) -> list[str]:
+    """The row's labels, each once, sorted."""
+    return sorted({label.strip() for label in utterance.label.split(";")} - {""})
+
+
+def label_names(utterances: Iterable[Utterance]) -> tuple[str, ...]:
+    """All labels of a manifest, sorted. Raises ValueError if there are none."""
+    names = sorted({label for utterance in utterances for label in labels_of(utterance)})
+    if not names:
+        raise ValueError("no row has a label: fill the manifest's column 'label'")
+    return tuple(names)
+
+
+@dataclass(frozen=True)
+class ClipTargets:
+    """The classes of a clip: positions of its labels in `labels`.
+
+    Calling it raises ValueError for a label that is not among them, and, without `multilabel`, where
+    there is not exactly one.
+    """
+
+    labels: tuple[str, ...]
+    multilabel: bool = False
+
+    def __post_init__(self) -> None:
+        _check_names(self.labels)
+
+    def __call__(self, utterance: Utterance) -> list[int]:
+        labels = labels_of(utterance)
+        if not self.multilabel and len(labels) != 1:
+            raise ValueError(f"{utterance.id}: {len(labels)} labels, but exactly one is wanted")
+        return sorted(_class(self.labels, label, utterance) for label in labels)
+
+
+@dataclass(frozen=True)
+class TimedTargets:
+    """The events of a window as one flat list: class, start and end in milliseconds, and so on.
+
+    events: of each window by its id, in seconds from the window's start; see `timed_windows`.
+    Calling it raises ValueError for a window that is not there and for a label not in `labels`. An event
+    of less than half a millisecond may be lost to rounding.
+    """
+
+    labels: tuple[str, ...]
+    events: Mapping[str, Sequence[Event]]
+
+    def __post_init__(self) -> None:
+        _check_names(self.labels)
+
+    def __call__(self, utterance: Utterance) -> list[int]:
+        if utterance.id not in self.events:
+            raise ValueError(f"{utterance.id}: no such window; make it by timed_windows, as the events")
+        flat: list[int] = []
+        for label, start, end in self.events[utterance.id]:
+            start_ms, end_ms = round(start * 1_000), round(end * 1_000)
+            if start_ms < end_ms:
+                flat += [_class(self.labels, label, utterance), start_ms, end_ms]
+        return flat
+
+
+def timed_windows(
+    utterances: Iterable[Utterance], *, window_s: float
+) -> tuple[list[Utterance], dict[str, list[Event]]]:
+    """The files that the rows are about, in equal windows of at most `window_s`; and their events.
+
+    The windows of a file lie side by side and cover it; a file that fits into one is a whole file.
+    The events, by the window's id, are cut to the window and count from its start. A window keeps of the
+    rows' other columns what all rows of the file agree on, and no label.
+
+    Raises ManifestError where rows contradict each other or the file.
+    """
+    if not window_s * SAMPLE_RATE >= 1:
+        raise ValueError(f"window_s must be a number of seconds above 0, not {window_s}")
+    rows_of: dict[Path, list[Utterance]] = {}
+    for utterance in utterances:
+        rows_of.setdefault(utterance.path, []).append(utterance)
+    windows: list[Utterance] = []
+    events: dict[str, list[Event]] = {}
+    for rows in rows_of.values():
+        file = _file(rows)
+        of_file = sorted(_events(rows, file.duration_s), key=lambda event: (*event[1:], event[0]))
+        for window in _windows(file, window_s):
+            if window.id in events:
+                raise ManifestError(f"{window.id}: two files of one id; keep one")
+            windows.append(window)
+            events[window.id] = list(_within(of_file, window))
+    return windows, events
+
+
+def balanced_weights(counts: Sequence[int]) -> list[float]:
+    """A weight for each class, inversely proportional to how many samples it has; 1 in the mean over
+    the samples. A class without any has weight 0.
+
+    Raises ValueError if there are no samples, or fewer than none of a class.
+    """
+    if min(counts, default=0) < 0 or not sum(counts):
+        raise ValueError("balanced weights need counts from 0 on, and not all 0")
+    share = sum(counts) / sum(count > 0 for count in counts)
+    return [share / count if count else 0.0 for count in counts]
+
+
+def _check_names(labels: tuple[str, ...]) -> None:
+    if not labels or len(set(labels)) < len(labels):
+        raise ValueError("the names of the classes must be at least one, each once")
+
+
+def _class(labels: tuple[str, ...], label: str, utterance: Utterance) -> int:
+    try:
+        return labels.index(label)
+    except ValueError:
+        raise ValueError(f"{utterance.id}: {label!r} is not one of the {len(labels)} labels") from None
+
+
+def _file(rows: Sequence[Utterance]) -> Utterance:
+    """The whole file, with what all its rows agree on."""
+    name = rows[0].file_id
+    claimed = (row.duration_s if row.end is None else row.file_s for row in rows)
+    known = {seconds for seconds in claimed if seconds is not None}
+    if not known:
+        raise ManifestError(f"{name}: the duration of the file is unknown; set file_s of its parts")
+    if max(known) - min(known) > TOLERANCE_S:
+        raise ManifestError(
+            f"{name}: its rows have the durations {min(known):g} and {max(known):g} s; duration_s is that of "
+            "the whole file in all rows"
+        )
+    splits = sorted({row.split for row in rows})
+    if len(splits) > 1:
+        raise ManifestError(f"{name}: its rows are in the splits {splits}; the events of a file are in one")
+    return Utterance(
+        path=rows[0].path,
+        duration_s=max(known),
+        id=name,
+        text=_agreed(row.text for row in rows),
+        speaker=_agreed(row.speaker for row in rows),
+        split=splits[0],
+        lang=_agreed(row.lang for row in rows),
+    )
+
+
+def _agreed(values: Iterable[str]) -> str:
+    first, *others = set(values)
+    return "" if others else first
+
+
+def _events(rows: Sequence[Utterance], file_s: float) -> Iterator[Event]:
+    for row in rows:
+        labels = labels_of(row)
+        start, end = (0.0, file_s) if row.start is None or row.end is None else (row.start, row.end)
+        if row.end is not None and not labels:
+            raise ManifestError(
+                f"{row.id}: an event without a label; a file without events has neither start nor end"
+            )
+        if end > file_s + TOLERANCE_S:
+            raise ManifestError(
+                f"{row.id}: it ends beyond the file's {file_s:g} s; duration_s is that of the whole file"
+            )
+        yield from ((label, start, end) for label in labels)
+
+
+def _windows(file: Utterance, window_s: float) -> Iterator[Utterance]:
+    samples, most = round(file.duration_s * SAMPLE_RATE), int(window_s * SAMPLE_RATE + 1e-6)
+    count = -(-samples // most)
+    if count <= 1:
+        yield file
+        return
+    # At whole samples, but for the end of the file.
+    edges = [samples * number // count / SAMPLE_RATE for number in range(count)] + [file.duration_s]
+    for start, end in zip(edges[:-1], edges[1:], strict=True):
+        yield replace(
+            file,
+            id=part_id(file.id, start, end),
+            duration_s=end - start,
+            start=start,
+            end=end,
+            file_s=file.duration_s,
+        )
+
+
+def _within(events: Iterable[Event], window: Utterance) -> Iterator[Event]:
+    first = window.start or 0.0
+    last = first + window.duration_s if window.end is None else window.end
+    for label, start, end in events:
+        start, end = max(start, first), min(end, last)
+        if start < end:
+            yield label, start - first, end - first

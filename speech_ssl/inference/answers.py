@@ -1,0 +1,186 @@
+"""From a head's outputs for a whole clip, stitched from its windows, to what was said and what was heard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from speech_ssl.inference.ctc import Word, align, greedy, split_at_blanks
+from speech_ssl.model.heads import CTCSpec, EventsSpec, clip_logits, frame_logits, scores
+from speech_ssl.text import Vocabulary
+from speech_ssl.types import Features
+
+PART_S = 30.0
+"""Of a longer recording, beam search and alignment see parts between pauses: their cost grows with its square."""
+SMOOTHING_S = 0.2
+"""Width of the median filter over frame scores: events and gaps shorter than half of it are noise."""
+
+
+class Hypothesis(Protocol):
+    @property
+    def text(self) -> str: ...
+
+
+Decoder = Callable[[NDArray[np.float32]], Hypothesis]
+"""Log-probabilities of units (T, V) to a text: a beam search, for one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    text: str
+    words: list[Word]
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """score: a probability."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class TimedEvent:
+    """start, end: seconds. score: the mean probability over the event's frames."""
+
+    label: str
+    start: float
+    end: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """labels: the best first. events: by start."""
+
+    labels: list[Label]
+    events: list[TimedEvent]
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """All answers of one pass; None for a task that was not asked for."""
+
+    features: Features | None
+    transcript: Transcript | None
+    classification: Classification | None
+
+
+Task = Literal["embedding", "transcription", "classification"]
+TASKS: tuple[Task, ...] = get_args(Task)
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raises ValueError for one that is not known, or none."""
+    if unknown := [task for task in tasks if task not in TASKS]:
+        raise ValueError(f"task {unknown[0]!r} is not known: choose from {', '.join(TASKS)}")
+    if not tasks:
+        raise ValueError(f"no task was asked for: choose from {', '.join(TASKS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which labels to tell: the `top_k` likeliest (None: all). Events: where `threshold` is reached."""
+
+    top_k: int | None = None
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {self.top_k}")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold is a probability above 0, not {self.threshold}")
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Times of frames: frame t is centred at `t * hop_s + field_s / 2` of a clip of `duration_s`."""
+
+    hop_s: float
+    field_s: float
+    duration_s: float
+
+    def span(self, first: int, last: int, frames: int) -> tuple[float, float]:
+        """Start and end of the frames from `first` to `last`; the outer ones reach to the clip's ends."""
+        before = self.field_s / 2 - self.hop_s / 2
+        start = 0.0 if first == 0 else first * self.hop_s + before
+        end = self.duration_s if last == frames - 1 else (last + 1) * self.hop_s + before
+        return start, min(end, self.duration_s)
+
+
+def transcribe(
+    log_probs_TV: NDArray[np.float32], spec: CTCSpec, clock: Clock, decoder: Decoder | None
+) -> Transcript:
+    """The best path, or what the decoder makes of it, with the times of its words."""
+    vocabulary = Vocabulary(spec.vocabulary)
+    if decoder is None:
+        text, words = greedy(log_probs_TV, vocabulary, clock.hop_s)
+    else:
+        text, words = _decoded(log_probs_TV, vocabulary, clock.hop_s, decoder)
+    middle_s = clock.field_s / 2 - clock.hop_s / 2  # a frame begins `hop / 2` before its middle
+    within = [
+        replace(
+            word,
+            start=min(word.start + middle_s, clock.duration_s),
+            end=min(word.end + middle_s, clock.duration_s),
+        )
+        for word in words
+    ]
+    return Transcript(text, within, clock.duration_s)
+
+
+def _decoded(
+    log_probs_TV: NDArray[np.float32], vocabulary: Vocabulary, hop_s: float, decoder: Decoder
+) -> tuple[str, list[Word]]:
+    texts: list[str] = []
+    words: list[Word] = []
+    for part in split_at_blanks(log_probs_TV, max(round(PART_S / hop_s), 1)):
+        text = decoder(log_probs_TV[part]).text
+        texts.append(text)
+        offset_s = part.start * hop_s
+        for word in align(log_probs_TV[part], text, vocabulary, hop_s):
+            words.append(replace(word, start=word.start + offset_s, end=word.end + offset_s))
+    return " ".join(filter(None, texts)), words
+
+
+def classify(
+    outputs_TO: NDArray[np.float32], spec: EventsSpec, clock: Clock, choice: Choice
+) -> Classification:
+    """Labels of the clip, and where those that reach the threshold were heard."""
+    top_k, threshold = choice.top_k, choice.threshold
+    outputs_1TO = torch.from_numpy(outputs_TO)[None]
+    valid_1T = torch.ones(outputs_1TO.shape[:2], dtype=torch.bool)
+    clip_K = scores(clip_logits(outputs_1TO, valid_1T, spec), spec)[0].numpy()
+    frames_TK = scores(frame_logits(outputs_1TO, spec), spec)[0].numpy()
+    order = np.argsort(-clip_K, kind="stable")
+    labels = [Label(spec.labels[k], float(clip_K[k])) for k in order[:top_k]]
+    heard = [k for k in range(len(spec.labels)) if clip_K[k] >= threshold]
+    smooth_TK = _smoothed(frames_TK, clock.hop_s)
+    events = []
+    for k in heard:
+        for first, last in _runs(smooth_TK[:, k] >= threshold):
+            start, end = clock.span(first, last, len(frames_TK))
+            score = float(frames_TK[first : last + 1, k].mean())
+            events.append(TimedEvent(spec.labels[k], start, end, score))
+    return Classification(labels, sorted(events, key=lambda e: (e.start, e.end, e.label)), clock.duration_s)
+
+
+def _smoothed(frames_TK: NDArray[np.float32], hop_s: float) -> NDArray[np.float32]:
+    from scipy.ndimage import median_filter
+
+    width = 2 * round(SMOOTHING_S / hop_s / 2) + 1
+    return np.asarray(median_filter(frames_TK, size=(width, 1), mode="nearest"))
+
+
+def _runs(on_T: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """First and last index of each run of true."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], on_T, [False])).astype(np.int8)))
+    for first, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        yield first, stop - 1

@@ -1,0 +1,196 @@
+"""CTC prefix beam search, with a word n-gram and a lexicon if there are any.
+
+Graves and Jaitly (2014), algorithm 1; Hannun et al. (2014), "First-pass large vocabulary continuous speech
+recognition using bi-directional recurrent DNNs", algorithm 1. A hypothesis is a text, and its probability
+is the sum over all paths that read it, not that of the best path. Texts are words with one space between:
+paths that differ in spaces at the ends, or in how many stand together, read the same. A beam that holds
+all prefixes finds the most probable text; a smaller one loses some paths, so its scores are at most right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speech_ssl.inference.beam_words import Context, LanguageModel, Lexicon, Words
+from speech_ssl.inference.ctc import LEAST_LOG_PROB, SPACE, check_log_probs
+from speech_ssl.text import Vocabulary
+
+BEAM, LM_WEIGHT, WORD_SCORE = 32, 0.5, 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A text and its score: the natural logarithm of its probability, plus what the language model adds."""
+
+    text: str
+    score: float
+
+
+@dataclass(eq=False, slots=True)
+class _Prefix:
+    """A node of the tree of prefixes; the same prefix is always the same node, also after it was dropped."""
+
+    parent: _Prefix | None
+    unit: int
+    context: Context
+    children: dict[int, _Prefix] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Kept:
+    """The prefixes in the beam (K). Log-probabilities of all their paths so far that end in a blank, and in
+    their last unit. The begin counts as ending in a space, if there is one."""
+
+    prefixes: list[_Prefix]
+    blank_K: NDArray[np.float64]
+    unit_K: NDArray[np.float64]
+    last_K: NDArray[np.intp]
+    score_K: NDArray[np.float64]  # what the words add
+    next_KV: NDArray[np.float64]  # and what the next units would
+
+
+class BeamSearch:
+    """Log-probabilities (T, V), natural logarithms, to the best text.
+
+    beam: prefixes that are kept after each frame.
+    lexicon: words, or a file with one word a line; only they occur in texts. `skipped` counts those that
+        the vocabulary cannot spell.
+    lm: a word n-gram, an ARPA file (also gzipped) or KenLM's binary form. It needs the extra `lm`. Without a
+        lexicon words may be unknown to it: they count as `<unk>`, made 10 (natural logarithm) less probable,
+        for `<unk>` is all unknown words together.
+    A text's score is log P(text | audio) + lm_weight * ln P(words and end) + word_score * words; the last
+    two only with a language model, whose preference for few words word_score makes good.
+
+    Raises ValueError for files that cannot be read, for a lexicon none of whose words can be spelled, for a
+    language model in another spelling than the vocabulary's, and without the extra.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        beam: int = BEAM,
+        lexicon: Path | Iterable[str] | None = None,
+        lm: Path | None = None,
+        lm_weight: float = LM_WEIGHT,
+        word_score: float = WORD_SCORE,
+    ) -> None:
+        if beam < 1:
+            raise ValueError(f"beam must be at least 1, not {beam}")
+        if (lexicon is not None or lm is not None) and SPACE not in vocabulary.symbols:
+            raise ValueError("the vocabulary has no space to tell words apart: no lexicon or lm can be used")
+        self.vocabulary, self.beam = vocabulary, beam
+        words = None if lexicon is None else Lexicon(lexicon, vocabulary)
+        self.skipped = 0 if words is None else words.skipped
+        model = None if lm is None else LanguageModel(lm, lm_weight, word_score)
+        self._words = Words(vocabulary, words, model)
+        self._space = -1 if self._words.space is None else self._words.space
+
+    def __call__(self, log_probs_TV: NDArray[np.float32]) -> Hypothesis:
+        """The best text. Raises ValueError for log-probabilities of another form."""
+        return self.n_best(log_probs_TV, 1)[0]
+
+    def n_best(self, log_probs_TV: NDArray[np.float32], n: int) -> list[Hypothesis]:
+        """Up to n texts of those in the beam, the best first; at least one."""
+        check_log_probs(log_probs_TV, self.vocabulary)
+        kept = self._begin()
+        for row_V in np.maximum(log_probs_TV.astype(np.float64), LEAST_LOG_PROB):
+            kept = self._step(kept, row_V)
+        return self._texts(kept)[:n]
+
+    def _begin(self) -> _Kept:
+        root = _Prefix(None, self._words.space or 0, self._words.begin())
+        none, one = np.array([-np.inf]), np.array([0.0])
+        return _Kept([root], one, none, np.array([root.unit]), one, root.context.next_V[None])
+
+    def _step(self, kept: _Kept, row_V: NDArray[np.float64]) -> _Kept:
+        """One frame: every kept prefix stays as it is, or grows by one unit; the best remain."""
+        rows = np.arange(len(kept.prefixes))
+        total_K = np.logaddexp(kept.blank_K, kept.unit_K)
+        more_KV = total_K[:, None] + row_V
+        more_KV[rows, kept.last_K] = kept.blank_K + row_V[kept.last_K]  # a repeat needs a blank between
+        blank_K = total_K + row_V[0]
+        # Spaces that stand together are one.
+        spaced_K = np.where(kept.last_K == self._space, total_K, kept.unit_K)
+        unit_K = spaced_K + row_V[kept.last_K]
+        _join(kept, unit_K, more_KV)
+        stay_K = np.logaddexp(blank_K, unit_K) + kept.score_K
+        grow_KV = more_KV + kept.score_K[:, None] + kept.next_KV
+        best = _best(np.concatenate([stay_K, grow_KV.ravel()]), self.beam)
+        return self._keep(kept, best, blank_K, unit_K, more_KV)
+
+    def _keep(
+        self,
+        kept: _Kept,
+        best: NDArray[np.intp],
+        blank_K: NDArray[np.float64],
+        unit_K: NDArray[np.float64],
+        more_KV: NDArray[np.float64],
+    ) -> _Kept:
+        """The prefixes that remain: those below K stay, the others grow."""
+        stays = best < len(blank_K)
+        grown, units = np.divmod(best - len(blank_K), more_KV.shape[1])
+        rows = np.where(stays, best, grown)
+        last = np.where(stays, kept.last_K[rows], units)
+        prefixes = [kept.prefixes[row] for row in rows.tolist()]
+        score, following = kept.score_K[rows], kept.next_KV[rows]
+        for i in np.flatnonzero(~stays).tolist():
+            prefixes[i] = self._child(prefixes[i], int(last[i]))
+            score[i], following[i] = prefixes[i].context.score, prefixes[i].context.next_V
+        return _Kept(
+            prefixes,
+            np.where(stays, blank_K[rows], -np.inf),
+            np.where(stays, unit_K[rows], more_KV[rows, last]),
+            last,
+            score,
+            following,
+        )
+
+    def _child(self, prefix: _Prefix, unit: int) -> _Prefix:
+        if unit not in prefix.children:
+            prefix.children[unit] = _Prefix(prefix, unit, self._words.extend(prefix.context, unit))
+        return prefix.children[unit]
+
+    def _texts(self, kept: _Kept) -> list[Hypothesis]:
+        """The texts of the kept prefixes, each once. If none ends with a whole word, as at a small beam or
+        where the audio breaks off, the one that was best so far, without its last word."""
+        total_K = np.logaddexp(kept.blank_K, kept.unit_K)
+        scores: dict[str, float] = {}
+        for prefix, total in zip(kept.prefixes, total_K.tolist(), strict=True):
+            text, score = self._text(prefix), total + self._words.end(prefix.context)
+            scores[text] = float(np.logaddexp(scores.get(text, -np.inf), score))
+        found = [Hypothesis(text, score) for text, score in scores.items() if score > -np.inf]
+        if not found:
+            best = int((total_K + kept.score_K).argmax())
+            whole = self._text(kept.prefixes[best]).split()[:-1]
+            return [Hypothesis(SPACE.join(whole), float(total_K[best] + kept.score_K[best]))]
+        return sorted(found, key=lambda hypothesis: -hypothesis.score)
+
+    def _text(self, prefix: _Prefix) -> str:
+        units = []
+        while prefix.parent is not None:
+            units.append(prefix.unit)
+            prefix = prefix.parent
+        return self.vocabulary.decode(reversed(units)).strip(SPACE)
+
+
+def _join(kept: _Kept, unit_K: NDArray[np.float64], more_KV: NDArray[np.float64]) -> None:
+    """Where a kept prefix grows into another kept one, it is that one: add it there, take it off here."""
+    place = {prefix: row for row, prefix in enumerate(kept.prefixes)}
+    pairs = [(place[p.parent], row) for p, row in place.items() if p.parent in place]
+    if pairs:
+        parents, children = np.array(pairs).T
+        units = kept.last_K[children]
+        unit_K[children] = np.logaddexp(unit_K[children], more_KV[parents, units])
+        more_KV[parents, units] = -np.inf
+
+
+def _best(scores: NDArray[np.float64], most: int) -> NDArray[np.intp]:
+    """Indices of the highest, in no order; those of -inf are never among them."""
+    best = np.argpartition(-scores, most)[:most] if len(scores) > most else np.arange(len(scores))
+    return best[scores[best] > -np.inf]

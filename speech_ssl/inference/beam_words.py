@@ -1,0 +1,221 @@
+"""What a beam search knows of words: a lexicon that restricts them, a word n-gram that prefers some."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import dropwhile, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speech_ssl.inference.ctc import SPACE
+from speech_ssl.text import Vocabulary
+
+UNKNOWN = "<unk>"
+UNKNOWN_SCORE = -10.0
+"""Added to the log-probability of a word that the language model does not know."""
+LAST = "\U0010ffff"  # after every character
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Where a prefix stands: in which word, after which words.
+
+    score: what the words so far add, of it `ahead` for the word that is not finished.
+    next_V: what each next unit adds; -inf where it may not follow.
+    """
+
+    word: str
+    state: Any
+    score: float
+    ahead: float
+    next_V: NDArray[np.float64]
+
+
+class Lexicon:
+    """The words that texts may hold: given, or of a file with one a line. Empty lines are passed over.
+
+    skipped: how many have characters that the vocabulary lacks; they are left out. Raises ValueError if
+    no word is left, for words with spaces in them, and for a file that cannot be read.
+    """
+
+    def __init__(self, source: str | Path | Iterable[str], vocabulary: Vocabulary) -> None:
+        given = set(_lines(Path(source)) if isinstance(source, str | Path) else source) - {""}
+        if torn := [word for word in given if word.split() != [word]]:
+            raise ValueError(f"the lexicon has {min(torn)!r}: give one word a line, with no spaces in it")
+        characters = set(vocabulary.symbols[1:])
+        self.words = sorted(word for word in given if characters.issuperset(word))
+        self.skipped = len(given) - len(self.words)
+        if not self.words:
+            example = f", as {min(given)!r}" if given else ""
+            raise ValueError(
+                f"the lexicon has no word that the vocabulary can spell, and {self.skipped} others{example}"
+            )
+
+
+class LanguageModel:
+    """A word n-gram by KenLM (Heafield 2011), with the weights that it has in a search."""
+
+    def __init__(self, path: str | Path, weight: float, word_score: float) -> None:
+        self.path, self.weight, self.word_score = Path(path), weight, word_score
+        try:
+            kenlm: Any = import_module("kenlm")
+        except ImportError as error:
+            raise ValueError("a language model needs KenLM: pip install 'speech-ssl[lm]'") from error
+        if not self.path.is_file():
+            raise ValueError(f"{path}: no such file; lm is an ARPA file or KenLM's binary form of one")
+        config = kenlm.Config()
+        config.show_progress, config.arpa_complain = False, kenlm.ARPALoadComplain.NONE
+        try:
+            self._model = kenlm.Model(str(path), config)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0].rsplit(" threw ", 1)[-1].rstrip(")")
+            raise ValueError(f"{path}: no ARPA file, nor KenLM's binary form of one ({reason})") from error
+        self._new_state = kenlm.State
+        self._nowhere = kenlm.State()
+        self._model.NullContextWrite(self._nowhere)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._model
+
+    def begin(self) -> Any:
+        state = self._new_state()
+        self._model.BeginSentenceWrite(state)
+        return state
+
+    def add(self, state: Any, word: str) -> tuple[float, Any]:
+        """What one more word adds to the score, and the state after it."""
+        after = self._new_state()
+        return self.weight * self._log_prob(word, state, after) + self.word_score, after
+
+    def end(self, state: Any) -> float:
+        return self.weight * float(self._model.BaseScore(state, "</s>", self._new_state())) * math.log(10)
+
+    def alone(self, word: str) -> float:
+        """What a word adds where nothing is known of the words before."""
+        return self.weight * self._log_prob(word, self._nowhere, self._new_state()) + self.word_score
+
+    def words(self) -> Iterator[str]:
+        """Those of an ARPA file. Raises ValueError for KenLM's binary form, which does not list them."""
+        with self.path.open("rb") as file:
+            head = file.read(1000)
+        zipped = head.startswith(b"\x1f\x8b")
+        if not zipped and b"\\data\\" not in head:
+            raise ValueError(
+                f"{self.path} is in KenLM's binary form, without a list of words: give a lexicon"
+            )
+        with (gzip.open if zipped else open)(self.path, "rt", encoding="utf-8", errors="replace") as lines:
+            for line in islice(dropwhile(lambda line: line.strip() != "\\1-grams:", lines), 1, None):
+                if line.startswith("\\"):
+                    return
+                yield from line.split()[1:2]
+
+    def _log_prob(self, word: str, state: Any, after: Any) -> float:
+        log_prob = float(self._model.BaseScore(state, word, after)) * math.log(10)
+        return log_prob + (0.0 if word in self else UNKNOWN_SCORE)
+
+
+class Tree:
+    """Words by their beginnings. worth: what each adds at best."""
+
+    def __init__(self, words: Iterable[str], worth: Callable[[str], float]) -> None:
+        self._words = sorted(words)
+        self._worth_N = np.array([worth(word) for word in self._words])
+        self._found: dict[str, tuple[bool, dict[str, float]]] = {}
+
+    def follow(self, prefix: str) -> tuple[bool, dict[str, float]]:
+        """Whether a prefix is a word, and the characters that lead on to words: the most that one of
+        those is worth."""
+        if prefix not in self._found:
+            self._found[prefix] = self._follow(prefix)
+        return self._found[prefix]
+
+    def _follow(self, prefix: str) -> tuple[bool, dict[str, float]]:
+        at = bisect_left(self._words, prefix)
+        end = bisect_left(self._words, prefix + LAST, at)
+        whole = at < end and self._words[at] == prefix
+        at += whole
+        found = {}
+        while at < end:
+            character = self._words[at][len(prefix)]
+            stop = bisect_left(self._words, prefix + character + LAST, at, end)
+            found[character] = float(self._worth_N[at:stop].max())
+            at = stop
+        return whole, found
+
+
+class Words:
+    """The contexts of a search: how prefixes go on, and what that is worth.
+
+    A word that is not finished counts as the best of those that it can become, as if nothing were known of
+    the words before; one that no known word begins with counts as unknown. Else unfinished words would
+    cost nothing, and the beam fill with texts that never come to a space. With its space, or at the end, a
+    word counts what it is. No lexicon and no language model: words add nothing.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, lexicon: Lexicon | None, lm: LanguageModel | None) -> None:
+        self._symbols, self._lm, self._closed = vocabulary.symbols, lm, lexicon is not None
+        self._units = {symbol: unit for unit, symbol in enumerate(vocabulary.symbols) if unit}
+        self.space = self._units.get(SPACE)
+        self._tree: Tree | None = None
+        self._other = -np.inf  # what a word that is not in the tree adds
+        if lexicon is not None and lm is None:
+            self._tree = Tree(lexicon.words, lambda word: 0.0)
+        elif lm is not None:
+            listed = lexicon.words if lexicon is not None else lm.words()
+            known = {word for word in listed if word in lm and self._units.keys() >= set(word)}
+            if not known:
+                raise ValueError(
+                    f"{lm.path}: the language model knows no word that can be said here; is it of another "
+                    "language, or in capitals?"
+                )
+            self._tree = Tree(known if lexicon is None else lexicon.words, lm.alone)
+            self._other = self._other if self._closed else lm.alone(UNKNOWN)
+
+    def begin(self) -> Context:
+        return self._context("", None if self._lm is None else self._lm.begin(), 0.0, 0.0)
+
+    def extend(self, context: Context, unit: int) -> Context:
+        """The context after one more unit, which may follow."""
+        score = context.score + float(context.next_V[unit])
+        if unit != self.space:
+            ahead = context.ahead + float(context.next_V[unit])
+            return self._context(context.word + self._symbols[unit], context.state, score, ahead)
+        state = None if self._lm is None else self._lm.add(context.state, context.word)[1]
+        return self._context("", state, score, 0.0)
+
+    def end(self, context: Context) -> float:
+        """What the words of a text that ends here add; -inf if the last one is not whole."""
+        if context.word and self.space is not None:
+            context = self.extend(context, self.space)
+        return context.score + (0.0 if self._lm is None else self._lm.end(context.state))
+
+    def _context(self, word: str, state: Any, score: float, ahead: float) -> Context:
+        next_V, whole = np.zeros(len(self._symbols)), True
+        if self._tree is not None:
+            whole, following = self._tree.follow(word)
+            next_V[:] = self._other - ahead
+            for character, worth in following.items():
+                next_V[self._units[character]] = worth - ahead
+        next_V[0] = -np.inf  # a blank is no unit to go on with
+        if self.space is not None:
+            may_end = word and (whole or not self._closed)
+            next_V[self.space] = self._finished(word, state) - ahead if may_end else -np.inf
+        return Context(word, state, score, ahead, next_V)
+
+    def _finished(self, word: str, state: Any) -> float:
+        return 0.0 if self._lm is None else self._lm.add(state, word)[0]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        yield from (line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: the lexicon cannot be read ({error}); it is one word a line") from error

@@ -1,0 +1,215 @@
+"""Sound events: which of some labels a clip has, and when.
+
+Clip labels alone teach where to listen too, by attentive pooling (Kong et al. 2019, arXiv 1903.00765);
+with timed events each frame is taught by itself. Augmentation: mixup (Zhang et al. 2018, arXiv 1710.09412),
+noise, gain and shifts of the wave, and hidden spans of time and channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from speech_ssl.model.encoder import Encoder
+from speech_ssl.model.heads import EventPooling, EventsSpec, clip_logits, frame_logits, scores
+from speech_ssl.objectives.base import Tuned, Tuning
+from speech_ssl.objectives.views import add_noise, mixup, random_gain, time_shift
+from speech_ssl.types import SAMPLE_RATE, Batch, Frames, LossSum
+
+BINS = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EventsConfig(Tuning):
+    labels: tuple[str, ...] = ()
+    """A recipe leaves it empty: they are read off the manifest."""
+    exclusive: bool = True
+    """Each clip has exactly one label. Else any number of them."""
+    timed: bool = False
+    """Targets are events with their times, (label, start, end) in milliseconds; else labels of clips."""
+    pooling: EventPooling = "attentive"
+    hidden: int = 256
+    class_weights: tuple[float, ...] = ()
+    """One a label, on its share of the loss; empty: all 1."""
+    label_smoothing: float = 0.0
+
+    mixup: float = 0.0
+    """Share of the rows that are mixed with another."""
+    mixup_alpha: float = 0.4
+    noise: float = 0.0
+    """Share of the rows that noise is added to."""
+    noise_snr_db: tuple[float, float] = (5.0, 30.0)
+    gain_db: float = 0.0
+    shift_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        Tuning.__post_init__(self)
+        if self.timed and (self.exclusive or self.mixup or self.shift_s or self.pooling != "max"):
+            raise ValueError(
+                "timed events overlap, must not be moved, and teach no attention: exclusive, mixup and shift_s "
+                "must be off, and pooling 'max'"
+            )
+        if self.class_weights and len(self.class_weights) != len(self.labels):
+            raise ValueError("class_weights must have one weight a label")
+
+    @property
+    def spec(self) -> EventsSpec:
+        return EventsSpec(
+            labels=self.labels, exclusive=self.exclusive, pooling=self.pooling, hidden=self.hidden
+        )
+
+    def build(self, encoder: Encoder) -> Events:
+        return Events(encoder, self)
+
+
+class _Heard(NamedTuple):
+    """Logits and targets of all that is judged: clips, or valid frames."""
+
+    logits_NK: Tensor
+    targets_NK: Tensor
+
+
+class Events(Tuned):
+    """Encoder and head. `targets_BU` holds the labels of a row; or, timed, triples of label, start, end."""
+
+    higher_is_better = True
+
+    def __init__(self, encoder: Encoder, config: EventsConfig) -> None:
+        spec = config.spec
+        super().__init__(encoder, spec.build(encoder.config, config.dropout), config)
+        self.config, self.spec = config, spec
+        self.best_by = "balanced_accuracy" if config.exclusive else "mean_ap"
+        weights = torch.tensor(config.class_weights or [1.0] * len(config.labels))
+        self.class_weights_K: Tensor
+        self.register_buffer("class_weights_K", weights, persistent=False)
+
+    def forward(self, batch: Batch, *, generator: torch.Generator) -> LossSum:
+        """Cross-entropies in nats, over as many targets as there are clips; or frames, with `timed`.
+
+        Raises ValueError if the batch has no targets."""
+        if batch.targets_BU is None or batch.target_lengths_B is None:
+            raise ValueError("sound events need targets: the manifest has no labels")
+        targets = Frames(batch.targets_BU, batch.target_lengths_B)
+        if self.config.timed:
+            outputs = self.outputs(self._augmented(batch, generator), generator)
+            heard = self._frames(outputs, targets)
+        else:
+            targets_BK = self._clip_targets(targets)
+            batch = self._augmented(batch, generator)
+            batch, targets_BK = self._mixed(batch, targets_BK, generator)
+            outputs = self.outputs(batch, generator)
+            heard = _Heard(clip_logits(outputs.x_BTD, outputs.valid_BT, self.spec), targets_BK)
+        with torch.no_grad():
+            measured = self._exclusive(heard) if self.config.exclusive else self._histograms(heard)
+        count = heard.logits_NK.new_tensor(float(len(heard.logits_NK)))
+        return LossSum(self._loss(heard), count, measured)
+
+    def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
+        """`accuracy` and `balanced_accuracy` (the mean recall of labels) of exclusive labels; else
+        `mean_ap`: the mean of the labels' average precisions, of scores in 256 bins."""
+        if self.config.exclusive:
+            shown_K = means["shown_K"]
+            recall_K = means["hits_K"] / shown_K.clamp(min=1e-12)
+            return {
+                "accuracy": float(means["hits_K"].sum()),
+                "balanced_accuracy": float(recall_K[shown_K > 0].mean()),
+            }
+        return {"mean_ap": mean_average_precision(means["present_KN"], means["absent_KN"])}
+
+    def _augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
+        config, wave_BS = self.config, batch.wave_BS
+        if not self.training:
+            return batch
+        if config.shift_s:
+            wave_BS = time_shift(wave_BS, batch.lengths_B, most_s=config.shift_s, generator=generator)
+        if config.noise:
+            wave_BS = add_noise(
+                wave_BS, batch.lengths_B, snr_db=config.noise_snr_db, share=config.noise, generator=generator
+            )
+        if config.gain_db:
+            wave_BS = random_gain(wave_BS, most_db=config.gain_db, generator=generator)
+        return Batch(wave_BS, batch.lengths_B)
+
+    def _mixed(self, batch: Batch, targets_BK: Tensor, generator: torch.Generator) -> tuple[Batch, Tensor]:
+        config = self.config
+        if not self.training or not config.mixup:
+            return batch, targets_BK
+        mixed = mixup(
+            batch.wave_BS,
+            batch.lengths_B,
+            alpha=config.mixup_alpha,
+            share=config.mixup,
+            generator=generator,
+        )
+        weight_B1 = mixed.weight_B[:, None]
+        targets_BK = weight_B1 * targets_BK + (1 - weight_B1) * targets_BK[mixed.partner_B]
+        return Batch(mixed.wave_BS, batch.lengths_B), targets_BK
+
+    def _clip_targets(self, targets: Frames) -> Tensor:
+        """Labels of each row, as 0 and 1: (B, K)."""
+        labels = len(self.spec.labels)
+        hits_BUK = F.one_hot(targets.x_BTD.clamp(0, labels - 1), labels) * targets.valid_BT[:, :, None]
+        return hits_BUK.amax(1).float()
+
+    def _frames(self, outputs: Frames, targets: Frames) -> _Heard:
+        """A frame has an event if the event is on at the frame's middle."""
+        B, T = outputs.valid_BT.shape
+        logits_BTK = frame_logits(outputs.x_BTD, self.spec)
+        events_BE3 = targets.x_BTD.view(B, -1, 3)
+        real_BE = torch.arange(events_BE3.shape[1], device=outputs.lengths_B.device) < (
+            targets.lengths_B[:, None] // 3
+        )
+        middle_T = torch.arange(T, device=outputs.lengths_B.device) * self.encoder.hop
+        middle_T = (middle_T + self.encoder.receptive_field / 2) * 1000 / SAMPLE_RATE
+        label_BE, start_BE1, end_BE1 = events_BE3[..., 0], events_BE3[..., 1:2], events_BE3[..., 2:3]
+        on_BET = (middle_T >= start_BE1) & (middle_T < end_BE1) & real_BE[..., None]
+        onehot_BEK = F.one_hot(label_BE.clamp(0, len(self.spec.labels) - 1), len(self.spec.labels))
+        targets_BTK = torch.einsum("bet,bek->btk", on_BET.float(), onehot_BEK.float()).clamp(max=1)
+        valid_N1 = outputs.valid_BT.flatten()[:, None].expand(-1, len(self.spec.labels))
+        shape = (-1, len(self.spec.labels))
+        logits_NK = logits_BTK.flatten(0, 1)[valid_N1].view(shape)
+        return _Heard(logits_NK, targets_BTK.flatten(0, 1)[valid_N1].view(shape))
+
+    def _loss(self, heard: _Heard) -> Tensor:
+        targets_NK, smoothing = heard.targets_NK, self.config.label_smoothing if self.training else 0.0
+        weights_K = self.class_weights_K
+        if self.config.exclusive:
+            targets_NK = targets_NK * (1 - smoothing) + smoothing / targets_NK.shape[1]
+            return -(targets_NK * weights_K * heard.logits_NK.log_softmax(-1)).sum()
+        targets_NK = targets_NK * (1 - smoothing) + smoothing / 2
+        losses_NK = F.binary_cross_entropy_with_logits(heard.logits_NK, targets_NK, reduction="none")
+        return (losses_NK * (1 + targets_NK * (weights_K - 1))).sum() / targets_NK.shape[1]
+
+    def _exclusive(self, heard: _Heard) -> dict[str, Tensor]:
+        meant_N, said_N = heard.targets_NK.argmax(-1), heard.logits_NK.argmax(-1)
+        shown_NK = F.one_hot(meant_N, len(self.spec.labels)).float()
+        return {"shown_K": shown_NK.sum(0), "hits_K": (shown_NK * (meant_N == said_N)[:, None]).sum(0)}
+
+    def _histograms(self, heard: _Heard) -> dict[str, Tensor]:
+        """Scores of clips or frames that have the label, and of those that have not: (K, bins) each.
+        Bins are finer for small scores, where those of a rare label lie."""
+        labels = len(self.spec.labels)
+        place_NK = (scores(heard.logits_NK, self.spec) ** 0.25 * BINS).long().clamp(max=BINS - 1)
+        bin_NK = place_NK + BINS * torch.arange(labels, device=place_NK.device)
+        present_NK = heard.targets_NK >= 0.5
+        count = BINS * labels
+        return {
+            "present_KN": torch.bincount(bin_NK[present_NK], minlength=count).view(labels, BINS).float(),
+            "absent_KN": torch.bincount(bin_NK[~present_NK], minlength=count).view(labels, BINS).float(),
+        }
+
+
+def mean_average_precision(present_KN: Tensor, absent_KN: Tensor) -> float:
+    """From how many scores of positives and negatives fall into each bin, lowest first. Labels without a
+    positive are left out; without any, it is 0."""
+    hits_KN = present_KN.flip(1).cumsum(1)
+    heard_KN = hits_KN + absent_KN.flip(1).cumsum(1)
+    precision_KN = hits_KN / heard_KN.clamp(min=1e-12)
+    positives_K = present_KN.sum(1)
+    ap_K = (precision_KN * present_KN.flip(1)).sum(1) / positives_K.clamp(min=1e-12)
+    return float(ap_K[positives_K > 0].mean()) if bool((positives_K > 0).any()) else 0.0

@@ -1,0 +1,185 @@
+"""Other views of padded waves: louder, noisier, shifted, mixed. On the batch's device.
+
+All chance comes from the generator, so that the same step of a resumed run sees the same bits. Padding
+stays zero. What is drawn depends on the batch's shape, never on what is in it.
+
+torchaudio's transforms do not fit but for the mixing at a given ratio, which is taken from it: `Vol` clips
+and gives all rows one gain, `Speed` changes the lengths, `SpecAugment` works on spectrograms (hidden spans
+are `masking.hide_spans`), and none takes a generator.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from speech_ssl.types import SAMPLE_RATE, valid_mask
+
+LOWEST_HZ = 20.0
+"""Below it coloured noise is flat: else half of a pink noise's energy could not be heard."""
+
+VOICES = 3
+"""Other rows in a babble, at most: Kaldi's recipes take 3 to 7."""
+
+SILENT = 1e-6
+"""A row of a smaller 2-norm is silent: its energy cannot be matched."""
+
+LEAST_ALPHA = 0.01
+"""Below it the gammas that make a beta are too small even for double precision."""
+
+
+class Mixed(NamedTuple):
+    """Row i holds `weight_B[i]` of itself and the rest of row `partner_B[i]`; so should its targets.
+    A row left alone has weight 1 and itself as its partner."""
+
+    wave_BS: Tensor
+    partner_B: Tensor
+    weight_B: Tensor
+
+
+def random_gain(wave_BS: Tensor, *, most_db: float, generator: torch.Generator) -> Tensor:
+    """Each row by up to `most_db` louder or quieter, uniformly in dB. Nothing is clipped.
+
+    No effect on an encoder that normalises its waves.
+    """
+    if most_db < 0:
+        raise ValueError(f"most_db must be at least 0, not {most_db}")
+    gain_db_B = most_db * (2 * _rand(len(wave_BS), generator) - 1)
+    return wave_BS * 10 ** (gain_db_B[:, None] / 20)
+
+
+def add_noise(
+    wave_BS: Tensor,
+    lengths_B: Tensor,
+    *,
+    snr_db: tuple[float, float],
+    share: float,
+    generator: torch.Generator,
+    babble: float = 0.5,
+) -> Tensor:
+    """Add noise to a share of the rows, at signal-to-noise ratios uniform in dB over the row's length.
+
+    A share `babble` of the noises are other rows of the batch, up to three of equal energy, cut or
+    repeated to the row's length; where there are none that can be heard, and for all the rest, it is
+    noise between white and pink. Silent rows stay silent.
+    """
+    low, high = snr_db
+    if low > high:
+        raise ValueError(f"snr_db must be (lowest, highest), not {snr_db}")
+    from torchaudio.functional import add_noise as mix
+
+    B, S = wave_BS.shape
+    noisy_B = _chosen(B, share, generator)
+    snr_db_B = low + (high - low) * _rand(B, generator)
+    babbling_B = _chosen(B, babble, generator)
+    coloured_BS = coloured_noise(B, S, generator)
+    others_BS = _babble(wave_BS, lengths_B, generator)
+    babbling_B &= _norm(others_BS) > 0  # torchaudio's scale for a silent noise is no number
+    noise_BS = torch.where(babbling_B[:, None], others_BS, coloured_BS)
+    noise_BS = noise_BS.masked_fill(~valid_mask(lengths_B, S), 0.0)
+    return torch.where(noisy_B[:, None], mix(wave_BS, noise_BS, snr_db_B), wave_BS)
+
+
+def time_shift(wave_BS: Tensor, lengths_B: Tensor, *, most_s: float, generator: torch.Generator) -> Tensor:
+    """Roll each row within its own length by up to `most_s` either way: what leaves at one end enters
+    at the other."""
+    if most_s < 0:
+        raise ValueError(f"most_s must be at least 0, not {most_s}")
+    B, S = wave_BS.shape
+    most = round(most_s * SAMPLE_RATE)
+    device = wave_BS.device
+    shift_B = torch.randint(-most, most + 1, (B,), device=device, generator=generator)
+    at_S = torch.arange(S, device=device)
+    rolled_BS = (at_S - shift_B[:, None]) % lengths_B[:, None].clamp(min=1)
+    return wave_BS.gather(1, torch.where(valid_mask(lengths_B, S), rolled_BS, at_S))
+
+
+def mixup(
+    wave_BS: Tensor, lengths_B: Tensor, *, alpha: float, share: float, generator: torch.Generator
+) -> Mixed:
+    """Mix a share of the rows with another one each: weight * row + (1 - weight) * partner.
+
+    The weight is drawn from Beta(alpha, alpha) (Zhang et al. 2018, arXiv 1710.09412). The partner is
+    cut or repeated to the row's length and brought to its energy first, so that the weight says what is
+    heard (Tokozume et al. 2018, arXiv 1711.10282, but for their A-weighting and final scaling); where
+    either is silent it is taken as it is. A batch of one is left alone.
+    """
+    if alpha < LEAST_ALPHA:
+        raise ValueError(f"alpha must be at least {LEAST_ALPHA}, not {alpha}; share=0 mixes nothing")
+    B, S = wave_BS.shape
+    mixed_B = _chosen(B, share, generator) & (B > 1)
+    own_B = torch.arange(B, device=wave_BS.device)
+    step_B = torch.randint(1, max(B, 2), (B,), device=wave_BS.device, generator=generator)
+    partner_B = torch.where(mixed_B, (own_B + step_B) % max(B, 1), own_B)
+    weight_B = torch.where(mixed_B, beta(alpha, B, generator), 1.0)
+    other_BS = _cut_or_repeated(wave_BS, lengths_B, partner_B)
+    norm_B, other_norm_B = _norm(wave_BS), _norm(other_BS)
+    heard_B = (norm_B > SILENT) & (other_norm_B > SILENT)
+    gain_B = torch.where(heard_B, norm_B / other_norm_B.clamp(min=SILENT), 1.0)
+    other_share_B = (1 - weight_B) * gain_B
+    mixed_BS = weight_B[:, None] * wave_BS + other_share_B[:, None] * other_BS
+    return Mixed(mixed_BS, partner_B, weight_B)
+
+
+def beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
+    """Draws from Beta(alpha, alpha): (count,) float32.
+
+    By the kernel of torch.distributions.Beta, which hands it no generator. In double precision, as the
+    CPU's works anyway: in single, both gammas of a small alpha are often too small for a number.
+    """
+    alphas_B2 = torch.full((count, 2), alpha, dtype=torch.float64, device=generator.device)
+    draws_B2: Tensor = torch._sample_dirichlet(alphas_B2, generator=generator)
+    return draws_B2[:, 0].float()
+
+
+def coloured_noise(rows: int, samples: int, generator: torch.Generator) -> Tensor:
+    """Gaussian noise (rows, samples) whose power falls as 1 / f^e, e uniform between 0 (white) and 1 (pink).
+
+    Drawn in the frequency domain (Timmer & Koenig 1995). The scale is of no meaning.
+    """
+    size = 1 << (samples - 1).bit_length()
+    device = generator.device
+    exponent_B1 = _rand(rows, generator)[:, None]
+    hertz = torch.fft.rfftfreq(size, 1 / SAMPLE_RATE, device=device).clamp(min=LOWEST_HZ)
+    draws = torch.randn(rows, len(hertz), 2, device=device, generator=generator)
+    spectrum = torch.view_as_complex(draws) * (hertz / LOWEST_HZ) ** (-exponent_B1 / 2)
+    noise: Tensor = torch.fft.irfft(spectrum, n=size)
+    return noise[:, :samples]
+
+
+def _babble(wave_BS: Tensor, lengths_B: Tensor, generator: torch.Generator) -> Tensor:
+    """Up to VOICES other rows on top of each other, each of 2-norm 1 if it is not silent."""
+    B = len(wave_BS)
+    draws_BB = torch.rand(B, B, device=wave_BS.device, generator=generator).fill_diagonal_(2.0)
+    others_BB = draws_BB.argsort(dim=1)
+    babble_BS = torch.zeros_like(wave_BS)
+    for partner_B in others_BB.T[: min(VOICES, B - 1)]:
+        voice_BS = _cut_or_repeated(wave_BS, lengths_B, partner_B)
+        norm_B = _norm(voice_BS)
+        gain_B = torch.where(norm_B > SILENT, 1 / norm_B.clamp(min=SILENT), 0.0)
+        babble_BS += gain_B[:, None] * voice_BS
+    return babble_BS
+
+
+def _cut_or_repeated(wave_BS: Tensor, lengths_B: Tensor, partner_B: Tensor) -> Tensor:
+    """Each row's partner, as long as the row; zeros after that."""
+    S = wave_BS.shape[1]
+    at_BS = torch.arange(S, device=wave_BS.device) % lengths_B[partner_B][:, None].clamp(min=1)
+    return wave_BS[partner_B].gather(1, at_BS).masked_fill(~valid_mask(lengths_B, S), 0.0)
+
+
+def _norm(wave_BS: Tensor) -> Tensor:
+    norm_B: Tensor = torch.linalg.vector_norm(wave_BS, dim=1)
+    return norm_B
+
+
+def _chosen(count: int, share: float, generator: torch.Generator) -> Tensor:
+    if not 0 <= share <= 1:
+        raise ValueError(f"a share must be within 0 and 1, not {share}")
+    return _rand(count, generator) < share
+
+
+def _rand(count: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, device=generator.device, generator=generator)
