@@ -64,7 +64,7 @@ def command(*variants: Callable[[], Run], doc: str | None) -> Callable[..., None
 
 @contextmanager
 def orderly_exit() -> Iterator[None]:
-    """A user's mistake is one line and status 2; a run that failed by itself 1; a signal 128 and its number."""
+    """A user's mistake is one line and status 2; a failed run has status 1; a signal 128 and its number."""
     try:
         yield
     except (ValueError, OSError) as error:

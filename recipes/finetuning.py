@@ -222,13 +222,14 @@ def measure(
         **figures,
     }
     write_atomically(request.out / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
-    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in results.items() if _is_plain(v)}
-    print("held out: " + "  ".join(f"{k} {v}" for k, v in shown.items()))
+    print("held out: " + shown(results))
     return results
 
 
-def _is_plain(value: object) -> bool:
-    return isinstance(value, str | int | float)
+def shown(figures: Mapping[str, Any]) -> str:
+    """The plain ones, in a line."""
+    plain = {k: v for k, v in figures.items() if isinstance(v, str | int | float)}
+    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items())
 
 
 def _whole(clips: Sequence[Utterance], data: DataConfig) -> list[Utterance]:
@@ -241,7 +242,7 @@ def _cut(clips: Sequence[Utterance], data: DataConfig) -> list[Utterance]:
 
 
 def leave_tuned(objective: Tuned, run: Run, request: Request, artifact: Artifact | None) -> None:
-    """The best weights as an artifact. A frozen encoder keeps its other heads; a trained one has lost them."""
+    """The best weights as an artifact. A frozen encoder keeps its other heads, a trained one none."""
     chosen = best_weights(objective, request.out)
     assert isinstance(run.objective, CTCConfig | EventsConfig)
     training = {"recipe": run.to_dict(), "step": chosen.step, f"valid_{objective.best_by}": chosen.best}

@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from speech_ssl.inference import Runtime
-    from speech_ssl.inference.parquet import Shard
     from speech_ssl.inference.progress import Progress
 
 PoolOption = Literal["mean", "max", "none"]
@@ -37,6 +37,7 @@ _pool = click.option(
     show_default=True,
     help="One vector a clip, or (none) all of its frames.",
 )
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a file.")
 _device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 _precision = click.option(
     "--precision", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default="auto", show_default=True
@@ -80,7 +81,7 @@ def _mend_streams() -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(speech_ssl.__version__, prog_name="speech-ssl", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Speech representations: embed files, extract data sets, serve a model."""
+    """Speech representations: embed, transcribe and classify files, extract data sets, serve a model."""
 
 
 @cli.command()
@@ -88,7 +89,7 @@ def cli() -> None:
 @_model
 @_layer
 @_pool
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a file.")
+@_json
 @_device
 @_precision
 def embed(
@@ -100,26 +101,74 @@ def embed(
     path, the frame's start in seconds, and the values. A file that fails is named on stderr, the others
     are done all the same, and the exit status is 2.
     """
-    from speech_ssl.inference.progress import Progress
-
     runtime = speech_ssl.load(model, **options)
     layer = runtime.check_layer(layer)
-    progress = Progress("embed", sum(map(_duration, files)))
-    failed = 0
-    for path in files:
-        try:
-            for line in _embedding(runtime, path, layer, pool, as_json, progress):
-                progress.hide()
-                print(line, flush=True)
-            progress.advance(0, clips=1)
-        except BrokenPipeError:
-            raise
-        except (ValueError, OSError) as error:
-            progress.hide()
-            _complain(_message(error))
-            failed += 1
-    progress.close()
-    return 2 if failed else 0
+    return _each("embed", files, partial(_embedding, runtime, layer, pool, as_json))
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@_model
+@_json
+@click.option("--lm", type=click.Path(path_type=Path), help="Word n-gram for a beam search: ARPA or KenLM.")
+@click.option("--lexicon", type=click.Path(path_type=Path), help="The only words to know, one a line.")
+@click.option("--beam", type=int, help="Search with so many hypotheses.  [default: none, or with --lm 50]")
+@_device
+@_precision
+def transcribe(files: tuple[str, ...], model: str, as_json: bool, **options: Any) -> int:
+    """Print what is said in each FILE.
+
+    A line is the path and the text, separated by a tab; with --json also the words with their times. A file
+    that fails is named on stderr, the others are done all the same, and the exit status is 2.
+    """
+    from speech_ssl.model.heads import CTCSpec
+
+    runtime = speech_ssl.load(model, options["device"], options["precision"])
+    runtime.check_head(CTCSpec)
+    search = {name: value for name in ("lm", "lexicon", "beam") if (value := options[name]) is not None}
+    decoder = runtime.beam_search(**search) if search else None
+
+    def lines(path: str, progress: Progress) -> Iterator[str]:
+        (said,) = runtime.transcribe([path], decoder=decoder)
+        progress.advance(said.duration_s)
+        about = {"path": path, "model": runtime.name, "duration_s": said.duration_s}
+        answer = {"text": said.text, "words": [asdict(word) for word in said.words]}
+        yield json.dumps(about | answer, ensure_ascii=False) if as_json else f"{_name(path)}\t{said.text}"
+
+    return _each("transcribe", files, lines)
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@_model
+@_json
+@click.option("--head", help="Which head to ask, where the model has several.")
+@click.option("--top-k", type=int, help="Tell only so many labels.  [default: 1; with --json all]")
+@click.option("--threshold", default=0.5, show_default=True, help="Probability from which an event is told.")
+@_device
+@_precision
+def classify(files: tuple[str, ...], model: str, as_json: bool, **options: Any) -> int:
+    """Print what is heard in each FILE.
+
+    A line is the path, a label and its probability, separated by tabs; with --json all labels, and events
+    with their times. A file that fails is named on stderr, the others are done, and the exit status is 2.
+    """
+    from speech_ssl.model.heads import EventsSpec
+
+    runtime = speech_ssl.load(model, options["device"], options["precision"])
+    head = runtime.check_head(EventsSpec, options["head"])
+    top_k = options["top_k"] or (None if as_json else 1)
+
+    def lines(path: str, progress: Progress) -> Iterator[str]:
+        (heard,) = runtime.classify([path], head=head, top_k=top_k, threshold=options["threshold"])
+        progress.advance(heard.duration_s)
+        if as_json:
+            about = {"path": path, "model": runtime.name, "head": head}
+            yield json.dumps(about | asdict(heard), ensure_ascii=False)
+        else:
+            yield from (f"{_name(path)}\t{label.label}\t{label.score:.4f}" for label in heard.labels)
+
+    return _each("classify", files, lines)
 
 
 @cli.command()
@@ -143,8 +192,9 @@ def extract(manifest: Path, out: Path, **options: Any) -> int:
     if options["engine"] == "ray":
         raise ValueError("--engine ray is not available in this version: use --engine local and --shard")
     from speech_ssl.inference.extract import Extraction
+    from speech_ssl.inference.parquet import Shard
 
-    shard = _shard(options["shard"])
+    shard = Shard.parse(options["shard"])
     extraction = Extraction(
         speech_ssl.load(options["model"], options["device"], options["precision"]),
         layer=options["layer"],
@@ -208,6 +258,33 @@ def serve(**options: Any) -> None:
     run(settings)
 
 
+def _each(what: str, files: Sequence[str], lines: Callable[[str, Progress], Iterator[str]]) -> int:
+    """Print the lines of each file. One that fails is named, and the others are done all the same."""
+    from speech_ssl.inference.progress import Progress
+
+    progress = Progress(what, sum(map(_duration, files)))
+    failed = 0
+    for path in files:
+        try:
+            for line in lines(path, progress):
+                progress.hide()
+                print(line, flush=True)
+            progress.advance(0, clips=1)
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError) as error:
+            progress.hide()
+            _complain(_message(error))
+            failed += 1
+    progress.close()
+    return 2 if failed else 0
+
+
+def _name(path: str) -> str:
+    """A path on one line and in one column."""
+    return path.translate({ord(c): repr(c)[1:-1] for c in "\t\n\r"})
+
+
 def _duration(path: str) -> float:
     """Seconds by the header, to show progress by; 0 for a file that will fail anyway."""
     from speech_ssl import audio
@@ -219,7 +296,7 @@ def _duration(path: str) -> float:
 
 
 def _embedding(
-    runtime: Runtime, path: str, layer: int, pool: PoolOption, as_json: bool, progress: Progress
+    runtime: Runtime, layer: int, pool: PoolOption, as_json: bool, path: str, progress: Progress
 ) -> Iterator[str]:
     """The lines of output for one file."""
     from speech_ssl.inference.pooling import Pool
@@ -231,7 +308,7 @@ def _embedding(
             progress.advance(len(piece) * hop_s)
             yield piece
 
-    name = path.translate({ord(c): repr(c)[1:-1] for c in "\t\n\r"})  # one line, and its columns
+    name = _name(path)
     about = {"path": path, "model": runtime.name, "layer": layer, "pooling": pool}
     if pool != "none":
         pooled = Pool(pool)
@@ -250,15 +327,6 @@ def _embedding(
 def _tabbed(head: tuple[str, ...], values: NDArray[np.float32]) -> str:
     """The shortest digits that give the same float32 again."""
     return "\t".join((*head, *map(str, values)))
-
-
-def _shard(text: str) -> Shard:
-    from speech_ssl.inference.parquet import Shard
-
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if found is None:
-        raise ValueError(f"--shard {text!r} is not of the form i/n, e.g. 0/4")
-    return Shard(int(found[1]), int(found[2]))
 
 
 def _message(error: Exception) -> str:

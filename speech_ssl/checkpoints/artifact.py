@@ -117,7 +117,7 @@ def save_artifact(  # noqa: PLR0913 - each is a part of the artifact
     return Path(folder).absolute()
 
 
-def add_head(  # noqa: PLR0913 - each is a part of the artifact
+def add_head(
     source: str | Path,
     folder: str | Path,
     name: str,
@@ -309,9 +309,9 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], str]:
         raise ArtifactError(
             f"{path}: format version {version!r} is not known, this is {FORMAT_VERSION}: update speech-ssl"
         )
-    for field, kind in _FIELDS.items():
-        if not isinstance(config.get(field), kind):
-            raise ArtifactError(f"{path}: field {field!r} is missing or not of type {kind.__name__}")
+    for name, kind in _FIELDS.items():
+        if not isinstance(config.get(name), kind):
+            raise ArtifactError(f"{path}: field {name!r} is missing or not of type {kind.__name__}")
     return config, hashlib.sha256(content).hexdigest()
 
 

@@ -48,8 +48,8 @@ class TextTargets:
     receptive_field: int
 
     def __call__(self, utterance: Utterance) -> list[int]:
-        """Raises ValueError for a clip without text, with characters that the vocabulary lacks, or with a text
-        that does not fit into its frames: no alignment exists, and its loss is infinite."""
+        """Raises ValueError for a clip without text, with characters that the vocabulary lacks, or with a
+        text that does not fit into its frames: no alignment exists, and its loss is infinite."""
         text = normalize(utterance.text)
         if not text:
             raise ValueError(f"{utterance.id}: no text to learn from")
@@ -59,7 +59,7 @@ class TextTargets:
         frames = max((samples - self.receptive_field) // self.hop + 1, 0)
         if least > frames:
             raise ValueError(
-                f"{utterance.id}: its {len(units)} characters need {least} frames, but {utterance.duration_s:g} s "
-                f"are {frames}: is it the text of this clip?"
+                f"{utterance.id}: its {len(units)} characters need {least} frames, but "
+                f"{utterance.duration_s:g} s are {frames}: is it the text of this clip?"
             )
         return units

@@ -16,7 +16,7 @@ from speech_ssl.text import Vocabulary
 from speech_ssl.types import Features
 
 PART_S = 30.0
-"""Of a longer recording, beam search and alignment see parts between pauses: their cost grows with its square."""
+"""Of longer recordings, beam search and alignment see parts between pauses: their cost is not linear."""
 SMOOTHING_S = 0.2
 """Width of the median filter over frame scores: events and gaps shorter than half of it are noise."""
 
@@ -158,7 +158,7 @@ def classify(
     outputs_1TO = torch.from_numpy(outputs_TO)[None]
     valid_1T = torch.ones(outputs_1TO.shape[:2], dtype=torch.bool)
     clip_K = scores(clip_logits(outputs_1TO, valid_1T, spec), spec)[0].numpy()
-    frames_TK = scores(frame_logits(outputs_1TO, spec), spec)[0].numpy()
+    frames_TK, _ = frame_scores(outputs_TO, spec, clock)
     order = np.argsort(-clip_K, kind="stable")
     labels = [Label(spec.labels[k], float(clip_K[k])) for k in order[:top_k]]
     heard = [k for k in range(len(spec.labels)) if clip_K[k] >= threshold]
@@ -170,6 +170,16 @@ def classify(
             score = float(frames_TK[first : last + 1, k].mean())
             events.append(TimedEvent(spec.labels[k], start, end, score))
     return Classification(labels, sorted(events, key=lambda e: (e.start, e.end, e.label)), clock.duration_s)
+
+
+def frame_scores(
+    outputs_TO: NDArray[np.float32], spec: EventsSpec, clock: Clock
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Probabilities of labels in frames (T, K), and the edges between frames in seconds (T + 1,)."""
+    frames_TK = scores(frame_logits(torch.from_numpy(outputs_TO), spec), spec).numpy()
+    count = len(frames_TK)
+    edges_s = [clock.span(t, t, count)[0] for t in range(count)] + [clock.duration_s]
+    return frames_TK, np.array(edges_s)
 
 
 def _smoothed(frames_TK: NDArray[np.float32], hop_s: float) -> NDArray[np.float32]:

@@ -60,9 +60,8 @@ class BeamSearch:
     beam: prefixes that are kept after each frame.
     lexicon: words, or a file with one word a line; only they occur in texts. `skipped` counts those that
         the vocabulary cannot spell.
-    lm: a word n-gram, an ARPA file (also gzipped) or KenLM's binary form. It needs the extra `lm`. Without a
-        lexicon words may be unknown to it: they count as `<unk>`, made 10 (natural logarithm) less probable,
-        for `<unk>` is all unknown words together.
+    lm: a word n-gram: an ARPA file, or KenLM's binary form together with a lexicon. It needs the extra `lm`.
+        Without a lexicon, words may be unknown to it: they count as `<unk>` times a spelling.
     A text's score is log P(text | audio) + lm_weight * ln P(words and end) + word_score * words; the last
     two only with a language model, whose preference for few words word_score makes good.
 

@@ -19,8 +19,9 @@ from speech_ssl.inference.ctc import SPACE
 from speech_ssl.text import Vocabulary
 
 UNKNOWN = "<unk>"
-UNKNOWN_SCORE = -10.0
-"""Added to the log-probability of a word that the language model does not know."""
+CHARACTER_SCORE = -1.5
+"""What each character of an unknown word adds to the log-probability of `<unk>`, which is all unknown words
+together: about what a character tells, for one who knows the language, in natural logarithms."""
 LAST = "\U0010ffff"  # after every character
 
 
@@ -102,6 +103,11 @@ class LanguageModel:
         """What a word adds where nothing is known of the words before."""
         return self.weight * self._log_prob(word, self._nowhere, self._new_state()) + self.word_score
 
+    def unknown(self, characters: int) -> float:
+        """The same, of an unknown word of so many characters."""
+        log_prob = float(self._model.BaseScore(self._nowhere, UNKNOWN, self._new_state())) * math.log(10)
+        return self.weight * (log_prob + CHARACTER_SCORE * characters) + self.word_score
+
     def words(self) -> Iterator[str]:
         """Those of an ARPA file. Raises ValueError for KenLM's binary form, which does not list them."""
         with self.path.open("rb") as file:
@@ -119,7 +125,7 @@ class LanguageModel:
 
     def _log_prob(self, word: str, state: Any, after: Any) -> float:
         log_prob = float(self._model.BaseScore(state, word, after)) * math.log(10)
-        return log_prob + (0.0 if word in self else UNKNOWN_SCORE)
+        return log_prob + (0.0 if word in self else CHARACTER_SCORE * len(word))
 
 
 class Tree:
@@ -165,7 +171,6 @@ class Words:
         self._units = {symbol: unit for unit, symbol in enumerate(vocabulary.symbols) if unit}
         self.space = self._units.get(SPACE)
         self._tree: Tree | None = None
-        self._other = -np.inf  # what a word that is not in the tree adds
         if lexicon is not None and lm is None:
             self._tree = Tree(lexicon.words, lambda word: 0.0)
         elif lm is not None:
@@ -177,7 +182,6 @@ class Words:
                     "language, or in capitals?"
                 )
             self._tree = Tree(known if lexicon is None else lexicon.words, lm.alone)
-            self._other = self._other if self._closed else lm.alone(UNKNOWN)
 
     def begin(self) -> Context:
         return self._context("", None if self._lm is None else self._lm.begin(), 0.0, 0.0)
@@ -201,7 +205,8 @@ class Words:
         next_V, whole = np.zeros(len(self._symbols)), True
         if self._tree is not None:
             whole, following = self._tree.follow(word)
-            next_V[:] = self._other - ahead
+            unknown = -np.inf if self._closed or self._lm is None else self._lm.unknown(len(word) + 1)
+            next_V[:] = unknown - ahead
             for character, worth in following.items():
                 next_V[self._units[character]] = worth - ahead
         next_V[0] = -np.inf  # a blank is no unit to go on with

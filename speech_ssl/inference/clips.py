@@ -59,7 +59,7 @@ _NO_FRAMES: NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
 
 
 def key_of(clip: Clip) -> Key | None:
-    """The same for the same samples, or the same file while nobody writes to it; None if it cannot be known."""
+    """The same for the same samples, or the same file while nobody writes to it; None if unknown."""
     if isinstance(clip, np.ndarray):
         return len(clip), hashlib.blake2b(np.ascontiguousarray(clip).data, digest_size=16).digest()
     try:

@@ -42,13 +42,12 @@ class Passed(NamedTuple):
 
 
 class TorchEngine:
-    """An encoder and its heads on a device, ready for inference: weight norm folded, no dropout, no gradients.
+    """An encoder and its heads on a device, for inference: weight norm folded, no dropout, no gradients.
 
     precision "fp32" is what the batch-invariance contract speaks of; TF32 is off. "bf16" holds weights
     and activations in bfloat16 (the wave's normalisation stays in float32). "int8" quantises the linear
     layers dynamically, on the CPU only, and computes rows one by one, since the scale of a quantised
-    activation is that of its whole batch. "auto" is fp32 on the CPU and bf16 on CUDA. Heads are small and stay
-    in fp32.
+    activation is that of its whole batch. "auto" is fp32 on the CPU and bf16 on CUDA. Heads stay in fp32.
 
     Raises ValueError for a device that is not there, or a precision that it cannot do.
     """

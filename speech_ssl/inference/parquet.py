@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -85,6 +86,14 @@ class Shard:
             raise ValueError(
                 f"shard {self.index}/{self.count} is not there: write i/n with i from 0 to n - 1, e.g. 0/4"
             )
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """From "i/n". Raises ValueError."""
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if found is None:
+            raise ValueError(f"shard {text!r} is not of the form i/n, e.g. 0/4")
+        return cls(int(found[1]), int(found[2]))
 
     def __str__(self) -> str:
         return f"{self.index:05d}-of-{self.count:05d}"

@@ -1,4 +1,4 @@
-"""The runtime: waves or files in, features and answers out. All that service and extraction know of a model."""
+"""The runtime: files or waves in, features and answers out. All that others know of a model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,11 @@ from speech_ssl.inference.clips import Clip, Memory, Whole, checked_clips, key_o
 from speech_ssl.inference.engines import Passed, Precision, TorchEngine
 from speech_ssl.inference.pooling import Pool
 from speech_ssl.model.heads import CTCSpec, EventsSpec, HeadSpec
+from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE, Features, Pooling, Waveform
+
+if TYPE_CHECKING:
+    from speech_ssl.inference.beam import BeamSearch
 
 WINDOW_S = 20.0
 CONTEXT_S = 2.0
@@ -113,12 +118,21 @@ class Runtime:
     ) -> list[Transcript]:
         """What is said in each clip, and when each word is.
 
-        head: which one, where the model has several that transcribe. decoder: a
-        `speech_ssl.inference.beam.BeamSearch`, for one; without it the best path is taken. Raises as
-        `encode`, and ValueError if the model has no such head.
+        head: which one, where the model has several that transcribe. decoder: from `beam_search`, or any
+        other; without it the best path is taken. Raises as `encode`, and ValueError if the model has no
+        such head.
         """
         name = self.check_head(CTCSpec, head)
         return [self._transcript(whole, name, decoder) for whole in self._heard(waves)]
+
+    def beam_search(self, *, head: str | None = None, **options: Any) -> BeamSearch:
+        """A decoder for `transcribe`, with the vocabulary of a head; options are those of `BeamSearch`: `lm`,
+        `lexicon`, `beam` and weights."""
+        from speech_ssl.inference.beam import BeamSearch
+
+        spec = self.heads[self.check_head(CTCSpec, head)]
+        assert isinstance(spec, CTCSpec)
+        return BeamSearch(Vocabulary(spec.vocabulary), **options)
 
     def classify(
         self,
@@ -133,6 +147,19 @@ class Runtime:
         name = self.check_head(EventsSpec, head)
         choice = Choice(top_k, threshold)
         return [self._classification(whole, name, choice) for whole in self._heard(waves)]
+
+    def frame_scores(
+        self, waves: Sequence[Clip], *, head: str | None = None
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.float64]]]:
+        """Of each clip the probabilities of the labels in its frames (T, K), and the seconds where frames
+        begin and the last one ends (T + 1,). Raises as `transcribe`."""
+        name = self.check_head(EventsSpec, head)
+        spec = self.heads[name]
+        assert isinstance(spec, EventsSpec)
+        return [
+            answers.frame_scores(whole.passed.heads[name], spec, self._clock(whole))
+            for whole in self._heard(waves)
+        ]
 
     def analyze(
         self,

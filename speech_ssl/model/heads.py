@@ -72,8 +72,9 @@ def spec_from_dict(values: Mapping[str, Any]) -> HeadSpec:
     names = [field.name for field in fields(cls)]
     if missing := [name for name in names if name not in values]:
         raise ValueError(f"field {missing[0]!r} is missing")
-    given = {name: values[name] for name in names}
-    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+    given: dict[str, Any] = {name: values[name] for name in names}
+    fitted: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    return cls(**fitted)
 
 
 def _check_names(field: str, names: Sequence[object], *, least: int) -> None:

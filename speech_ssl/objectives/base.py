@@ -61,7 +61,7 @@ class Tuning:
     train_frontend: bool = False
     """The convolutions too: for an encoder that was not pre-trained."""
     hidden_share: float = 0.65
-    """As `hide_spans` takes it: the paper's 0.065, its probability that a frame begins a span, times the span."""
+    """As `hide_spans` takes it: the paper's 0.065, the probability that a span begins, times the span."""
     hidden_span: int = 10
     channel_share: float = 0.256
     channel_span: int = 64

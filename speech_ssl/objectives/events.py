@@ -51,8 +51,8 @@ class EventsConfig(Tuning):
         Tuning.__post_init__(self)
         if self.timed and (self.exclusive or self.mixup or self.shift_s or self.pooling != "max"):
             raise ValueError(
-                "timed events overlap, must not be moved, and teach no attention: exclusive, mixup and shift_s "
-                "must be off, and pooling 'max'"
+                "timed events overlap, must not be moved, and teach no attention: exclusive, mixup and "
+                "shift_s must be off, and pooling 'max'"
             )
         if self.class_weights and len(self.class_weights) != len(self.labels):
             raise ValueError("class_weights must have one weight a label")

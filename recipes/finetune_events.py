@@ -1,0 +1,171 @@
+"""Fine-tuning for sound events: labels of clips, or events with their times.
+
+    python -m recipes.finetune_events VARIANT --manifest M.tsv --out runs/NAME --init ARTIFACT [--resume]
+
+The manifest needs the column `label`; several labels of a row are separated by ";". With --folds split or
+--folds speaker each value of that column is the test set once (the protocol of ESC; leave one speaker
+out), each fold is a run in a folder of its own, and the figures are those of all folds together. Rows with
+split `test` give the figures at the end, else those that choose the checkpoint do. Without --init it is
+trained from random weights, for comparison.
+
+smoke    seconds on 2 CPU cores: shows that everything runs; learns nothing of use.
+tiny     one label a clip, for the `tiny` encoder on 2 CPU cores: some minutes (LOG.md has runs).
+frozen   the same with the encoder as it is: the head is added to the artifact, beside those it has.
+tags     any number of labels a clip.
+timed    events: a row is a label from `start` to `end` in a file; files without events have one row.
+base     one label a clip, for encoders of BASE's or LARGE's size, on a GPU (not measured).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from recipes.event_tasks import WINDOW_S, ClipLabels, TimedEvents, over_folds
+from recipes.finetuning import RESULTS, FineTuning, Request, command, finetune, read_examples, shown
+from speech_ssl.data.batching import DataConfig
+from speech_ssl.data.folds import Fold, folds, hold_out
+from speech_ssl.data.labels import timed_windows
+from speech_ssl.model import presets
+from speech_ssl.objectives.events import EventsConfig
+from speech_ssl.training.checkpoint import write_atomically
+from speech_ssl.training.config import TrainConfig
+from speech_ssl.training.ranks import Ranks
+
+
+def tiny() -> FineTuning:
+    """High learning rates and many passes, for sets of a few hundred clips."""
+    return FineTuning(
+        name="tiny-events",
+        objective=EventsConfig(
+            head_only=0.1,
+            hidden_share=0.2,
+            channel_share=0.1,
+            channel_span=16,
+            dropout=0.2,
+            mixup=0.5,
+            noise=0.3,
+            gain_db=6.0,
+            shift_s=0.5,
+        ),
+        data=DataConfig(batch_s=30.0, min_s=0.2, workers=1),
+        train=TrainConfig(
+            steps=400,
+            peak_lr=5e-4,
+            warmup=0.1,
+            hold=0.3,
+            clip_norm=5.0,
+            log_every=25,
+            valid_every=25,
+            save_every=100,
+            patience=8,
+        ),
+    )
+
+
+def frozen() -> FineTuning:
+    base = tiny()
+    objective = replace(base.objective, head_only=1.0, hidden_share=0.0, channel_share=0.0)
+    train = replace(base.train, peak_lr=3e-3)
+    return replace(base, name="frozen-events", objective=objective, train=train)
+
+
+def tags() -> FineTuning:
+    base = tiny()
+    return replace(base, name="tiny-tags", objective=replace(base.objective, exclusive=False))
+
+
+def timed() -> FineTuning:
+    """Windows of ten seconds at most; each frame is taught by itself."""
+    base = tiny()
+    objective = replace(base.objective, exclusive=False, timed=True, pooling="max", mixup=0.0, shift_s=0.0)
+    data = replace(base.data, crop_s=None)
+    return replace(base, name="tiny-timed", objective=objective, data=data)
+
+
+def base() -> FineTuning:
+    """Learning rates as for transcription with large encoders."""
+    small = tiny()
+    return replace(
+        small,
+        name="base-events",
+        objective=replace(small.objective, hidden_share=0.5, channel_share=0.256, channel_span=64),
+        data=DataConfig(batch_s=160.0, min_s=0.2, workers=6),
+        train=replace(small.train, steps=4_000, peak_lr=5e-5, valid_every=100, save_every=500),
+        encoder={"dropout": 0.0, "activation_dropout": 0.1},
+        scratch=presets.base(),
+    )
+
+
+def smoke() -> FineTuning:
+    small = tiny()
+    return replace(
+        small,
+        name="smoke-events",
+        data=replace(small.data, batch_s=12.0),
+        train=replace(
+            small.train, steps=12, precision="fp32", log_every=4, valid_every=6, save_every=4, patience=None
+        ),
+        scratch=replace(presets.tiny(), depth=2, width=64, ffn_width=128),
+    )
+
+
+def start(tuning: FineTuning, request: Request, given: argparse.Namespace, ranks: Ranks) -> None:
+    utterances = read_examples(request)
+    assert isinstance(tuning.objective, EventsConfig)
+    task: ClipLabels = ClipLabels()
+    if tuning.objective.timed:
+        windows, events = timed_windows(utterances, window_s=WINDOW_S)
+        utterances, task = windows, TimedEvents(events)
+    if given.folds is None:
+        finetune(tuning, task, task.examples(hold_out(utterances)), request, ranks)
+    else:
+        cross_validate(tuning, task, folds(utterances, given.folds), request, ranks)
+
+
+def cross_validate(
+    tuning: FineTuning, task: ClipLabels, parts: Sequence[Fold], request: Request, ranks: Ranks
+) -> dict[str, Any]:
+    """A run a fold, in `out`/fold-NAME; those that are finished are not done again. Prints and writes the
+    figures over all of them."""
+    results = []
+    for fold in parts:
+        out = request.out / f"fold-{re.sub(r'[^A-Za-z0-9_-]', '_', fold.name)}"
+        if request.resume and (out / RESULTS).exists():
+            results.append(json.loads((out / RESULTS).read_text(encoding="utf-8")))
+            continue
+        if ranks.first:
+            print(f"fold {fold.name}: {len(fold.test)} clips to test on", file=sys.stderr)
+        results.append(finetune(tuning, task, task.examples(fold), replace(request, out=out), ranks))
+    if not ranks.first:
+        return {}
+    summary = {"run": tuning.name, "seed": tuning.train.seed, "folds": len(parts), **over_folds(results)}
+    write_atomically(request.out / RESULTS, (json.dumps(summary, indent=2) + "\n").encode())
+    print("all folds: " + shown(summary))
+    return summary
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folds", choices=["split", "speaker"], help="cross-validate by this column")
+
+
+main = command(
+    smoke,
+    tiny,
+    frozen,
+    tags,
+    timed,
+    base,
+    doc=__doc__,
+    head="events",
+    options=options,
+    start=start,
+)
+
+if __name__ == "__main__":
+    main()
