@@ -17,6 +17,7 @@ from speech_ssl.model import presets
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
 from speech_ssl.objectives.ctc import CTCConfig
+from speech_ssl.objectives.events import EventsConfig
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
 from speech_ssl.training.checkpoint import RunState
 from speech_ssl.training.config import TrainConfig
@@ -45,10 +46,30 @@ def wav2vec2() -> Objective:
 
 
 def ctc() -> Objective:
-    return CTCConfig(units=4, head_only=0.0, hidden_share=0.3).build(Encoder(ENCODER))
+    config = CTCConfig(vocabulary=("<blank>", "a", "b", " "), head_only=0.0, hidden_share=0.3)
+    return config.build(Encoder(ENCODER))
 
 
-OBJECTIVES: list[Callable[[], Objective]] = [wav2vec2, ctc]
+LABELS = ("silence", "tone", "chirp", "noise")
+
+
+def events() -> Objective:
+    config = EventsConfig(
+        labels=LABELS, head_only=0.0, mixup=0.5, noise=0.5, gain_db=6.0, shift_s=0.1, class_weights=(1, 2, 1, 1)
+    )
+    return config.build(Encoder(ENCODER))
+
+
+def events_frozen() -> Objective:
+    return EventsConfig(labels=LABELS, head_only=1.0, pooling="mean").build(Encoder(ENCODER))
+
+
+def events_timed() -> Objective:
+    config = EventsConfig(labels=LABELS, head_only=0.0, timed=True, exclusive=False, pooling="max", gain_db=3.0)
+    return config.build(Encoder(ENCODER))
+
+
+OBJECTIVES: list[Callable[[], Objective]] = [wav2vec2, ctc, events, events_frozen, events_timed]
 every_objective = pytest.mark.parametrize("build", OBJECTIVES)
 
 CPU = Ranks(0, 1, torch.device("cpu"))
@@ -68,7 +89,7 @@ def tones(number: int, rows: int = 3, samples: int = 16_000) -> Batch:
     wave_BS = torch.where(t_S < 0.5, *halves_BS) + 0.01 * torch.randn(rows, samples, generator=generator)
     lengths_B = torch.randint(samples // 2, samples + 1, (rows,), generator=generator)
     lengths_B[0] = samples
-    targets_BU = torch.randint(1, 4, (rows, 5), generator=generator)
+    targets_BU = torch.randint(1, 4, (rows, 6), generator=generator)
     target_lengths_B = torch.randint(2, 6, (rows,), generator=generator)
     valid_BS = torch.arange(samples) < lengths_B[:, None]
     return Batch(wave_BS * valid_BS, lengths_B, targets_BU, target_lengths_B)

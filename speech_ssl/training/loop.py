@@ -19,7 +19,12 @@ from speech_ssl.training.config import TrainConfig
 from speech_ssl.training.health import Collapsed, fallen, watch
 from speech_ssl.training.logs import Logs
 from speech_ssl.training.meter import Meter, OnItsWay, summarize
-from speech_ssl.training.optim import build_optimizer, clip_gradients, learning_rate, scale_gradients
+from speech_ssl.training.optim import (
+    build_optimizer,
+    clip_gradients,
+    scale_gradients,
+    set_learning_rate,
+)
 from speech_ssl.training.ranks import Ranks
 from speech_ssl.types import Batch, LossSum
 
@@ -73,9 +78,7 @@ def train(  # noqa: PLR0913 - each is a part of the run
         stop_signals() as caught,
     ):
         while state.step < config.steps and not is_over(state, config):
-            rate = learning_rate(state.step, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rate = set_learning_rate(optimizer, state.step, config)
             sums = accumulate(model, stream, state, config, ranks, meter)
             mine = torch.stack([sums.count, sums.total, sums.count.new_tensor(float(bool(caught)))])
             count, total, asked_now = ranks.all_sum(mine)
@@ -97,8 +100,8 @@ def train(  # noqa: PLR0913 - each is a part of the run
                 numbers = evaluate(objective, valid(), config, ranks)
                 report_validation(objective, numbers, state, config, logs, out)
                 done = done or is_over(state, config)
-            if probe is not None and ranks.first and (state.step % config.probe_every == 0 or done):
-                logs.numbers("probe", state.step, probe(objective))
+            if probe is not None and (state.step % config.probe_every == 0 or done):
+                logs.numbers("probe", state.step, probe(objective) if ranks.first else {})
             if state.step % config.save_every == 0 or done or stopping:
                 meter.check_finite()
                 if ranks.first:

@@ -25,6 +25,14 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.peak_lr * (config.final_lr_scale + (1 - config.final_lr_scale) * left)
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
+    """For this step; returns it."""
+    rate = learning_rate(step, config)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over all parameters that are not frozen; biases, norms and other vectors do not decay."""
     parameters = [p for p in module.parameters() if p.requires_grad]

@@ -24,7 +24,8 @@ SAMPLES = 400 + 320 * (FRAMES - 1)
 
 def objective(**numbers: float) -> CTC:
     torch.manual_seed(0)
-    return CTCConfig(units=4, **{"head_only": 0.0, **numbers}).build(Encoder(ENCODER))  # type: ignore[arg-type]
+    config = CTCConfig(vocabulary=("<blank>", "a", "b", " "), **{"head_only": 0.0, **numbers})  # type: ignore[arg-type]
+    return config.build(Encoder(ENCODER))
 
 
 def batch(targets: list[list[int]], samples: int = SAMPLES) -> Batch:
@@ -54,7 +55,7 @@ def test_the_loss_is_the_sum_over_all_paths() -> None:
     with torch.no_grad():
         given = batch(targets)
         loss = loss_of(ctc, given)
-        log_probs_BTV = ctc.head(ctc.encoder(given.wave_BS, given.lengths_B).x_BTD).double()
+        log_probs_BTV = ctc.head([ctc.encoder(given.wave_BS, given.lengths_B).x_BTD]).double()
     assert log_probs_BTV.shape[1] == FRAMES
     pairs = list(zip(log_probs_BTV, targets, strict=True))
     assert float(loss.total) == pytest.approx(sum(likelihood_of_all_paths(*p) for p in pairs), rel=1e-4)
@@ -99,6 +100,32 @@ def test_the_head_learns_alone_at_first_and_the_front_end_never() -> None:
     loss_of(ctc, batch([[1, 2]])).total.backward()
     assert all(p.grad is not None for p in ctc.encoder.blocks.parameters())
     assert all(p.grad is None for p in ctc.encoder.frontend.parameters())
+
+
+def say(ctc: CTC, units: list[int]) -> None:
+    """Make each frame of every clip say the unit given for it."""
+    posteriors_TV = torch.full((len(units), 4), -20.0)
+    posteriors_TV[torch.arange(len(units)), torch.tensor(units)] = 20.0
+    ctc.head = Fixed(posteriors_TV.log_softmax(-1))
+
+
+class Fixed(torch.nn.Module):
+    def __init__(self, log_probs_TV: torch.Tensor) -> None:
+        super().__init__()
+        self.log_probs_TV = log_probs_TV
+
+    def forward(self, states: list[torch.Tensor]) -> torch.Tensor:
+        return self.log_probs_TV.expand(len(states[-1]), -1, -1)
+
+
+def test_held_out_errors_are_those_of_the_best_path() -> None:
+    ctc = objective().eval()
+    say(ctc, [1, 1, 3, 2, 0])  # "a b"
+    loss = loss_of(ctc, batch([[1, 3, 2], [1, 2], [2]]))  # "a b", "ab", "b"
+    reported = ctc.report({k: v / loss.count for k, v in loss.metrics.items()})
+    assert reported["cer"] == pytest.approx((0 + 1 + 2) / 6)
+    assert reported["wer"] == pytest.approx((0 + 2 + 1) / 4)
+    assert ctc.best_by in reported and not ctc.higher_is_better
 
 
 def test_all_blanks_are_below_the_floor() -> None:

@@ -26,13 +26,38 @@ def test_the_learning_rate_ends_at_the_final_scale() -> None:
     assert learning_rate(99, config) == learning_rate(100, config) == 2.0
 
 
+def test_tri_stage_in_closed_form() -> None:
+    """Baevski et al. 2020, section 4.3: up in 10 %, level for 40 %, then an exponential fall to 5 %."""
+    config = TrainConfig(
+        steps=100, peak_lr=2.0, warmup=0.1, hold=0.4, decay="exponential", final_lr_scale=0.05
+    )
+    rates = [learning_rate(step, config) for step in range(100)]
+    assert rates[:10] == pytest.approx([2 * (n + 1) / 10 for n in range(10)])
+    assert rates[10:50] == [2.0] * 40
+    assert rates[50:] == pytest.approx([2 * 0.05 ** (n / 50) for n in range(50)])
+    linear = TrainConfig(steps=100, peak_lr=1.0, warmup=0.1, hold=0.4)
+    assert learning_rate(75, linear) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0.0), (1, 0.9), (3, 0.99)])
 def test_the_shortest_runs_have_a_rate(steps: int, warmup: float) -> None:
     config = TrainConfig(steps=steps, peak_lr=1.0, warmup=warmup)
     assert all(0 < learning_rate(step, config) <= 1 for step in range(steps))
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"warmup": 1.0}, {"warmup": -0.1}, {"batches_per_step": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"warmup": 1.0},
+        {"warmup": -0.1},
+        {"warmup": 0.5, "hold": 0.5},
+        {"batches_per_step": 0},
+        {"patience": 0},
+        {"probe_every": 0},
+        {"final_lr_scale": 0.0, "decay": "exponential"},
+    ],
+)
 def test_numbers_that_make_no_run_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TrainConfig(**{"steps": 10, **wrong})  # type: ignore[arg-type]

@@ -1,0 +1,133 @@
+"""From frame outputs to labels, events and words: closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from speech_ssl.inference.answers import Choice, Clock, check_tasks, classify, frame_scores, transcribe
+from speech_ssl.model.heads import CTCSpec, EventsSpec
+
+HOP_S, FIELD_S = 0.02, 0.025
+TAGS = EventsSpec(labels=("dog", "rain"), exclusive=False, pooling="max")
+
+
+def clock(frames: int) -> Clock:
+    return Clock(HOP_S, FIELD_S, frames * HOP_S + 0.005)
+
+
+def heard(*runs: tuple[int, int, int], frames: int = 100) -> np.ndarray:
+    """Logits of +6 in runs of (label, first, last frame), -6 elsewhere."""
+    logits_TK = np.full((frames, 2), -6.0, dtype=np.float32)
+    for label, first, last in runs:
+        logits_TK[first : last + 1, label] = 6.0
+    return logits_TK
+
+
+def told(outputs: np.ndarray, **choice) -> list[tuple[str, float, float]]:
+    found = classify(outputs, TAGS, clock(len(outputs)), Choice(**choice))
+    return [(e.label, round(e.start, 4), round(e.end, 4)) for e in found.events]
+
+
+def test_events_span_their_frames() -> None:
+    """Frame t is centred at 20 t + 12.5 ms, and reaches 10 ms to both sides."""
+    assert told(heard((0, 20, 49), (1, 10, 30))) == [("rain", 0.2025, 0.6225), ("dog", 0.4025, 1.0025)]
+
+
+def test_events_at_the_ends_reach_the_ends() -> None:
+    assert told(heard((0, 0, 19), (0, 80, 99))) == [("dog", 0.0, 0.4025), ("dog", 1.6025, 2.005)]
+
+
+def test_short_flickers_and_gaps_are_smoothed_away() -> None:
+    outputs = heard((0, 20, 60), (0, 90, 92))
+    outputs[40:43, 0] = -6.0
+    assert told(outputs) == [("dog", 0.4025, 1.2225)]
+
+
+def test_labels_are_sorted_and_cut_and_the_threshold_holds_for_events() -> None:
+    outputs = heard((1, 20, 60))
+    outputs[:, 0] = -1.0
+    found = classify(outputs, TAGS, clock(100), Choice(top_k=1))
+    assert [label.label for label in found.labels] == ["rain"]
+    assert found.labels[0].score == pytest.approx(1 / (1 + np.exp(-6)), rel=1e-5)
+    assert {event.label for event in found.events} == {"rain"}
+    assert {label for label, _, _ in told(outputs, threshold=0.2)} == {"rain", "dog"}
+    assert found.events[0].score == pytest.approx(found.labels[0].score, rel=1e-5)
+
+
+def test_a_label_that_the_clip_has_not_has_no_events() -> None:
+    """With exclusive labels a frame must choose; the clip's own score decides what is told."""
+    spec = EventsSpec(labels=("dog", "rain"), pooling="mean")
+    outputs = heard((0, 0, 99), (1, 0, 29), (1, 30, 59))
+    outputs[:30, 0] = -6.0
+    found = classify(outputs, spec, clock(100), Choice())
+    assert [label.label for label in found.labels] == ["dog", "rain"]
+    assert {event.label for event in found.events} == {"dog"}
+    assert sum(label.score for label in found.labels) == pytest.approx(1)
+
+
+def test_frame_scores_and_edges() -> None:
+    scores_TK, edges_s = frame_scores(heard((0, 2, 3), frames=5), TAGS, clock(5))
+    assert (scores_TK > 0.5).tolist() == [[t in (2, 3), False] for t in range(5)]
+    assert edges_s.tolist() == pytest.approx([0.0, 0.0225, 0.0425, 0.0625, 0.0825, 0.105])
+
+
+@pytest.mark.parametrize("choice", [{"top_k": 0}, {"threshold": 0.0}, {"threshold": 1.5}])
+def test_impossible_choices_are_refused(choice) -> None:
+    with pytest.raises(ValueError, match="must be at least 1|a probability above 0"):
+        Choice(**choice)
+
+
+def test_tasks_are_checked() -> None:
+    with pytest.raises(ValueError, match="'translation' is not known: choose from embedding"):
+        check_tasks(["embedding", "translation"])
+    with pytest.raises(ValueError, match="no task"):
+        check_tasks([])
+
+
+SPEECH = CTCSpec(vocabulary=("<blank>", " ", "a", "b", "c"))
+
+
+def spoken(text: str, each: int = 4, lead: int = 10) -> np.ndarray:
+    """A spike for each character, `each` frames apart."""
+    frames = lead + each * len(text) + lead
+    posteriors_TV = np.full((frames, 5), 1e-4, dtype=np.float32)
+    posteriors_TV[:, 0] = 1.0
+    for number, character in enumerate(text):
+        t = lead + each * number
+        posteriors_TV[t] = 1e-4
+        posteriors_TV[t, SPEECH.vocabulary.index(character)] = 1.0
+    return np.log(posteriors_TV / posteriors_TV.sum(1, keepdims=True))
+
+
+class Spelled:
+    """A decoder that says the same whatever it hears."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __call__(self, log_probs_TV: np.ndarray) -> Spelled:
+        return self
+
+
+def test_best_path_and_decoder_agree_on_times() -> None:
+    log_probs_TV = spoken("ab cab")
+    best = transcribe(log_probs_TV, SPEECH, clock(len(log_probs_TV)), None)
+    assert best.text == "ab cab" and [word.word for word in best.words] == ["ab", "cab"]
+    decoded = transcribe(log_probs_TV, SPEECH, clock(len(log_probs_TV)), Spelled("ab cab"))
+    assert decoded.text == best.text
+    for one, other in zip(best.words, decoded.words, strict=True):
+        assert (one.start, one.end) == pytest.approx((other.start, other.end), abs=0.021)
+    assert best.words[0].start < 10 * HOP_S + FIELD_S / 2 < best.words[0].end <= best.words[1].start
+
+
+def test_words_of_later_parts_are_moved_to_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    log_probs_TV = np.concatenate([spoken("ab", lead=40), spoken("ab", lead=40)])
+    whole = transcribe(log_probs_TV, SPEECH, clock(len(log_probs_TV)), Spelled("ab"))
+    assert [word.word for word in whole.words] == ["ab"]
+    monkeypatch.setattr("speech_ssl.inference.answers.PART_S", len(log_probs_TV) * HOP_S * 0.6)
+    parts = transcribe(log_probs_TV, SPEECH, clock(len(log_probs_TV)), Spelled("ab"))
+    assert parts.text == "ab ab"
+    half_s = len(log_probs_TV) / 2 * HOP_S
+    first, second = parts.words
+    assert second.start == pytest.approx(first.start + half_s, abs=1e-6)

@@ -1,0 +1,185 @@
+"""Transcription and classification by the runtime: one pass for all heads, the same in any batch and window."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import speech_ssl
+from speech_ssl import audio
+from speech_ssl.checkpoints.artifact import Head, add_head, load_artifact
+from speech_ssl.inference import Runtime
+from speech_ssl.inference.clips import REMEMBERED_S, Memory, Whole
+from speech_ssl.inference.engines import Passed
+from speech_ssl.model.heads import CTCSpec, EventsSpec
+from speech_ssl.model.presets import tiny
+from speech_ssl.types import Waveform
+
+TOLERANCE = 1e-4
+SPECS = {
+    "ctc": CTCSpec(vocabulary=("<blank>", " ", *"abcdefgh")),
+    "sounds": EventsSpec(labels=("dog", "rain", "siren")),
+    "moods": EventsSpec(labels=("calm", "tense"), exclusive=False, pooling="max"),
+}
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The untrained encoder with three heads of random weights, whose outputs vary from frame to frame."""
+    folder = tmp_path_factory.mktemp("heads") / "all"
+    source = tiny_artifact
+    for name, spec in SPECS.items():
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            module = spec.build(tiny())
+            for parameter in module.parameters():
+                parameter.data.mul_(4.0)
+        add_head(source, folder, name, Head(spec, module, {}, "CC0"))
+        source = folder
+    return folder
+
+
+@pytest.fixture
+def runtime(artifact: Path) -> Runtime:
+    return speech_ssl.load(artifact)
+
+
+@pytest.fixture(scope="module")
+def waves(prompts: Path) -> list[Waveform]:
+    paths = sorted((prompts / "audio").glob("*.flac"))
+    return [audio.decode(path) for path in paths[:6]]
+
+
+@pytest.fixture
+def passes(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each pass of the encoder from now on."""
+    counts: list[int] = []
+    encoder = runtime._engine.encoder
+    hidden_states = encoder.hidden_states
+
+    def counted(wave_BS: torch.Tensor, *args: object, **options: object) -> list[torch.Tensor]:
+        counts.append(len(wave_BS))
+        return hidden_states(wave_BS, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(encoder, "hidden_states", counted)
+    return counts
+
+
+def test_transcribing_and_classifying_a_clip_is_one_pass(runtime, waves, passes) -> None:
+    runtime.transcribe(waves[:1])
+    assert passes == [1]
+    runtime.classify(waves[:1])
+    runtime.classify(waves[:1], head="moods")
+    runtime.frame_scores(waves[:1])
+    runtime.transcribe([waves[0].copy()])
+    assert passes == [1]
+    runtime.transcribe([waves[0] * 0.5])
+    assert passes == [1, 1]
+
+
+def test_a_file_that_was_written_to_is_heard_again(runtime, waves, passes, tmp_path) -> None:
+    import soundfile
+
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, waves[0], 16_000)
+    first = runtime.transcribe([path])
+    assert runtime.transcribe([str(path)]) == first and len(passes) == 1
+    soundfile.write(path, waves[1], 16_000)
+    assert runtime.transcribe([path]) != first and len(passes) == 2
+
+
+def test_all_answers_at_once_are_the_single_ones(runtime, artifact, waves, passes) -> None:
+    analyses = runtime.analyze(waves)
+    assert sum(passes) == len(waves)
+    alone = speech_ssl.load(artifact)
+    for analysis, wave in zip(analyses, waves, strict=True):
+        fresh = speech_ssl.load(artifact)
+        np.testing.assert_allclose(
+            analysis.features.frames, alone.encode([wave])[0].frames, atol=TOLERANCE
+        )
+        assert analysis.transcript.text == fresh.transcribe([wave])[0].text
+        (found,) = fresh.classify([wave])
+        assert [label.label for label in analysis.classification.labels] == [x.label for x in found.labels]
+    some = runtime.analyze(waves[:1], tasks=["classification"])[0]
+    assert some.features is None and some.transcript is None and some.classification is not None
+    assert runtime.analyze(waves[:1], tasks=["embedding"], layer=0)[0].features.frames.shape[1] == 256
+
+
+def test_a_clip_has_the_same_outputs_in_any_company(runtime, waves) -> None:
+    heads = list(SPECS)
+    together = runtime.run_windows(waves, [-1] * len(waves), heads)
+    backwards = runtime.run_windows(waves[::-1], [-1] * len(waves), heads)[::-1]
+    for wave, one, other in zip(waves, together, backwards, strict=True):
+        (alone,) = runtime.run_windows([wave], [-1], heads)
+        for name in heads:
+            assert np.abs(alone.heads[name] - one.heads[name]).max() <= TOLERANCE
+            assert np.abs(alone.heads[name] - other.heads[name]).max() <= TOLERANCE
+
+
+def test_long_clips_go_through_in_windows(artifact, waves) -> None:
+    """Each frame is answered once, and the times are those of the whole clip."""
+    long = np.concatenate(waves * 3)
+    narrow = Runtime(load_artifact(artifact), window_s=3.0, context_s=0.5)
+    ((scores_TK, edges_s),) = narrow.frame_scores([long])
+    assert len(scores_TK) == narrow.chunker.frame_count(len(long))
+    assert edges_s[0] == 0 and edges_s[-1] == pytest.approx(len(long) / 16_000)
+    assert (np.diff(edges_s) > 0).all()
+    (transcript,) = narrow.transcribe([long])
+    times = [(word.start, word.end) for word in transcript.words]
+    assert times == sorted(times) and times[-1][1] <= transcript.duration_s
+    assert " ".join(word.word for word in transcript.words) == transcript.text
+
+
+def test_what_the_model_cannot_do_is_said(tiny_artifact, runtime, waves) -> None:
+    without = speech_ssl.load(tiny_artifact)
+    with pytest.raises(ValueError, match=r"cannot transcribe: it has no head.*recipes.finetune_ctc"):
+        without.transcribe(waves[:1])
+    with pytest.raises(ValueError, match=r"cannot classify: .*recipes.finetune_events"):
+        without.analyze(waves[:1], tasks=["classification"])
+    with pytest.raises(ValueError, match="no head 'birds' to classify: it has sounds, moods"):
+        runtime.classify(waves[:1], head="birds")
+    with pytest.raises(ValueError, match="no head 'sounds' to transcribe"):
+        runtime.transcribe(waves[:1], head="sounds")
+
+
+def test_the_first_head_of_a_kind_answers(runtime, waves) -> None:
+    assert {label.label for label in runtime.classify(waves[:1])[0].labels} == set(SPECS["sounds"].labels)
+    found = runtime.classify(waves[:1], head="moods", top_k=1)[0]
+    assert len(found.labels) == 1 and found.labels[0].label in SPECS["moods"].labels
+
+
+def test_bad_clips_are_refused_as_by_encode(runtime) -> None:
+    with pytest.raises(ValueError, match="clip 0.*too short"):
+        runtime.transcribe([np.zeros(10, dtype=np.float32)])
+    with pytest.raises(OSError):
+        runtime.classify(["absent.wav"])
+    with pytest.raises(ValueError, match="a list of clips"):
+        runtime.transcribe(np.zeros(16_000, dtype=np.float32))
+    assert runtime.transcribe([]) == []
+
+
+def test_silence_and_precisions_give_answers(artifact) -> None:
+    silence = np.zeros(16_000, dtype=np.float32)
+    for precision in ("fp32", "bf16", "int8"):
+        runtime = speech_ssl.load(artifact, precision=precision)
+        (found,) = runtime.classify([silence])
+        assert sum(label.score for label in found.labels) == pytest.approx(1, abs=1e-5)
+
+
+def whole(seconds: float) -> Whole:
+    return Whole(Passed(np.zeros((5, 2), dtype=np.float32), {"a": np.zeros((5, 1))}), seconds)
+
+
+def test_memory_is_bounded_and_keeps_no_frames() -> None:
+    memory = Memory()
+    for number in range(50):
+        memory.put([(number,)], [whole(REMEMBERED_S / 10)])
+    assert memory.get([(49,)]) is not None and memory.get([(0,)]) is None
+    assert len(memory._wholes) <= 10
+    assert memory.get([(49,), (0,)]) is None and memory.get([None]) is None
+    assert memory.get([(49,)])[0].passed.frames.size == 0
+    memory.put([("huge",), None], [whole(2 * REMEMBERED_S), whole(1.0)])
+    assert memory.get([("huge",)]) is None
