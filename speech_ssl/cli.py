@@ -157,7 +157,7 @@ def classify(files: tuple[str, ...], model: str, as_json: bool, **options: Any) 
 
     runtime = speech_ssl.load(model, options["device"], options["precision"])
     head = runtime.check_head(EventsSpec, options["head"])
-    top_k = options["top_k"] or (None if as_json else 1)
+    top_k = 1 if options["top_k"] is None and not as_json else options["top_k"]
 
     def lines(path: str, progress: Progress) -> Iterator[str]:
         (heard,) = runtime.classify([path], head=head, top_k=top_k, threshold=options["threshold"])

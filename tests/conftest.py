@@ -27,6 +27,14 @@ def prompts() -> Path:
 
 
 @pytest.fixture(scope="session")
+def answering_artifact(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same encoder with three heads of random weights: "ctc", "sounds" and "moods"."""
+    from tests.narrow import add_random_heads
+
+    return add_random_heads(tiny_artifact, tmp_path_factory.mktemp("heads") / "all")
+
+
+@pytest.fixture(scope="session")
 def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an artifact with an untrained tiny encoder: fast, and the same on every run."""
     from speech_ssl.checkpoints.artifact import save_artifact

@@ -1,16 +1,38 @@
-"""An artifact with an encoder so narrow that minutes of audio take a second: where values do not matter."""
+"""Artifacts with random weights: an encoder so narrow that minutes of audio take a second, and heads."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-from speech_ssl.checkpoints.artifact import save_artifact
+import torch
+
+from speech_ssl.checkpoints.artifact import Head, add_head, load_artifact, save_artifact
 from speech_ssl.model.encoder import Encoder
+from speech_ssl.model.heads import CTCSpec, EventsSpec
 from speech_ssl.model.presets import tiny
+
+HEADS = {
+    "ctc": CTCSpec(vocabulary=("<blank>", " ", *"abcdefgh")),
+    "sounds": EventsSpec(labels=("dog", "rain", "siren")),
+    "moods": EventsSpec(labels=("calm", "tense"), exclusive=False, pooling="max"),
+}
 
 
 def save_narrow(folder: Path) -> Path:
     """The tiny encoder's strides and window lengths, but 16 wide and one layer deep."""
     config = replace(tiny(), conv_channels=(8,) * 7, width=16, depth=1, heads=2, ffn_width=16)
     return save_artifact(Encoder(config), folder, name="narrow", training={}, licence="Apache-2.0")
+
+
+def add_random_heads(source: Path, folder: Path) -> Path:
+    """`HEADS` with weights so large that their answers vary from frame to frame."""
+    config = load_artifact(source).encoder.config
+    for name, spec in HEADS.items():
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            module = spec.build(config)
+            for parameter in module.parameters():
+                parameter.data.mul_(4.0)
+        source = add_head(source, folder, name, Head(spec, module, {}, "CC0"))
+    return folder

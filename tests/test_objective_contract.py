@@ -55,7 +55,13 @@ LABELS = ("silence", "tone", "chirp", "noise")
 
 def events() -> Objective:
     config = EventsConfig(
-        labels=LABELS, head_only=0.0, mixup=0.5, noise=0.5, gain_db=6.0, shift_s=0.1, class_weights=(1, 2, 1, 1)
+        labels=LABELS,
+        head_only=0.0,
+        mixup=0.5,
+        noise=0.5,
+        gain_db=6.0,
+        shift_s=0.1,
+        class_weights=(1, 2, 1, 1),
     )
     return config.build(Encoder(ENCODER))
 
@@ -65,7 +71,9 @@ def events_frozen() -> Objective:
 
 
 def events_timed() -> Objective:
-    config = EventsConfig(labels=LABELS, head_only=0.0, timed=True, exclusive=False, pooling="max", gain_db=3.0)
+    config = EventsConfig(
+        labels=LABELS, head_only=0.0, timed=True, exclusive=False, pooling="max", gain_db=3.0
+    )
     return config.build(Encoder(ENCODER))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ UNKNOWN = "<unk>"
 CHARACTER_SCORE = -1.5
 """What each character of an unknown word adds to the log-probability of `<unk>`, which is all unknown words
 together: about what a character tells, for one who knows the language, in natural logarithms."""
+GZIP = b"\x1f\x8b"
 LAST = "\U0010ffff"  # after every character
 
 
@@ -70,8 +70,13 @@ class LanguageModel:
             kenlm: Any = import_module("kenlm")
         except ImportError as error:
             raise ValueError("a language model needs KenLM: pip install 'speech-ssl[lm]'") from error
-        if not self.path.is_file():
-            raise ValueError(f"{path}: no such file; lm is an ARPA file or KenLM's binary form of one")
+        try:
+            with self.path.open("rb") as file:
+                self._head = file.read(1000)
+        except OSError as error:
+            raise ValueError(f"{path}: the language model cannot be read ({error.strerror})") from error
+        if self._head.startswith(GZIP):
+            raise ValueError(f"{path} is compressed: unpack it with gunzip first")
         config = kenlm.Config()
         config.show_progress, config.arpa_complain = False, kenlm.ARPALoadComplain.NONE
         try:
@@ -110,14 +115,11 @@ class LanguageModel:
 
     def words(self) -> Iterator[str]:
         """Those of an ARPA file. Raises ValueError for KenLM's binary form, which does not list them."""
-        with self.path.open("rb") as file:
-            head = file.read(1000)
-        zipped = head.startswith(b"\x1f\x8b")
-        if not zipped and b"\\data\\" not in head:
+        if b"\\data\\" not in self._head:
             raise ValueError(
-                f"{self.path} is in KenLM's binary form, without a list of words: give a lexicon"
+                f"{self.path}: KenLM's binary form cannot tell its words: give a lexicon with it"
             )
-        with (gzip.open if zipped else open)(self.path, "rt", encoding="utf-8", errors="replace") as lines:
+        with self.path.open(encoding="utf-8", errors="replace") as lines:
             for line in islice(dropwhile(lambda line: line.strip() != "\\1-grams:", lines), 1, None):
                 if line.startswith("\\"):
                     return

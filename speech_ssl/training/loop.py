@@ -58,7 +58,7 @@ def train(  # noqa: PLR0913 - each is a part of the run
     ranks: Ranks,
     probe: Probe | None = None,
 ) -> RunState:
-    """Train to the last step, or until patience is at its end, from the checkpoint in `out` if there is one.
+    """Train, from the checkpoint in `out` if there is one, until the last step or the end of patience.
 
     Every random number is a function of (seed, step, number of the batch), so that a resumed run, and
     a run on another number of ranks, takes the same steps. Raises Stopped, Collapsed or NonFinite.
@@ -91,7 +91,6 @@ def train(  # noqa: PLR0913 - each is a part of the run
             state.step += 1
             objective.after_step(state.step / config.steps)
             logs.step()
-
             done = state.step == config.steps
             if state.step % config.log_every == 0 or done:
                 report_training(objective, meter, state, config, logs, rate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle  # noqa: S403 - workers are sent the targets by pickle
+import pickle
 from pathlib import Path
 
 import pytest
@@ -55,7 +55,7 @@ def test_a_text_needs_a_frame_a_unit_and_one_between_equal_ones() -> None:
 
 
 def test_targets_travel_to_workers() -> None:
-    again = pickle.loads(pickle.dumps(targets()))  # noqa: S301
+    again = pickle.loads(pickle.dumps(targets()))
     assert again(clip("ab")) == [2, 3]
 
 

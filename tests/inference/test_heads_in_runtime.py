@@ -1,4 +1,4 @@
-"""Transcription and classification by the runtime: one pass for all heads, the same in any batch and window."""
+"""Transcription and classification by the runtime: one pass for all heads, the same in any batch or window."""
 
 from __future__ import annotations
 
@@ -10,36 +10,19 @@ import torch
 
 import speech_ssl
 from speech_ssl import audio
-from speech_ssl.checkpoints.artifact import Head, add_head, load_artifact
+from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime
 from speech_ssl.inference.clips import REMEMBERED_S, Memory, Whole
 from speech_ssl.inference.engines import Passed
-from speech_ssl.model.heads import CTCSpec, EventsSpec
-from speech_ssl.model.presets import tiny
 from speech_ssl.types import Waveform
+from tests.narrow import HEADS
 
 TOLERANCE = 1e-4
-SPECS = {
-    "ctc": CTCSpec(vocabulary=("<blank>", " ", *"abcdefgh")),
-    "sounds": EventsSpec(labels=("dog", "rain", "siren")),
-    "moods": EventsSpec(labels=("calm", "tense"), exclusive=False, pooling="max"),
-}
 
 
 @pytest.fixture(scope="module")
-def artifact(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The untrained encoder with three heads of random weights, whose outputs vary from frame to frame."""
-    folder = tmp_path_factory.mktemp("heads") / "all"
-    source = tiny_artifact
-    for name, spec in SPECS.items():
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            module = spec.build(tiny())
-            for parameter in module.parameters():
-                parameter.data.mul_(4.0)
-        add_head(source, folder, name, Head(spec, module, {}, "CC0"))
-        source = folder
-    return folder
+def artifact(answering_artifact: Path) -> Path:
+    return answering_artifact
 
 
 @pytest.fixture
@@ -97,9 +80,7 @@ def test_all_answers_at_once_are_the_single_ones(runtime, artifact, waves, passe
     alone = speech_ssl.load(artifact)
     for analysis, wave in zip(analyses, waves, strict=True):
         fresh = speech_ssl.load(artifact)
-        np.testing.assert_allclose(
-            analysis.features.frames, alone.encode([wave])[0].frames, atol=TOLERANCE
-        )
+        np.testing.assert_allclose(analysis.features.frames, alone.encode([wave])[0].frames, atol=TOLERANCE)
         assert analysis.transcript.text == fresh.transcribe([wave])[0].text
         (found,) = fresh.classify([wave])
         assert [label.label for label in analysis.classification.labels] == [x.label for x in found.labels]
@@ -109,7 +90,7 @@ def test_all_answers_at_once_are_the_single_ones(runtime, artifact, waves, passe
 
 
 def test_a_clip_has_the_same_outputs_in_any_company(runtime, waves) -> None:
-    heads = list(SPECS)
+    heads = list(HEADS)
     together = runtime.run_windows(waves, [-1] * len(waves), heads)
     backwards = runtime.run_windows(waves[::-1], [-1] * len(waves), heads)[::-1]
     for wave, one, other in zip(waves, together, backwards, strict=True):
@@ -146,9 +127,9 @@ def test_what_the_model_cannot_do_is_said(tiny_artifact, runtime, waves) -> None
 
 
 def test_the_first_head_of_a_kind_answers(runtime, waves) -> None:
-    assert {label.label for label in runtime.classify(waves[:1])[0].labels} == set(SPECS["sounds"].labels)
+    assert {label.label for label in runtime.classify(waves[:1])[0].labels} == set(HEADS["sounds"].labels)
     found = runtime.classify(waves[:1], head="moods", top_k=1)[0]
-    assert len(found.labels) == 1 and found.labels[0].label in SPECS["moods"].labels
+    assert len(found.labels) == 1 and found.labels[0].label in HEADS["moods"].labels
 
 
 def test_bad_clips_are_refused_as_by_encode(runtime) -> None:

@@ -1,0 +1,119 @@
+"""`transcribe` and `classify`: what they print is what Python gives, and their errors are one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+import speech_ssl
+from speech_ssl.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["speech-ssl", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capfd.readouterr()
+        return int(caught.value.code or 0), out, re.sub(r"^\w+: .*x real time.*\n", "", err, flags=re.M)
+
+    return call
+
+
+@pytest.fixture
+def clips(prompts: Path) -> list[Path]:
+    return sorted((prompts / "audio").glob("*.flac"))[:3]
+
+
+def test_transcripts_are_those_of_python(run: Run, answering_artifact: Path, clips: list[Path]) -> None:
+    expected = speech_ssl.load(answering_artifact).transcribe(clips)
+    status, out, err = run("transcribe", *clips, "--model", answering_artifact)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [f"{c}\t{t.text}" for c, t in zip(clips, expected, strict=True)]
+    status, out, _ = run("transcribe", *clips, "--json", "--model", answering_artifact)
+    for line, clip, transcript in zip(out.splitlines(), clips, expected, strict=True):
+        answer = json.loads(line)
+        assert (answer["path"], answer["text"]) == (str(clip), transcript.text)
+        assert answer["duration_s"] == pytest.approx(transcript.duration_s)
+        for word, other in zip(answer["words"], transcript.words, strict=True):
+            assert word["word"] == other.word
+            assert (word["start"], word["end"]) == pytest.approx((other.start, other.end))
+
+
+def test_classifications_are_those_of_python(run: Run, answering_artifact: Path, clips: list[Path]) -> None:
+    expected = speech_ssl.load(answering_artifact).classify(clips[:1], threshold=0.3)[0]
+    options = ("--json", "--threshold", "0.3", "--model", answering_artifact)
+    status, out, _ = run("classify", clips[0], *options)
+    answer = json.loads(out)
+    assert status == 0 and answer["head"] == "sounds"
+    assert [x["label"] for x in answer["labels"]] == [x.label for x in expected.labels]
+    assert answer["events"] == [pytest.approx(asdict(event), abs=1e-4) for event in expected.events]
+    _, out, _ = run("classify", *clips, "--model", answering_artifact)
+    assert len(out.splitlines()) == 3 and out.startswith(f"{clips[0]}\t{expected.labels[0].label}\t")
+    _, out, _ = run("classify", clips[0], "--model", answering_artifact, "--head", "moods", "--top-k", "2")
+    assert {line.split("\t")[1] for line in out.splitlines()} == {"calm", "tense"}
+
+
+def test_a_lexicon_is_obeyed(run: Run, answering_artifact: Path, clips: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("flashlight.lib.text")
+    lexicon = tmp_path / "words.txt"
+    lexicon.write_text("bad\ncab\nface\n")
+    status, out, err = run(
+        "transcribe", *clips, "--model", answering_artifact, "--lexicon", lexicon, "--beam", 20
+    )
+    assert status == 0, err
+    assert {word for line in out.splitlines() for word in line.split("\t")[1].split()} <= {
+        "bad",
+        "cab",
+        "face",
+    }
+
+
+def test_a_bad_file_is_named_and_the_others_are_done(
+    run: Run, answering_artifact: Path, clips: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "text.wav").write_text("no audio at all")
+    for command in ("transcribe", "classify"):
+        status, out, err = run(command, tmp_path / "text.wav", clips[0], "--model", answering_artifact)
+        assert status == 2 and out.startswith(f"{clips[0]}\t")
+        assert err.count("\n") == 1 and "text.wav" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("transcribe",), "cannot transcribe: it has no head for it"),
+        (("classify",), "cannot classify: it has no head for it"),
+    ],
+)
+def test_a_model_without_a_head_says_how_to_get_one(
+    run: Run, tiny_artifact: Path, clips: list[Path], arguments: tuple[str, ...], words: str
+) -> None:
+    status, out, err = run(*arguments, clips[0], "--model", tiny_artifact)
+    assert status == 2 and not out and words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("classify", "--head", "birds"), "no head 'birds'"),
+        (("classify", "--threshold", "0"), "threshold is a probability above 0"),
+        (("classify", "--top-k", "0"), "at least 1"),
+        (("transcribe", "--beam", "0"), "beam must be at least 1"),
+        (("transcribe", "--lm", "absent.arpa"), "absent.arpa"),
+    ],
+)
+def test_mistakes_are_one_line(
+    run: Run, answering_artifact: Path, clips: list[Path], options: tuple[str, ...], words: str
+) -> None:
+    status, out, err = run(options[0], clips[0], "--model", answering_artifact, *options[1:])
+    assert status == 2 and not out and words in err and err.count("\n") == 1
