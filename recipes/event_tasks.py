@@ -81,7 +81,7 @@ class TimedEvents(ClipLabels):
     events: Mapping[str, Sequence[Event]] = field(default_factory=dict)
 
     def names(self, examples: Examples) -> tuple[str, ...]:
-        return tuple(sorted({event.label for events in self.events.values() for event in events}))
+        return tuple(sorted({label for events in self.events.values() for label, _, _ in events}))
 
     def targets(self, tuning: FineTuning, encoder: Encoder) -> Targets:
         assert isinstance(tuning.objective, EventsConfig)

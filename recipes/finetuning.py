@@ -27,7 +27,14 @@ from recipes.common import (
     orderly_exit,
     recipe_parser,
 )
-from speech_ssl.checkpoints.artifact import Artifact, Head, add_head, load_artifact, save_artifact
+from speech_ssl.checkpoints.artifact import (
+    Artifact,
+    Head,
+    add_head,
+    head_file,
+    load_artifact,
+    save_artifact,
+)
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.data.loader import FILES, Loader, Targets
 from speech_ssl.data.manifest import Utterance, read_manifest
@@ -163,6 +170,7 @@ def finetune(
     tuning: FineTuning, task: Task, examples: Examples, request: Request, ranks: Ranks
 ) -> dict[str, Any]:
     """Train, leave the best weights in `out`/artifact, measure them, and write `out`/results.json."""
+    head_file(request.head)
     artifact = None if request.init is None else load_artifact(model_folder(request.init))
     tuning = task.filled(tuning, examples)
     run = tuning.run(artifact)

@@ -161,12 +161,12 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 def _write_head(folder: Path, name: str, head: Head, dtype: torch.dtype | None) -> dict[str, object]:
     """The head's file, and its entry in the config."""
-    _write_tensors(folder / _head_file(name), head.module.state_dict(), dtype)
+    _write_tensors(folder / head_file(name), head.module.state_dict(), dtype)
     return {**spec_to_dict(head.spec), "training": dict(head.training), "licence": head.licence}
 
 
-def _head_file(name: str) -> str:
-    """Raises ArtifactError for a name that is not fit for a file."""
+def head_file(name: str) -> str:
+    """Where the head of that name is. Raises ArtifactError for a name that is not fit for a file."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name):
         raise ArtifactError(f"{name!r} cannot name a head: use lower-case letters, digits, - and _")
     return f"head.{name}.safetensors"
@@ -200,7 +200,7 @@ def _load_head(folder: Path, config: Mapping[str, Any], name: str, encoder: Enco
         raise ArtifactError(f"{folder / CONFIG}: field 'heads' is malformed at {name!r}")
     spec = _built(folder, f"head {name!r}", lambda: spec_from_dict(entry))
     module = _built(folder, f"head {name!r}", lambda: spec.build(encoder))
-    _load_weights(folder, config, _head_file(name), module)
+    _load_weights(folder, config, head_file(name), module)
     return Head(spec, module, entry.get("training") or {}, str(entry.get("licence", "")))
 
 

@@ -54,10 +54,12 @@ class Lexicon:
         characters = set(vocabulary.symbols[1:])
         self.words = sorted(word for word in given if characters.issuperset(word))
         self.skipped = len(given) - len(self.words)
+        if not given:
+            raise ValueError("the lexicon has no words: give one a line")
         if not self.words:
-            example = f", as {min(given)!r}" if given else ""
             raise ValueError(
-                f"the lexicon has no word that the vocabulary can spell, and {self.skipped} others{example}"
+                f"the vocabulary can spell none of the lexicon's {len(given)} words, as {min(given)!r}; its "
+                f"characters are {''.join(vocabulary.symbols[1:41])!r}"
             )
 
 

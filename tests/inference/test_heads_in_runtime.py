@@ -1,4 +1,4 @@
-"""Transcription and classification by the runtime: one pass for all heads, the same in any batch or window."""
+"""Transcription and classification by the runtime: one pass for all heads, alike in any batch."""
 
 from __future__ import annotations
 

@@ -1,0 +1,294 @@
+"""Fine-tuning as a user starts it: what it leaves, what it keeps, and its refusals in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+
+import speech_ssl
+from recipes import finetune_ctc, finetune_events
+from recipes.finetuning import FineTuning, command
+from speech_ssl.checkpoints.artifact import load_artifact
+from speech_ssl.data.manifest import Utterance, read_manifest, write_manifest
+from speech_ssl.training.config import TrainConfig
+from tests.narrow import save_narrow
+
+Main = Callable[[Sequence[str]], None]
+
+
+def brief(tuning: FineTuning) -> FineTuning:
+    """Two steps, decoding in this process."""
+    train = TrainConfig(steps=2, peak_lr=1e-3, precision="fp32", valid_every=1)
+    return replace(tuning, data=replace(tuning.data, batch_s=8.0, workers=0), train=train)
+
+
+def ctc() -> FineTuning:
+    return brief(finetune_ctc.smoke())
+
+
+def clips() -> FineTuning:
+    return brief(finetune_events.smoke())
+
+
+def frozen() -> FineTuning:
+    return brief(finetune_events.frozen())
+
+
+def tags() -> FineTuning:
+    return brief(finetune_events.tags())
+
+
+def timed() -> FineTuning:
+    return replace(brief(finetune_events.timed()), data=replace(clips().data, batch_s=20.0))
+
+
+transcription = command(ctc, doc="", head="ctc", options=finetune_ctc.options, start=finetune_ctc.start)
+sounds = command(
+    clips,
+    frozen,
+    tags,
+    timed,
+    doc="",
+    head="events",
+    options=finetune_events.options,
+    start=finetune_events.start,
+)
+
+
+class Ended(NamedTuple):
+    status: int
+    stdout: str
+    stderr: str
+
+
+def call(main: Main, *arguments: object) -> Ended:
+    out, err = io.StringIO(), io.StringIO()
+    status = 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main([*map(str, arguments), "--device", "cpu"])
+        except SystemExit as leaving:
+            status = int(leaving.code or 0)
+    return Ended(status, out.getvalue(), err.getvalue())
+
+
+def done(main: Main, *arguments: object) -> Ended:
+    ended = call(main, *arguments)
+    assert ended.status == 0, ended.stderr
+    return ended
+
+
+def refusal(main: Main, *arguments: object) -> str:
+    ended = call(main, *arguments)
+    assert ended.status == 2, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_narrow(tmp_path_factory.mktemp("artifacts") / "narrow")
+
+
+@pytest.fixture(scope="module")
+def data(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve prompts: texts, labels "long" and "short", three folds as splits, languages."""
+    folder = tmp_path_factory.mktemp("data")
+    chosen = sorted(read_manifest(prompts / "manifest.tsv"), key=lambda u: u.duration_s)[20:140:10]
+    labelled = [
+        replace(u, label="long" if i >= 6 else "short", split=f"fold{i % 3}", lang="en" if i else "fr")
+        for i, u in enumerate(chosen)
+    ]
+    write_manifest(folder / "folds.tsv", labelled)
+    split = [replace(u, split="dev" if i % 4 == 1 else "train") for i, u in enumerate(labelled)]
+    write_manifest(folder / "m.tsv", split)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def transcribing(data: Path, narrow: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "ctc"
+    done(transcription, "ctc", "--manifest", data / "m.tsv", "--init", narrow, "--out", out)
+    return out
+
+
+def results(out: Path) -> dict[str, object]:
+    return json.loads((out / "results.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_a_manifest_with_texts_becomes_a_model_that_transcribes(
+    transcribing: Path, data: Path, narrow: Path
+) -> None:
+    artifact = load_artifact(transcribing / "artifact")
+    assert list(artifact.heads) == ["ctc"]
+    spec = artifact.heads["ctc"].spec
+    assert spec.vocabulary[:2] == ("<blank>", " ") and "e" in spec.vocabulary  # type: ignore[union-attr]
+    assert artifact.encoder.config == load_artifact(narrow).encoder.config
+    assert artifact.config["training"]["init"]["name"] == "narrow"
+    measured = results(transcribing)
+    assert measured["clips"] == 3 and float(measured["wer"]) > 0 and float(measured["cer"]) > 0  # type: ignore[arg-type]
+    clip = read_manifest(data / "m.tsv")[1]
+    (transcript,) = speech_ssl.load(transcribing / "artifact").transcribe([clip.path])
+    assert [clip.text, transcript.text] in measured["examples"]  # type: ignore[operator]
+
+
+def test_the_encoder_learns_but_for_its_front_end(transcribing: Path, narrow: Path) -> None:
+    before = load_artifact(narrow).encoder.state_dict()
+    after = load_artifact(transcribing / "artifact").encoder.state_dict()
+    changed = {name for name, value in after.items() if not (value == before[name]).all()}
+    assert any(name.startswith("blocks.") for name in changed)
+    assert not any(name.startswith("frontend.") for name in changed)
+
+
+def test_a_finished_run_resumes_to_the_same_and_another_vocabulary_is_refused(
+    transcribing: Path, data: Path, narrow: Path, tmp_path: Path
+) -> None:
+    before = results(transcribing)
+    options = ("ctc", "--manifest", data / "m.tsv", "--init", narrow, "--out", transcribing)
+    assert "continue it with --resume" in refusal(transcription, *options)
+    done(transcription, *options, "--resume")
+    again = results(transcribing)
+    assert {**again, "seconds": 0} == {**before, "seconds": 0}
+    (tmp_path / "characters.txt").write_text("|\n" + "\n".join("abcdefghijklmnopqrstuvwxyz'"))
+    line = refusal(transcription, *options, "--resume", "--vocabulary", tmp_path / "characters.txt")
+    assert "objective.vocabulary was" in line
+
+
+def test_a_head_on_a_frozen_encoder_joins_the_others(transcribing: Path, data: Path, tmp_path: Path) -> None:
+    source, out = transcribing / "artifact", tmp_path / "run"
+    done(sounds, "frozen", "--manifest", data / "m.tsv", "--init", source, "--out", out)
+    assert list(load_artifact(out / "artifact").heads) == ["ctc", "events"]
+    for name in ("encoder.safetensors", "head.ctc.safetensors"):
+        assert (out / "artifact" / name).read_bytes() == (source / name).read_bytes()
+    clip = read_manifest(data / "m.tsv")[0].path
+    both, before = speech_ssl.load(out / "artifact"), speech_ssl.load(source)
+    assert both.transcribe([clip])[0] == before.transcribe([clip])[0]
+    assert {label.label for label in both.classify([clip])[0].labels} == {"long", "short"}
+
+
+def test_a_trained_encoder_drops_the_heads_it_no_longer_fits_and_says_so(
+    transcribing: Path, data: Path, tmp_path: Path
+) -> None:
+    options = ("clips", "--manifest", data / "m.tsv", "--init", transcribing / "artifact")
+    ended = done(sounds, *options, "--out", tmp_path / "run", "--head", "lengths")
+    assert "left out, for the encoder was trained on: heads ctc" in ended.stderr
+    assert list(load_artifact(tmp_path / "run" / "artifact").heads) == ["lengths"]
+    assert {"accuracy", "balanced_accuracy", "confusion"} <= results(tmp_path / "run").keys()
+
+
+def test_without_init_all_of_it_is_trained_from_random_weights(data: Path, tmp_path: Path) -> None:
+    ended = done(sounds, "clips", "--manifest", data / "m.tsv", "--out", tmp_path / "run")
+    assert "starts from random weights" in ended.stderr
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["objective"]["train_frontend"] and run["objective"]["head_only"] == 0
+    assert run["inputs"]["init"] == ""
+
+
+def test_each_fold_is_tested_once_and_finished_ones_are_kept(
+    data: Path, narrow: Path, tmp_path: Path
+) -> None:
+    options = ("clips", "--manifest", data / "folds.tsv", "--folds", "split", "--init", narrow)
+    ended = done(sounds, *options, "--out", tmp_path)
+    folds = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("fold-*")}
+    assert sorted(folds) == ["fold-fold0", "fold-fold1", "fold-fold2"]
+    summary = results(tmp_path)
+    accuracies = [results(tmp_path / name)["accuracy"] for name in sorted(folds)]
+    assert summary["folds_accuracy"] == accuracies and summary["clips"] == 12
+    assert summary["mean_accuracy"] == pytest.approx(np.mean(accuracies))  # type: ignore[arg-type]
+    assert np.sum(summary["confusion"]) == 12  # type: ignore[arg-type]
+    assert summary["pooled_accuracy"] == pytest.approx(np.trace(summary["confusion"]) / 12)  # type: ignore[arg-type]
+    assert "all folds: " in ended.stdout
+    again = done(sounds, *options, "--out", tmp_path, "--resume")
+    assert "all folds: " in again.stdout and "held out: " not in again.stdout
+
+
+def test_several_labels_a_clip(data: Path, narrow: Path, tmp_path: Path) -> None:
+    rows = [replace(u, label=f"speech;{u.label}") for u in read_manifest(data / "m.tsv")]
+    write_manifest(tmp_path / "m.tsv", rows)
+    done(sounds, "tags", "--manifest", tmp_path / "m.tsv", "--init", narrow, "--out", tmp_path / "run")
+    measured = results(tmp_path / "run")
+    assert 0 < float(measured["mean_ap"]) <= 1 and 0 < float(measured["lwlrap"]) <= 1  # type: ignore[arg-type]
+    (found,) = speech_ssl.load(tmp_path / "run" / "artifact").classify([rows[0].path])
+    assert {label.label for label in found.labels} == {"long", "short", "speech"}
+
+
+def test_timed_events(narrow: Path, tmp_path: Path) -> None:
+    """Files of noise with tones in them; one without."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(6):
+        wave = 0.01 * generator.standard_normal(16_000 * 12)
+        split, path = "dev" if number > 3 else "train", tmp_path / f"{number}.wav"
+        for label, hertz, start in (("low", 300, 1.0), ("high", 2_000, 7.5))[: number % 3]:
+            part = slice(round(start * 16_000), round((start + 2) * 16_000))
+            wave[part] += 0.3 * np.sin(2 * np.pi * hertz * np.arange(32_000) / 16_000)
+            rows.append(
+                Utterance(path, 2.0, "", label=label, split=split, start=start, end=start + 2, file_s=12)
+            )
+        if number % 3 == 0:
+            rows.append(Utterance(path, 12.0, "", split=split))
+        soundfile.write(path, wave, 16_000)
+    write_manifest(tmp_path / "m.tsv", rows)
+    out = tmp_path / "run"
+    done(sounds, "timed", "--manifest", tmp_path / "m.tsv", "--init", narrow, "--out", out)
+    assert {"event_f1", "psds_1", "psds_2"} <= results(out).keys()
+    runtime = speech_ssl.load(out / "artifact")
+    (found,) = runtime.classify([tmp_path / "5.wav"], threshold=0.01)
+    assert {label.label for label in found.labels} == {"low", "high"}
+    assert all(0 <= e.start < e.end <= 12 for e in found.events)
+
+
+def changed(data: Path, folder: Path, **fields: str) -> Path:
+    path = folder / "m.tsv"
+    write_manifest(path, [replace(u, **fields) for u in read_manifest(data / "m.tsv")])  # type: ignore[arg-type]
+    return path
+
+
+MISTAKES = {
+    "no text": (transcription, "ctc", {"text": ""}, (), "column 'text'"),
+    "language": (
+        transcription,
+        "ctc",
+        {},
+        ("--lang", "de"),
+        "no clip has lang 'de': the manifest has en, fr",
+    ),
+    "init": (transcription, "ctc", {}, ("--init", "absent"), "absent: no such folder"),
+    "vocabulary": (transcription, "ctc", {}, ("--vocabulary", "absent.txt"), "absent.txt"),
+    "no label": (sounds, "clips", {"label": ""}, (), "column 'label'"),
+    "one label": (sounds, "clips", {"label": "one"}, (), "labels needs at least 2"),
+    "no speaker": (sounds, "clips", {"speaker": ""}, ("--folds", "speaker"), "have no speaker"),
+    "head": (sounds, "clips", {}, ("--head", "No Good"), "cannot name a head"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named_in_a_line_and_leave_nothing(data: Path, tmp_path: Path, mistake: str) -> None:
+    main, variant, fields, options, words = MISTAKES[mistake]
+    manifest = changed(data, tmp_path, **fields)
+    line = refusal(main, variant, "--manifest", manifest, "--out", tmp_path / "run", *options)
+    assert words in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_texts_that_do_not_fit_are_named_and_passed_over(data: Path, narrow: Path, tmp_path: Path) -> None:
+    rows = read_manifest(data / "m.tsv")
+    rows[0] = replace(rows[0], text="much too long a text for such a short clip " * 5)
+    rows[2] = replace(rows[2], text="")
+    write_manifest(tmp_path / "m.tsv", rows)
+    out = tmp_path / "run"
+    ended = done(transcription, "ctc", "--manifest", tmp_path / "m.tsv", "--init", narrow, "--out", out)
+    skipped = [json.loads(line)["reason"] for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert any("is it the text of this clip?" in reason for reason in skipped)
+    assert any("no text" in reason for reason in skipped)
+    assert "skipped: " in ended.stderr
