@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from speech_ssl.inference.ctc import Word, align, greedy, split_at_blanks
 from speech_ssl.model.heads import CTCSpec, EventsSpec, clip_logits, frame_logits, scores
-from speech_ssl.text import Vocabulary
+from speech_ssl.text import Vocabulary, normalize
 from speech_ssl.types import Features
 
 PART_S = 30.0
@@ -124,8 +124,20 @@ def transcribe(
         text, words = greedy(log_probs_TV, vocabulary, clock.hop_s)
     else:
         text, words = _decoded(log_probs_TV, vocabulary, clock.hop_s, decoder)
-    middle_s = clock.field_s / 2 - clock.hop_s / 2  # a frame begins `hop / 2` before its middle
-    within = [
+    return Transcript(text, _shifted(words, clock), clock.duration_s)
+
+
+def align_text(log_probs_TV: NDArray[np.float32], text: str, spec: CTCSpec, clock: Clock) -> Transcript:
+    """The times of the words of a known text. Raises ValueError where it does not fit into the clip."""
+    text = normalize(text)
+    words = align(log_probs_TV, text, Vocabulary(spec.vocabulary), clock.hop_s)
+    return Transcript(text, _shifted(words, clock), clock.duration_s)
+
+
+def _shifted(words: list[Word], clock: Clock) -> list[Word]:
+    """A frame begins half a hop before its middle, not at `t * hop_s`."""
+    middle_s = clock.field_s / 2 - clock.hop_s / 2
+    return [
         replace(
             word,
             start=min(word.start + middle_s, clock.duration_s),
@@ -133,7 +145,6 @@ def transcribe(
         )
         for word in words
     ]
-    return Transcript(text, within, clock.duration_s)
 
 
 def _decoded(

@@ -125,6 +125,19 @@ class Runtime:
         name = self.check_head(CTCSpec, head)
         return [self._transcript(whole, name, decoder) for whole in self._heard(waves)]
 
+    def align(
+        self, waves: Sequence[Clip], texts: Sequence[str], *, head: str | None = None
+    ) -> list[Transcript]:
+        """When each word of a known text is said in its clip. Raises as `transcribe`, and ValueError for texts
+        that do not fit into their clips or have characters that the model does not know."""
+        name = self.check_head(CTCSpec, head)
+        spec = self.heads[name]
+        assert isinstance(spec, CTCSpec)
+        return [
+            answers.align_text(whole.passed.heads[name], text, spec, self._clock(whole))
+            for whole, text in zip(self._heard(waves), texts, strict=True)
+        ]
+
     def beam_search(self, *, head: str | None = None, **options: Any) -> BeamSearch:
         """A decoder for `transcribe`, with the vocabulary of a head; options are those of `BeamSearch`: `lm`,
         `lexicon`, `beam` and weights."""
