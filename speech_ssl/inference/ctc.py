@@ -7,9 +7,11 @@ The times of words. A CTC model emits a unit in one frame or two, somewhere with
 around it, so the first and the last spike of a word lie inside the word. A spike is taken for the middle of
 its unit: a word reaches half of the usual distance between the spikes of a word beyond its first and its
 last one (the median over the text, at most 0.2 s; 0.08 s where no word has two units). Units that hold on
-for longer are covered whole. Towards its neighbour a word ends at the latest where the frames of the space
-between them end, and begins at the earliest where those begin; two that would overlap there meet in the
-middle of the space. So words never overlap, are in order, and lie within the recording.
+for longer are covered whole. Words that are at most 0.3 s apart, from spike to spike, meet in the middle of the
+space between them: at joins of real clips that was right within 8 ms in the median, while the outermost
+spikes lay 60 to 100 ms inside their words (benchmarks/word_times.py). Where the gap is longer there is a pause
+in it: a word ends at the latest where the frames of the space end, and begins at the earliest where they
+begin. So words never overlap, are in order, and lie within the recording.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from speech_ssl.text import Vocabulary
 
 SPACE = " "
 USUAL_STEP_S, LONGEST_STEP_S = 0.08, 0.2
+PAUSE_S = 0.3
 LEAST_LOG_PROB = -200.0  # as good as never, and float32 sums stay exact enough
 
 SURE = math.log(0.9)  # of a blank
@@ -147,9 +150,10 @@ def _words(spans: Sequence[Span], frames: int, vocabulary: Vocabulary, hop_s: fl
     starts = [max(min(first.start, first.middle - half), 0) for first, *_ in map(groups.__getitem__, said)]
     ends = [min(max(last.stop, last.middle + half), frames) for *_, last in map(groups.__getitem__, said)]
     for i, number in enumerate(said[:-1]):
+        last, first = groups[number][-1], groups[number + 2][0]
         space_start, space_stop = groups[number + 1][0].start, groups[number + 1][-1].stop
         ends[i], starts[i + 1] = min(ends[i], space_stop), max(starts[i + 1], space_start)
-        if ends[i] > starts[i + 1]:
+        if ends[i] > starts[i + 1] or first.start - last.stop <= PAUSE_S / hop_s:
             ends[i] = starts[i + 1] = (space_start + space_stop) / 2
     words = []
     for number, start, end in zip(said, starts, ends, strict=True):

@@ -128,8 +128,8 @@ class Runtime:
     def align(
         self, waves: Sequence[Clip], texts: Sequence[str], *, head: str | None = None
     ) -> list[Transcript]:
-        """When each word of a known text is said in its clip. Raises as `transcribe`, and ValueError for texts
-        that do not fit into their clips or have characters that the model does not know."""
+        """When each word of a known text is said in its clip. Raises as `transcribe`, and ValueError for
+        texts that do not fit into their clips or have characters that the model does not know."""
         name = self.check_head(CTCSpec, head)
         spec = self.heads[name]
         assert isinstance(spec, CTCSpec)

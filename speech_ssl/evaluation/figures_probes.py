@@ -1,0 +1,73 @@
+"""Pictures of probes: what each layer is worth for each task, and what the learned mix makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Column:
+    """One task on one data set. scores_L: of each layer alone. weights_L: the learned mix, sums to 1."""
+
+    task: str
+    data: str
+    lower_is_better: bool
+    scores_L: Sequence[float]
+    weights_L: Sequence[float]
+
+
+def draw_layers(columns: Sequence[Column], out: Path, *, title: str) -> None:
+    """Two heat maps, layers x tasks: scores of single layers, and learned weights.
+
+    Colours of scores run from the worst to the best layer of each task by itself; the numbers are absolute.
+    Raises ModuleNotFoundError where matplotlib, of the `train` extra, is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("pictures need matplotlib: install the `train` extra") from error
+
+    scores_LK = np.array([column.scores_L for column in columns]).T
+    weights_LK = np.array([column.weights_L for column in columns]).T
+    layers = len(scores_LK)
+    figure = Figure(figsize=(3.2 + 1.15 * len(columns), 3.4 + 0.7 * layers), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True)
+    ranks_LK = _ranks(scores_LK, np.array([column.lower_is_better for column in columns]))
+    _heat_map(above, ranks_LK, [[f"{value:.3f}" for value in row] for row in scores_LK])
+    _heat_map(below, weights_LK, [[f"{value:.2f}" for value in row] for row in weights_LK])
+    above.set_title(
+        "one layer alone: accuracy (verification: EER); shaded from a task's worst to its best", fontsize=10
+    )
+    below.set_title("learned weight of each layer", fontsize=10)
+    names = [f"{column.task}\n{column.data}" for column in columns]
+    below.set_xticks(range(len(columns)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=130)
+
+
+def _ranks(scores_LK: NDArray[np.float64], lower_K: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Scores on a scale from 0, the worst of a column, to 1."""
+    signed_LK = np.where(lower_K, -scores_LK, scores_LK)
+    span_K = signed_LK.max(0) - signed_LK.min(0)
+    return np.asarray((signed_LK - signed_LK.min(0)) / np.where(span_K > 0, span_K, 1))
+
+
+def _heat_map(axes: Any, shades_LK: NDArray[np.float64], texts: Sequence[Sequence[str]]) -> None:
+    """Layers from the bottom up, as they are stacked."""
+    axes.imshow(shades_LK, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=1)
+    for layer, row in enumerate(texts):
+        for place, text in enumerate(row):
+            colour = "white" if shades_LK[layer, place] > 0.6 else "black"
+            axes.text(place, layer, text, ha="center", va="center", fontsize=8.5, color=colour)
+    axes.set_yticks(range(len(texts)))
+    axes.set_ylabel("layer")
+    axes.tick_params(length=0)

@@ -1,0 +1,208 @@
+"""What is probed: one vector a clip and layer, from an encoder's hidden states or from spectra.
+
+Mean pooling over time, the mix of layers and the linear head of a probe are all linear, so a clip's mean
+over time of every layer is all that a probe needs of it. Arrays are (N, L, D) float32: N clips, L layers (an
+encoder of depth L has L + 1 states; spectra are one layer), D values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from speech_ssl import audio
+from speech_ssl.data.manifest import Utterance
+from speech_ssl.inference.batching import Piece, batches
+from speech_ssl.inference.chunking import Chunker
+from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.encoder import Encoder
+from speech_ssl.types import SAMPLE_RATE, Waveform, valid_mask
+
+Means: TypeAlias = NDArray[np.float32]
+"""Shape (N, L, D)."""
+
+Representation: TypeAlias = Callable[[Sequence[Waveform]], Means]
+"""Of each wave by itself, whatever else is in the list."""
+
+WINDOW_S = 20.0
+CONTEXT_S = 2.0
+BATCH_S = {"cpu": 20.0, "cuda": 160.0}
+GATHERED_S = 160.0  # audio that is decoded before it is computed, to batch it by length
+LIMITS = audio.Limits(max_seconds=1_800.0)
+MIN_SAMPLES = 512  # the transform of the spectra; published encoders need 400
+SPECTRUM = {"sr": SAMPLE_RATE, "n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 80}
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Representations of those clips that could be read.
+
+    means: name of the representation -> (N, L, D), N = len(clips).
+    failures: id -> reason, of the others.
+    """
+
+    clips: list[Utterance]
+    means: dict[str, Means]
+    failures: dict[str, str]
+
+
+def cached(
+    clips: Sequence[Utterance],
+    representations: Mapping[str, Representation],
+    *,
+    min_samples: int = MIN_SAMPLES,
+    tick: Callable[[float], object] | None = None,
+) -> Cached:
+    """Decode each clip once and compute all representations of it.
+
+    Clips that cannot be read, or have fewer than `min_samples` at 16 kHz, are left out and named. Beside the
+    result it holds about GATHERED_S seconds of audio, and the longest clip. `tick` is called with each clip's
+    seconds. Raises ValueError where nothing can be read.
+    """
+    kept: list[Utterance] = []
+    failures: dict[str, str] = {}
+    parts: dict[str, list[Means]] = {name: [] for name in representations}
+    for group in _gathered(clips, min_samples, failures, tick):
+        kept += [clip for clip, _ in group]
+        for name, represent in representations.items():
+            parts[name].append(represent([wave for _, wave in group]))
+    if not kept:
+        example = next(iter(failures.values()), "there are no clips")
+        raise ValueError(f"none of the {len(clips)} clips can be used: {example}")
+    return Cached(kept, {name: np.concatenate(found) for name, found in parts.items()}, failures)
+
+
+def _gathered(
+    clips: Sequence[Utterance],
+    min_samples: int,
+    failures: dict[str, str],
+    tick: Callable[[float], object] | None,
+) -> Iterator[list[tuple[Utterance, Waveform]]]:
+    group: list[tuple[Utterance, Waveform]] = []
+    seconds = 0.0
+    for clip in clips:
+        try:
+            group.append((clip, load_wave(clip, min_samples)))
+            seconds += len(group[-1][1]) / SAMPLE_RATE
+        except (ValueError, OSError) as error:
+            failures[clip.id] = str(error)
+        if tick is not None:
+            tick(clip.duration_s)
+        if seconds >= GATHERED_S:
+            yield group
+            group, seconds = [], 0.0
+    if group:
+        yield group
+
+
+def load_wave(clip: Utterance, min_samples: int = MIN_SAMPLES) -> Waveform:
+    """All of a clip (S,). Raises ValueError (AudioError) or OSError where it cannot be used."""
+    wave = audio.decode(clip.path, limits=LIMITS, start_s=clip.start or 0.0, stop_s=clip.end)
+    if len(wave) < min_samples:
+        raise audio.AudioError("too_short", f"{clip.id}: {len(wave)} samples, {min_samples} are needed")
+    return wave
+
+
+def random_encoder(config: EncoderConfig, seed: int) -> Encoder:
+    """An untrained encoder: what the architecture alone is worth. Leaves torch's global state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder(config)
+
+
+def encoder_states(encoder: Encoder, device: str = "cpu") -> Representation:
+    """All hidden states of an encoder, (N, L + 1, D), in fp32. The encoder is moved and put in eval mode."""
+    encoder.eval().requires_grad_(False).to(device)
+    return lambda waves: hidden_means(encoder, waves)
+
+
+@torch.no_grad()
+def hidden_means(encoder: Encoder, waves: Sequence[Waveform]) -> Means:
+    """The mean over the real frames of each hidden state, (N, L + 1, D), as in `Encoder.hidden_states`.
+
+    The encoder must be in eval mode. Waves longer than WINDOW_S are computed in windows, as the runtime does,
+    and each frame counts once. A wave's means depend on the others by at most 1e-4.
+    """
+    assert not encoder.training
+    device = next(encoder.parameters()).device
+    chunker = Chunker.of_seconds(encoder.hop, encoder.receptive_field, window_s=WINDOW_S, context_s=CONTEXT_S)
+    pieces = (
+        Piece(number, index, window, wave[window.start : window.stop])
+        for number, wave in enumerate(waves)
+        for index, window in enumerate(chunker.plan(len(wave)))
+    )
+    sums_NLD = np.zeros((len(waves), encoder.config.depth + 1, encoder.config.width))
+    counts_N = np.zeros(len(waves))
+    for batch in batches(pieces, budget_s=BATCH_S[device.type], lookahead_s=GATHERED_S):
+        sums_BLD = _frame_sums(encoder, batch, device).cpu().numpy()
+        for piece, sums_LD in zip(batch, sums_BLD, strict=True):
+            sums_NLD[piece.clip] += sums_LD
+            counts_N[piece.clip] += piece.window.keep
+    return (sums_NLD / counts_N[:, None, None]).astype(np.float32)
+
+
+def _frame_sums(encoder: Encoder, pieces: Sequence[Piece], device: torch.device) -> Tensor:
+    """The sum over the frames of each piece that count, (B, L + 1, D) float64, from one padded pass."""
+    lengths = [len(piece.wave) for piece in pieces]
+    padded_BS = np.zeros((len(pieces), max(lengths)), dtype=np.float32)
+    for row_S, piece in zip(padded_BS, pieces, strict=True):
+        row_S[: len(piece.wave)] = piece.wave
+    with (
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        torch.autocast(device.type, enabled=False),
+    ):
+        states = encoder.hidden_states(
+            torch.from_numpy(padded_BS).to(device), torch.tensor(lengths, device=device)
+        )
+    first_B = torch.tensor([piece.window.skip for piece in pieces], device=device)
+    stop_B = first_B + torch.tensor([piece.window.keep for piece in pieces], device=device)
+    frames = states[0].shape[1]
+    counts_BT = valid_mask(stop_B, frames) & ~valid_mask(first_B, frames)
+    return torch.stack(
+        [torch.where(counts_BT[:, :, None], x_BTD, 0).sum(1, dtype=torch.float64) for x_BTD in states], 1
+    )
+
+
+def log_mel(waves: Sequence[Waveform]) -> Means:
+    """Mean and standard deviation over time of 80 log-mel bands (windows of 25 ms every 10 ms, natural
+    logarithm of the power): (N, 1, 160). Unlike the encoder's, they know how loud a clip is."""
+    librosa = _librosa()
+
+    def bands(wave: Waveform) -> NDArray[np.float32]:
+        power = librosa.feature.melspectrogram(y=wave, power=2.0, **SPECTRUM)
+        return np.asarray(np.log(np.maximum(power, 1e-10)), dtype=np.float32)
+
+    return _moments(waves, bands)
+
+
+def mfcc(waves: Sequence[Waveform]) -> Means:
+    """Mean and standard deviation over time of 13 MFCC, their first and second differences: (N, 1, 78)."""
+    librosa = _librosa()
+
+    def coefficients(wave: Waveform) -> NDArray[np.float32]:
+        static = librosa.feature.mfcc(y=wave, n_mfcc=13, **SPECTRUM)
+        # "nearest", for the default refuses clips of fewer than 9 frames
+        deltas = [librosa.feature.delta(static, order=order, mode="nearest") for order in (1, 2)]
+        return np.concatenate([static, *deltas])
+
+    return _moments(waves, coefficients)
+
+
+def _moments(waves: Sequence[Waveform], spectrum: Callable[[Waveform], NDArray[np.float32]]) -> Means:
+    rows = []
+    for wave in waves:
+        x_DT = spectrum(wave)
+        rows.append(np.concatenate([x_DT.mean(1, dtype=np.float64), x_DT.std(1, dtype=np.float64)]))
+    return np.stack(rows).astype(np.float32)[:, None, :]
+
+
+def _librosa() -> Any:
+    import librosa  # takes a second, which the encoder's own features need not wait for
+
+    return librosa
