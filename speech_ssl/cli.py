@@ -112,7 +112,7 @@ def embed(
 @_json
 @click.option("--lm", type=click.Path(path_type=Path), help="Word n-gram for a beam search: ARPA or KenLM.")
 @click.option("--lexicon", type=click.Path(path_type=Path), help="The only words to know, one a line.")
-@click.option("--beam", type=int, help="Search with so many hypotheses.  [default: none, or with --lm 50]")
+@click.option("--beam", type=int, help="Search with so many hypotheses.  [default: 1, or with --lm 32]")
 @_device
 @_precision
 def transcribe(files: tuple[str, ...], model: str, as_json: bool, **options: Any) -> int:

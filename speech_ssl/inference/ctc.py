@@ -7,11 +7,11 @@ The times of words. A CTC model emits a unit in one frame or two, somewhere with
 around it, so the first and the last spike of a word lie inside the word. A spike is taken for the middle of
 its unit: a word reaches half of the usual distance between the spikes of a word beyond its first and its
 last one (the median over the text, at most 0.2 s; 0.08 s where no word has two units). Units that hold on
-for longer are covered whole. Words that are at most 0.3 s apart, from spike to spike, meet in the middle of the
-space between them: at joins of real clips that was right within 8 ms in the median, while the outermost
-spikes lay 60 to 100 ms inside their words (benchmarks/word_times.py). Where the gap is longer there is a pause
-in it: a word ends at the latest where the frames of the space end, and begins at the earliest where they
-begin. So words never overlap, are in order, and lie within the recording.
+for longer are covered whole. Words at most 0.2 s apart, from spike to spike, meet in the middle of the
+space between them. Where the gap is longer there is a pause in it: a word ends at the latest where the frames
+of the space end, and begins at the earliest where they begin. So words never overlap, are in order, and lie
+within the recording. At joins of real clips a boundary so found was 22 ms off in the median, while the outer
+spikes of the words lay 37 and 98 ms from it (benchmarks/word_times.py, LOG.md).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from speech_ssl.text import Vocabulary
 
 SPACE = " "
 USUAL_STEP_S, LONGEST_STEP_S = 0.08, 0.2
-PAUSE_S = 0.3
+PAUSE_S = 0.2
 LEAST_LOG_PROB = -200.0  # as good as never, and float32 sums stay exact enough
 
 SURE = math.log(0.9)  # of a blank

@@ -59,7 +59,8 @@ def path_log_prob(log_probs_TV: LogProbs, path: Sequence[int]) -> float:
 class Planted:
     """Words said at known times: a spike of one frame for each character, at its middle; one for each space.
 
-    Characters last 60 to 100 ms, the gap between words 40 to 600 ms.
+    Characters last 60 to 100 ms. Words follow each other at once (up to 60 ms), or there is a pause of 250 to
+    600 ms. What lies between cannot be told apart: the space is in its middle, up to 100 ms from both.
     """
 
     def __init__(self, words: Sequence[str], seed: int, longest_gap_s: float = 0.6) -> None:
@@ -74,7 +75,7 @@ class Planted:
                 spikes.append((now + lasts / 2, unit))
                 now += lasts
             self.times.append((start, now))
-            gap = rng.uniform(0.04, longest_gap_s)
+            gap = rng.choice([rng.uniform(0.0, 0.06), rng.uniform(0.25, longest_gap_s)])
             if number + 1 < len(words):
                 spikes.append((now + gap / 2, LETTERS.symbols.index(" ")))
             now += gap

@@ -169,7 +169,7 @@ def test_a_narrow_beam_with_a_language_model_finds_what_a_wide_one_finds(songs: 
     said, wrong = "a bend in the road the band played on", "a band in the rood the bend plaied in"
     log_probs_TV = ambiguous(said, wrong)
     wide = BeamSearch(LETTERS, beam=400, lm=songs)(log_probs_TV)
-    narrow = BeamSearch(LETTERS, beam=NARROW, lm=songs)(log_probs_TV)
+    narrow = BeamSearch(LETTERS, lm=songs)(log_probs_TV)
     assert wide.text == narrow.text == said
     assert narrow.score == pytest.approx(wide.score, abs=0.1)
 
