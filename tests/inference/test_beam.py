@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from speech_ssl.evaluation.ngram import write_arpa
@@ -18,6 +18,7 @@ from speech_ssl.inference.ctc import greedy
 from speech_ssl.text import BLANK, Vocabulary
 from tests.arpa import Arpa
 from tests.inference.posteriors import (
+    HOP_S,
     LETTERS,
     LogProbs,
     Planted,
@@ -77,11 +78,13 @@ def test_a_narrow_beam_loses_paths_but_invents_none(seed: int, beam: int) -> Non
     assert all(hypothesis.score <= sums[hypothesis.text] + 1e-9 for hypothesis in found)
 
 
+@given(seed=SEEDS, frames=st.just(12), beam=st.integers(1, 9))
+@example(seed=6, frames=12, beam=4)  # those that were dropped and come back are rare
+@example(seed=10, frames=60, beam=8)
 @FEW
-@given(seed=SEEDS, beam=st.integers(1, 9))
-def test_each_prefix_is_in_the_beam_once(seed: int, beam: int) -> None:
+def test_each_prefix_is_in_the_beam_once(seed: int, frames: int, beam: int) -> None:
     """Also those that grow into one that is there, and those that were dropped and come back."""
-    log_probs_TV = random_log_probs(12, 3, seed, 1.0)
+    log_probs_TV = random_log_probs(frames, 3, seed, 1.0)
     found = BeamSearch(Vocabulary((BLANK, *"ab")), beam=beam).n_best(log_probs_TV, ALL)
     assert len(found) == beam
 
@@ -165,13 +168,16 @@ def test_the_language_model_decides_what_the_sound_leaves_open(songs: Path) -> N
     assert BeamSearch(LETTERS, lm=songs, lm_weight=0.0)(log_probs_TV).text == "the bend sang"
 
 
-def test_a_narrow_beam_with_a_language_model_finds_what_a_wide_one_finds(songs: Path) -> None:
-    said, wrong = "a bend in the road the band played on", "a band in the rood the bend plaied in"
-    log_probs_TV = ambiguous(said, wrong)
-    wide = BeamSearch(LETTERS, beam=400, lm=songs)(log_probs_TV)
-    narrow = BeamSearch(LETTERS, lm=songs)(log_probs_TV)
-    assert wide.text == narrow.text == said
-    assert narrow.score == pytest.approx(wide.score, abs=0.1)
+@pytest.mark.parametrize("seed", [0, 1, 3, 5, 12, 26])
+def test_a_narrow_beam_is_led_by_the_language_model_in_the_middle_of_words(songs: Path, seed: int) -> None:
+    """Noise, of which the best path makes things like "a bend in shk royd txe band played ofn"."""
+    said = "a bend in the road the band played on"
+    path = path_of("--".join(said), LETTERS)
+    logits_TV = np.random.default_rng(seed).normal(size=(len(path), len(LETTERS.symbols))) * 1.5
+    logits_TV[np.arange(len(path)), path] += 5.5
+    log_probs_TV = log_softmax(logits_TV)
+    assert greedy(log_probs_TV, LETTERS, HOP_S)[0] != said
+    assert BeamSearch(LETTERS, beam=4, lm=songs)(log_probs_TV).text == said
 
 
 def test_clear_words_that_the_language_model_does_not_know_are_heard(songs: Path) -> None:

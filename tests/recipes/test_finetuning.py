@@ -32,7 +32,9 @@ def brief(tuning: FineTuning) -> FineTuning:
 
 
 def ctc() -> FineTuning:
-    return brief(finetune_ctc.smoke())
+    """With the front end frozen, as in the published recipes."""
+    tuning = brief(finetune_ctc.smoke())
+    return replace(tuning, objective=replace(tuning.objective, train_frontend=False))
 
 
 def clips() -> FineTuning:
