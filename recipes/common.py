@@ -67,7 +67,7 @@ def orderly_exit() -> Iterator[None]:
     """A user's mistake is one line and status 2; a failed run has status 1; a signal 128 and its number."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:  # an extra that is not installed
         _leave(2, error)
     except (Collapsed, NonFinite) as error:
         _leave(1, error)

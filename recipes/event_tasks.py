@@ -57,17 +57,19 @@ class ClipLabels:
         assert isinstance(spec, EventsSpec)
         names: list[list[str]] = []
         scores: list[list[float]] = []
-        for clips, waves in readable(test):
+        rows = [clip for clip in test if len(labels_of(clip)) == 1 or not spec.exclusive]
+        for clips, waves in readable(rows, runtime):
             for clip, found in zip(clips, runtime.classify(waves, head=head), strict=True):
                 score_of = {label.label: label.score for label in found.labels}
                 scores.append([score_of[name] for name in spec.labels])
                 names.append(labels_of(clip))
         if spec.exclusive:
             said = [spec.labels[int(np.argmax(row))] for row in scores]
-            return _exclusive([name[0] for name in names], said, spec.labels)
+            return {"clips": len(names), **_exclusive([name[0] for name in names], said, spec.labels)}
         truth_NK = np.array([[name in clip for name in spec.labels] for clip in names])
         precision = detection.mean_average_precision(truth_NK, np.array(scores), spec.labels)
         return {
+            "clips": len(names),
             "mean_ap": precision.mean,
             "lwlrap": detection.lwlrap(truth_NK, np.array(scores)),
             "average_precisions": dict(precision.per_label),
@@ -94,7 +96,7 @@ class TimedEvents(ClipLabels):
         references: dict[str, list[detection.Event]] = {}
         found: dict[str, list[detection.Event]] = {}
         scores: dict[str, psds.TimedScores] = {}
-        for clips, waves in readable(test):
+        for clips, waves in readable(test, runtime):
             frames = runtime.frame_scores(waves, head=head)
             answers = runtime.classify(waves, head=head)
             for clip, answer, (scores_TK, edges_s) in zip(clips, answers, frames, strict=True):

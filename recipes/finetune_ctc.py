@@ -26,7 +26,7 @@ from typing import Any
 from recipes.finetuning import Examples, FineTuning, Request, command, finetune, read_examples, readable
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.data.loader import Targets
-from speech_ssl.data.manifest import Utterance, split_utterances
+from speech_ssl.data.manifest import Utterance, given_splits, split_utterances
 from speech_ssl.data.texts import TextTargets, read_vocabulary, vocabulary_of
 from speech_ssl.inference.runtime import Runtime
 from speech_ssl.model import presets
@@ -58,7 +58,13 @@ def ten_hours() -> FineTuning:
             valid_every=1_000,
             watch_after=0.3,
         ),
-        encoder={"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.1, "layer_drop": 0.05},
+        encoder={
+            "dropout": 0.0,
+            "feature_dropout": 0.0,
+            "attention_dropout": 0.0,
+            "activation_dropout": 0.1,
+            "layer_drop": 0.05,
+        },
         scratch=presets.base(),
     )
 
@@ -144,7 +150,7 @@ class Transcription:
 
     def examples(self, utterances: Sequence[Utterance]) -> Examples:
         train, valid = split_utterances(utterances)
-        return Examples(train, valid, [u for u in utterances if u.split.lower() == "test"] or valid)
+        return Examples(train, valid, given_splits(utterances)[2] or valid)
 
     def filled(self, tuning: FineTuning, examples: Examples) -> FineTuning:
         vocabulary = self.vocabulary or vocabulary_of([*examples.train, *examples.valid])
@@ -161,11 +167,12 @@ class Transcription:
 
         references: list[str] = []
         hypotheses: list[str] = []
-        for clips, waves in readable([clip for clip in test if normalize(clip.text)]):
+        for clips, waves in readable([clip for clip in test if normalize(clip.text)], runtime):
             references += [clip.text for clip in clips]
             hypotheses += [transcript.text for transcript in runtime.transcribe(waves, head=head)]
         rates = error_rates(references, hypotheses)
         return {
+            "clips": len(references),
             "wer": rates.normalized_wer,
             "cer": rates.normalized_cer,
             "wer_as_written": rates.wer,

@@ -134,11 +134,8 @@ def cross_validate(
     """A run a fold, in `out`/fold-NAME; those that are finished are not done again. Prints and writes the
     figures over all of them."""
     results = []
-    for fold in parts:
-        out = request.out / f"fold-{re.sub(r'[^A-Za-z0-9_-]', '_', fold.name)}"
-        if request.resume and (out / RESULTS).exists():
-            results.append(json.loads((out / RESULTS).read_text(encoding="utf-8")))
-            continue
+    for number, fold in enumerate(parts, start=1):
+        out = request.out / f"fold-{number:02d}-{re.sub(r'[^A-Za-z0-9_-]', '_', fold.name)}"
         if ranks.first:
             print(f"fold {fold.name}: {len(fold.test)} clips to test on", file=sys.stderr)
         results.append(finetune(tuning, task, task.examples(fold), replace(request, out=out), ranks))

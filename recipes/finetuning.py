@@ -172,6 +172,10 @@ def finetune(
     """Train, leave the best weights in `out`/artifact, measure them, and write `out`/results.json."""
     head_file(request.head)
     artifact = None if request.init is None else load_artifact(model_folder(request.init))
+    if artifact is not None and artifact.folder.resolve() == (request.out / "artifact").resolve():
+        raise ValueError(
+            f"{request.init} would be overwritten by the run's own artifact: choose another --out"
+        )
     tuning = task.filled(tuning, examples)
     run = tuning.run(artifact)
     torch.manual_seed(run.train.seed)
@@ -184,10 +188,16 @@ def finetune(
     targets, data = task.targets(tuning, encoder), tuning.data
     note = Skipped(request.out / SKIPPED, aloud=ranks.first)
     training, valid = (_whole(clips, data) for clips in (examples.train, examples.valid))
+    if not training:
+        raise ValueError(
+            f"no clip is as short as {data.longest_s:g} s, which is what a batch holds: cut them"
+        )
     inputs = fingerprint([*examples.train, *examples.valid, *examples.test], artifact, *task.columns)
     began = time.monotonic()
     loader = Loader(training, data, seed=run.train.seed, on_failure=note, targets=targets)
     open_folder(request.out, run, inputs, ranks, resume=request.resume)
+    if request.resume and (request.out / RESULTS).exists():
+        return json.loads((request.out / RESULTS).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     if ranks.first:
         if artifact is None:
             print("no --init: the encoder starts from random weights", file=sys.stderr)
@@ -199,27 +209,38 @@ def finetune(
         train(objective, batches_of(loader, ranks), validation, run.train, out=request.out, ranks=ranks)
     if not ranks.first:
         return {}
-    return measure(task, request, examples.test, run, time.monotonic() - began)
+    runtime = Runtime(load_artifact(request.out / "artifact"), device=str(ranks.device), precision="fp32")
+    return measure(task, request, examples.test, run, runtime, time.monotonic() - began)
 
 
-def readable(clips: Sequence[Utterance], at_once: int = 64) -> Iterator[tuple[list[Utterance], list[Clip]]]:
-    """Clips with their waves, some at a time; those that cannot be read are left out."""
-    for first in range(0, len(clips), at_once):
-        some: list[Utterance] = []
-        waves: list[Clip] = []
-        for clip in clips[first : first + at_once]:
-            with suppress(ValueError, OSError):
-                waves.append(FILES.read(clip, 0.0, clip.duration_s))
-                some.append(clip)
+def readable(
+    clips: Sequence[Utterance], runtime: Runtime, at_once_s: float = 300.0
+) -> Iterator[tuple[list[Utterance], list[Clip]]]:
+    """Clips with their waves, minutes at a time; those that cannot be read or are too short are left out."""
+    some: list[Utterance] = []
+    waves: list[Clip] = []
+    for clip in clips:
+        with suppress(ValueError, OSError):
+            wave = FILES.read(clip, 0.0, clip.duration_s)
+            runtime.plan(len(wave))
+            waves.append(wave)
+            some.append(clip)
+        if sum(c.duration_s for c in some) >= at_once_s:
+            yield some, waves
+            some, waves = [], []
+    if some:
         yield some, waves
 
 
 def measure(
-    task: Task, request: Request, test: Sequence[Utterance], run: Run, seconds: float
+    task: Task,
+    request: Request,
+    test: Sequence[Utterance],
+    run: Run,
+    runtime: Runtime,
+    seconds: float,
 ) -> dict[str, Any]:
-    artifact = load_artifact(request.out / "artifact")
-    head = artifact.heads[request.head]
-    runtime = Runtime(artifact)
+    head = load_artifact(request.out / "artifact").heads[request.head]
     figures = task.measure(runtime, request.head, test)
     results = {
         "run": run.name,
@@ -258,11 +279,15 @@ def leave_tuned(objective: Tuned, run: Run, request: Request, artifact: Artifact
     head = Head(run.objective.spec, objective.head, training, licence)
     folder = request.out / "artifact"
     if artifact is not None and objective.frozen:
+        if request.head in artifact.heads:
+            print(f"the head {request.head} of {artifact.name} is replaced", file=sys.stderr)
         add_head(artifact.folder, folder, request.head, head)
     else:
         if artifact is not None:
             objective.encoder.config = artifact.encoder.config
-            training = {**training, "init": {"name": artifact.name, "sha256": artifact.sha256}}
+            before = {"name": artifact.name, "sha256": artifact.sha256}
+            training = {**training, "init": {**before, "training": artifact.config["training"]}}
+            licence = f"{artifact.config['licence']}, and {licence}"
             if artifact.heads:
                 names = ", ".join(artifact.heads)
                 print(f"left out, for the encoder was trained on: heads {names}", file=sys.stderr)

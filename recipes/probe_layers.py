@@ -266,7 +266,7 @@ def _layer_lines(rows: Iterable[Row]) -> Iterable[Sequence[object]]:
     for row in rows:
         weights_L = row.outcomes[MIXED].layer_weights_L
         for layer, outcome in enumerate(row.layers):
-            numbers = (outcome.score, outcome.other, outcome.held_out, float(weights_L[layer]))
+            numbers = (outcome.score, outcome.other, outcome.held_out[0], float(weights_L[layer]))
             yield row.problem.name, row.data, layer, row.problem.metric, *(f"{n:.4f}" for n in numbers)
 
 

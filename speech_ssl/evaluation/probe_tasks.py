@@ -70,13 +70,14 @@ class Problem:
 class Outcome:
     """score: accuracy, or EER where lower is better. other: UAR, or minDCF at a prior of 0.05.
 
-    held_out: of training clips, lower is better. It may choose among layers, which `score` may not.
+    held_out: error, then loss, on training clips that were held out; lower is better. It may choose among
+    layers, which `score` may not.
     """
 
     score: float
     other: float
     layer_weights_L: NDArray[np.float32]
-    held_out: float
+    held_out: tuple[float, ...]
     note: str = ""
 
 
@@ -94,16 +95,16 @@ def solve(problem: Problem, x_NLD: Means, *, seed: int) -> Outcome:
     if problem.keys is not None:
         found = cross_validate(x_NLD, problem.labels, problem.keys, grouped=True, seed=seed)
         note = f"not tested, with a single class: {', '.join(found.skipped)}" if found.skipped else ""
-        return Outcome(found.accuracy, found.uar, found.layer_weights_L, found.held_out_loss, note)
+        return Outcome(found.accuracy, found.uar, found.layer_weights_L, found.held_out, note)
     assert problem.tested_N is not None
     labels = np.array(problem.labels, dtype=object)
     train, test = ~problem.tested_N, problem.tested_N
     parts = x_NLD[train], list(labels[train]), x_NLD[test], list(labels[test])
     if problem.verify:
         verified = probe_verification(*parts, seed=seed)
-        return Outcome(verified.eer, verified.min_dcf, verified.layer_weights_L, verified.held_out_eer)
+        return Outcome(verified.eer, verified.min_dcf, verified.layer_weights_L, (verified.held_out_eer,))
     probed: Probed = probe(*parts, seed=seed)
-    return Outcome(probed.accuracy, probed.uar, probed.layer_weights_L, probed.held_out_loss)
+    return Outcome(probed.accuracy, probed.uar, probed.layer_weights_L, probed.held_out)
 
 
 def solve_layers(problem: Problem, x_NLD: Means, *, seed: int) -> list[Outcome]:

@@ -29,14 +29,25 @@ HELD_OUT = 0.2
 ITERATIONS = 60
 
 
+class HeldOut(NamedTuple):
+    """Share of errors and cross-entropy (nats), in the order in which they count: the lower tuple is better.
+
+    Errors come first since accuracy is what is reported. With many classes of a few clips cross-entropy alone
+    would choose the strongest penalty, which gives the same order of magnitude to all of them.
+    """
+
+    error: float
+    loss: float
+
+
 @dataclass(frozen=True)
 class Probed:
     """What a probe read out of the tested clips.
 
     accuracy: share of clips. uar: unweighted average recall, the mean over the tested classes.
     predictions: a label a tested clip. layer_weights_L: the learned mix, sums to 1.
-    weight_decay: the L2 penalty that was chosen. held_out_loss: cross-entropy (nats) with it on the part of
-    the training clips that it was chosen on; lower is better.
+    weight_decay: the L2 penalty that was chosen. held_out: what it reached on the part of the training clips
+    that it was chosen on.
     """
 
     accuracy: float
@@ -44,14 +55,14 @@ class Probed:
     predictions: list[str]
     layer_weights_L: NDArray[np.float32]
     weight_decay: float
-    held_out_loss: float
+    held_out: HeldOut
 
 
 @dataclass(frozen=True)
 class CrossValidated:
     """accuracy and uar: over all tested clips together, each predicted by a probe that has not seen its fold.
 
-    layer_weights_L, held_out_loss: means over the folds. skipped: folds with a single class, not tested.
+    layer_weights_L, held_out: means over the folds. skipped: folds with a single class, not tested.
     """
 
     accuracy: float
@@ -59,7 +70,7 @@ class CrossValidated:
     tested: NDArray[np.intp]
     predictions: list[str]
     layer_weights_L: NDArray[np.float32]
-    held_out_loss: float
+    held_out: HeldOut
     folds: dict[str, Probed]
     skipped: list[str]
 
@@ -135,15 +146,15 @@ def probe(
         raise ValueError(f"a probe needs at least two classes to train on, not only {classes}")
     y_N = np.array([classes.index(label) for label in train_labels])
     held_out_N = held_out_part(train_labels, groups, seed)
-    losses = _held_out_losses(train_NLD, y_N, held_out_N, len(classes))
-    chosen = min(range(len(losses)), key=losses.__getitem__)
+    results = _held_out_results(train_NLD, y_N, held_out_N, len(classes))
+    chosen = min(range(len(results)), key=results.__getitem__)
     standard = Standard.of(train_NLD)
     head = fit(standard.apply(train_NLD), y_N, len(classes), WEIGHT_DECAYS[chosen])
     logits_NC = head.logits(layers_first(standard.apply(test_NLD)))
     predictions = [classes[i] for i in logits_NC.argmax(1).tolist()]
     accuracy, uar = scores(predictions, test_labels)
     weights_L = head.mix_L.softmax(0).numpy()
-    return Probed(accuracy, uar, predictions, weights_L, WEIGHT_DECAYS[chosen], losses[chosen])
+    return Probed(accuracy, uar, predictions, weights_L, WEIGHT_DECAYS[chosen], results[chosen])
 
 
 def per_layer(
@@ -155,7 +166,7 @@ def per_layer(
     groups: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[Probed]:
-    """A probe of each layer alone. The one with the lowest `held_out_loss` is the best as far as training
+    """A probe of each layer alone. The one with the lowest `held_out` is the best as far as training
     clips can say; to choose by accuracy would be to choose on the test clips."""
     return [
         probe(
@@ -204,7 +215,7 @@ def cross_validate(
         tested,
         predictions,
         np.mean([one.layer_weights_L for one in found.values()], axis=0),
-        float(np.mean([one.held_out_loss for one in found.values()])),
+        HeldOut(*np.mean([one.held_out for one in found.values()], axis=0).tolist()),
         found,
         skipped,
     )
@@ -251,17 +262,21 @@ def held_out_part(labels: Sequence[str], groups: Sequence[str] | None, seed: int
     return held_out_N
 
 
-def _held_out_losses(
+def _held_out_results(
     x_NLD: Means, y_N: NDArray[np.intp], held_out_N: NDArray[np.bool_], classes: int
-) -> list[float]:
-    """The cross-entropy of the held-out clips for each penalty; zeros where none are held out."""
+) -> list[HeldOut]:
+    """Of the held-out clips, for each penalty; zeros where none are held out."""
     if not held_out_N.any():
-        return [0.0] * len(WEIGHT_DECAYS)
+        return [HeldOut(0.0, 0.0)] * len(WEIGHT_DECAYS)
     standard = Standard.of(x_NLD[~held_out_N])
     fitted, other = standard.apply(x_NLD[~held_out_N]), layers_first(standard.apply(x_NLD[held_out_N]))
     target = torch.from_numpy(y_N[held_out_N])
     heads = (fit(fitted, y_N[~held_out_N], classes, decay) for decay in WEIGHT_DECAYS)
-    return [float(F.cross_entropy(head.logits(other), target)) for head in heads]
+    logits = (head.logits(other) for head in heads)
+    return [
+        HeldOut(float((x_NC.argmax(1) != target).double().mean()), float(F.cross_entropy(x_NC, target)))
+        for x_NC in logits
+    ]
 
 
 def fit(x_NLD: Means, y_N: NDArray[np.intp], classes: int, weight_decay: float) -> Head:

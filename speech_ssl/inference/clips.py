@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from speech_ssl.audio import AudioError
 from speech_ssl.inference.engines import Passed
@@ -49,13 +48,10 @@ class Memory:
         for key, whole in zip(keys, wholes, strict=True):
             if key is None or key in self._wholes or whole.duration_s > REMEMBERED_S:
                 continue
-            self._wholes[key] = Whole(whole.passed._replace(frames=_NO_FRAMES), whole.duration_s)
+            self._wholes[key] = Whole(whole.passed.without_frames(), whole.duration_s)
             self._seconds += whole.duration_s
             while self._seconds > REMEMBERED_S:
                 self._seconds -= self._wholes.popitem(last=False)[1].duration_s
-
-
-_NO_FRAMES: NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
 
 
 def key_of(clip: Clip) -> Key | None:

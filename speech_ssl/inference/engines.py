@@ -31,6 +31,10 @@ class Passed(NamedTuple):
         rows = slice(skip, skip + keep)
         return Passed(self.frames[rows], {name: x_TO[rows] for name, x_TO in self.heads.items()})
 
+    def without_frames(self) -> Passed:
+        """The heads' outputs alone: frames of hours would fill the memory."""
+        return Passed(np.empty((0, 0), dtype=np.float32), self.heads)
+
     @staticmethod
     def joined(parts: Sequence[Passed]) -> Passed:
         """One after the other."""

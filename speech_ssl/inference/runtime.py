@@ -213,8 +213,8 @@ class Runtime:
             )
         return name or names[0]
 
-    def _wholes(self, clips: list[Clip], layer: int, heads: Sequence[str] = ()) -> list[Whole]:
-        """Each clip's frames and outputs, put together from its windows."""
+    def _wholes(self, clips: list[Clip], layer: int | None, heads: Sequence[str] = ()) -> list[Whole]:
+        """Each clip's frames of a layer (None: no frames) and outputs, put together from its windows."""
         for index, clip in enumerate(clips):
             if not isinstance(clip, str | Path):
                 with naming(f"clip {index}"):
@@ -223,9 +223,11 @@ class Runtime:
         ends = [0] * len(clips)
         lookahead_s = LOOKAHEAD * self.batch_s
         for batch in batches(self._pieces(clips), budget_s=self.batch_s, lookahead_s=lookahead_s):
-            passed = self.run_windows([piece.wave for piece in batch], [layer] * len(batch), heads)
+            layers = [-1 if layer is None else layer] * len(batch)
+            passed = self.run_windows([piece.wave for piece in batch], layers, heads)
             for piece, one in zip(batch, passed, strict=True):
-                parts[piece.clip][piece.index] = one.kept(piece.window.skip, piece.window.keep)
+                kept = one.kept(piece.window.skip, piece.window.keep)
+                parts[piece.clip][piece.index] = kept if layer is not None else kept.without_frames()
                 ends[piece.clip] = max(ends[piece.clip], piece.window.stop)
         return [
             Whole(Passed.joined([part[i] for i in sorted(part)]), end / SAMPLE_RATE)
@@ -238,7 +240,7 @@ class Runtime:
         keys = [key_of(clip) for clip in clips]
         known = self._memory.get(keys) if layer is None else None
         if known is None:
-            known = self._wholes(clips, self.num_layers if layer is None else layer, list(self.heads))
+            known = self._wholes(clips, layer, list(self.heads))
             self._memory.put(keys, known)
         return known
 

@@ -28,6 +28,8 @@ class CTCSpec:
 
     def __post_init__(self) -> None:
         _check_names("vocabulary", self.vocabulary, least=2)
+        if any(len(symbol) != 1 for symbol in self.vocabulary[1:]):
+            raise ValueError("vocabulary must have single characters after the blank")
 
     def build(self, encoder: EncoderConfig, dropout: float = 0.0) -> CTCHead:
         return CTCHead(encoder.width, len(self.vocabulary), dropout)
@@ -47,6 +49,8 @@ class EventsSpec:
         _check_names("labels", self.labels, least=2 if self.exclusive else 1)
         if self.pooling not in get_args(EventPooling):
             raise ValueError(f"pooling must be 'mean', 'max' or 'attentive', not {self.pooling!r}")
+        if not isinstance(self.exclusive, bool):
+            raise ValueError(f"exclusive must be true or false, not {self.exclusive!r}")
         if not isinstance(self.hidden, int) or self.hidden < 1:
             raise ValueError(f"hidden must be at least 1, not {self.hidden!r}")
 

@@ -90,6 +90,13 @@ class Tuned(Objective):
         """Whether the encoder leaves the run as it came in."""
         return self.tuning.head_only == 1
 
+    def train(self, mode: bool = True) -> Tuned:
+        """A frozen encoder has no dropout either: it is what it will be in use."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
     def after_step(self, progress: float) -> None:
         self.trains_encoder = not self.frozen and progress >= self.tuning.head_only
 

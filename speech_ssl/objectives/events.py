@@ -154,7 +154,7 @@ class Events(Tuned):
         """Labels of each row, as 0 and 1: (B, K)."""
         labels = len(self.spec.labels)
         hits_BUK = F.one_hot(targets.x_BTD.clamp(0, labels - 1), labels) * targets.valid_BT[:, :, None]
-        return hits_BUK.amax(1).float()
+        return hits_BUK.sum(1).clamp(max=1).float()
 
     def _frames(self, outputs: Frames, targets: Frames) -> _Heard:
         """A frame has an event if the event is on at the frame's middle."""

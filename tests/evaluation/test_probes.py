@@ -41,7 +41,7 @@ def test_each_layer_alone() -> None:
     found = per_layer(x_NLD[:100], labels[:100], x_NLD[100:], labels[100:])
     assert [one.accuracy > 0.97 for one in found] == [layer == PLANTED for layer in range(LAYERS)]
     assert all(one.accuracy < 0.45 for layer, one in enumerate(found) if layer != PLANTED)
-    assert min(range(LAYERS), key=lambda layer: found[layer].held_out_loss) == PLANTED
+    assert min(range(LAYERS), key=lambda layer: found[layer].held_out) == PLANTED
 
 
 def test_noise_is_chance() -> None:
@@ -87,7 +87,7 @@ def test_tested_clips_change_nothing_but_their_own_predictions() -> None:
     other = probe(x_NLD[:200], labels[:200], shifted, labels[200:])
     assert other.predictions[:50] == one.predictions[:50]
     assert other.layer_weights_L.tobytes() == one.layer_weights_L.tobytes()
-    assert (other.weight_decay, other.held_out_loss) == (one.weight_decay, one.held_out_loss)
+    assert (other.weight_decay, other.held_out) == (one.weight_decay, one.held_out)
 
 
 def test_the_penalty_is_chosen_without_a_look_at_the_held_out_clips(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_the_same_seed_gives_the_same_bits_and_torch_draws_nothing() -> None:
     before = torch.get_rng_state()
     one, two = (probe(x_NLD[:80], labels[:80], x_NLD[80:], labels[80:], seed=3) for _ in range(2))
     assert one.layer_weights_L.tobytes() == two.layer_weights_L.tobytes()
-    assert one.held_out_loss == two.held_out_loss and one.predictions == two.predictions
+    assert one.held_out == two.held_out and one.predictions == two.predictions
     assert torch.equal(before, torch.get_rng_state())
 
 

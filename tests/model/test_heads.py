@@ -42,6 +42,7 @@ def test_a_description_comes_back(spec) -> None:
         ({"labels": ["dog"]}, "at least 2"),
         ({"labels": ["dog", 3]}, "list of texts"),
         ({"pooling": "sum"}, "pooling must be"),
+        ({"exclusive": "false"}, "exclusive must be true or false"),
         ({"hidden": 0}, "hidden must be at least 1"),
         ({"hidden": "wide"}, "hidden must be at least 1"),
     ],

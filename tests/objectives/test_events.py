@@ -42,7 +42,8 @@ class Fixed(torch.nn.Module):
 def batch(targets: list[list[int]], samples: int = SAMPLES) -> Batch:
     wave_BS = torch.randn(len(targets), samples, generator=torch.Generator().manual_seed(1))
     lengths_B = torch.tensor([len(row) for row in targets])
-    targets_BU = torch.tensor([row + [2] * (max(map(len, targets)) - len(row)) for row in targets])
+    rows = [row + [2] * (max(map(len, targets)) - len(row)) for row in targets]
+    targets_BU = torch.tensor(rows, dtype=torch.int64)
     return Batch(wave_BS, torch.full((len(targets),), samples), targets_BU, lengths_B)
 
 
@@ -97,6 +98,13 @@ def test_tags_have_a_binary_cross_entropy_each() -> None:
     expected = F.binary_cross_entropy_with_logits(torch.tensor(LOGITS), truth, reduction="sum") / 3
     assert float(loss.total) == pytest.approx(float(expected), rel=1e-5)
     assert set(reported(events, loss)) == {"mean_ap"} and events.best_by == "mean_ap"
+
+
+def test_a_batch_without_any_label_has_a_loss() -> None:
+    events = objective(exclusive=False).eval()
+    events.head = Fixed([[0.0] * 3])
+    loss = loss_of(events, batch([[], []]))
+    assert float(loss.total.detach()) == pytest.approx(2 * math.log(2))
 
 
 def test_average_precision_of_binned_scores_is_nearly_the_exact_one() -> None:
@@ -158,6 +166,7 @@ def test_a_frozen_encoder_has_no_gradients_and_no_trainable_weights() -> None:
         loss_of(events, batch([[0]])).total.backward()
     assert not any(p.requires_grad or p.grad is not None for p in events.encoder.parameters())
     assert all(p.grad is not None for p in events.head.parameters())
+    assert events.train().training and events.head.training and not events.encoder.training
 
 
 @pytest.mark.parametrize(

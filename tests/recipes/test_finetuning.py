@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -202,7 +203,7 @@ def test_each_fold_is_tested_once_and_finished_ones_are_kept(
     options = ("clips", "--manifest", data / "folds.tsv", "--folds", "split", "--init", narrow)
     ended = done(sounds, *options, "--out", tmp_path)
     folds = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("fold-*")}
-    assert sorted(folds) == ["fold-fold0", "fold-fold1", "fold-fold2"]
+    assert sorted(folds) == ["fold-01-fold0", "fold-02-fold1", "fold-03-fold2"]
     summary = results(tmp_path)
     accuracies = [results(tmp_path / name)["accuracy"] for name in sorted(folds)]
     assert summary["folds_accuracy"] == accuracies and summary["clips"] == 12
@@ -212,6 +213,31 @@ def test_each_fold_is_tested_once_and_finished_ones_are_kept(
     assert "all folds: " in ended.stdout
     again = done(sounds, *options, "--out", tmp_path, "--resume")
     assert "all folds: " in again.stdout and "held out: " not in again.stdout
+    other = call(sounds, "tags", *options[1:], "--out", tmp_path, "--resume")
+    assert other.status == 2 and "made by another run" in other.stderr  # not passed off as its figures
+
+
+def test_a_test_row_without_a_label_is_passed_over(data: Path, narrow: Path, tmp_path: Path) -> None:
+    rows = read_manifest(data / "m.tsv")
+    rows = [replace(u, split="test") if i in (3, 7) else u for i, u in enumerate(rows)]
+    rows[3] = replace(rows[3], label="")
+    write_manifest(tmp_path / "m.tsv", rows)
+    out = tmp_path / "run"
+    done(sounds, "clips", "--manifest", tmp_path / "m.tsv", "--init", narrow, "--out", out)
+    assert results(out)["clips"] == 1
+
+
+def test_the_artifact_it_starts_from_is_not_overwritten(data: Path, narrow: Path, tmp_path: Path) -> None:
+    shutil.copytree(narrow, tmp_path / "artifact")
+    options = ("clips", "--manifest", data / "m.tsv", "--init", tmp_path / "artifact", "--out", tmp_path)
+    assert "would be overwritten" in refusal(sounds, *options)
+
+
+def test_clips_that_are_all_too_long_are_refused(data: Path, tmp_path: Path) -> None:
+    rows = [replace(u, duration_s=100.0) for u in read_manifest(data / "m.tsv")]
+    write_manifest(tmp_path / "m.tsv", rows)
+    line = refusal(sounds, "clips", "--manifest", tmp_path / "m.tsv", "--out", tmp_path / "run")
+    assert "no clip is as short as 8 s" in line
 
 
 def test_several_labels_a_clip(data: Path, narrow: Path, tmp_path: Path) -> None:
