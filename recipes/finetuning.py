@@ -36,7 +36,7 @@ from speech_ssl.checkpoints.artifact import (
     save_artifact,
 )
 from speech_ssl.data.batching import DataConfig
-from speech_ssl.data.loader import FILES, Loader, Targets
+from speech_ssl.data.loader import FILES, Loader, Targets, evaluation
 from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.inference.clips import Clip
 from speech_ssl.inference.runtime import Runtime, model_folder
@@ -45,7 +45,7 @@ from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Tuned
 from speech_ssl.objectives.ctc import CTCConfig
-from speech_ssl.objectives.events import EventsConfig
+from speech_ssl.objectives.events import Events, EventsConfig
 from speech_ssl.training.checkpoint import write_atomically
 from speech_ssl.training.config import TrainConfig
 from speech_ssl.training.loop import train
@@ -53,6 +53,8 @@ from speech_ssl.training.ranks import Ranks, joined_ranks
 from speech_ssl.training.run import Run
 
 RESULTS = "results.json"
+MEASURED = 64
+"""About so many training clips are heard to standardise what a head for events sees."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +207,10 @@ def finetune(
             note(clip, f"{clip.id}: {clip.duration_s:.1f} s, a batch has {data.longest_s:g} s at most")
         describe(run, loader, training, valid)
     validation = fixed_validation(valid, data, note if ranks.first else None, targets)
+    if isinstance(objective, Events):
+        objective.to(ranks.device).measure(
+            evaluation(training[:: max(len(training) // MEASURED, 1)], data, targets=targets)
+        )
     with leaving_artifact(ranks, lambda: leave_tuned(objective, run, request, artifact)):
         train(objective, batches_of(loader, ranks), validation, run.train, out=request.out, ranks=ranks)
     if not ranks.first:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+LEAST_SPAN = 0.1
+
 
 @dataclass(frozen=True)
 class Column:
@@ -25,7 +27,7 @@ class Column:
 def draw_layers(columns: Sequence[Column], out: Path, *, title: str) -> None:
     """Two heat maps, layers x tasks: scores of single layers, and learned weights.
 
-    Colours of scores run from the worst to the best layer of each task by itself; the numbers are absolute.
+    Scores are shaded by their distance from the best layer of the same task; the numbers are absolute.
     Raises ModuleNotFoundError where matplotlib, of the `train` extra, is not installed.
     """
     try:
@@ -40,11 +42,12 @@ def draw_layers(columns: Sequence[Column], out: Path, *, title: str) -> None:
     figure = Figure(figsize=(3.2 + 1.15 * len(columns), 3.4 + 0.7 * layers), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
-    ranks_LK = _ranks(scores_LK, np.array([column.lower_is_better for column in columns]))
-    _heat_map(above, ranks_LK, [[f"{value:.3f}" for value in row] for row in scores_LK])
+    shades_LK = nearness(scores_LK, np.array([column.lower_is_better for column in columns]))
+    _heat_map(above, shades_LK, [[f"{value:.3f}" for value in row] for row in scores_LK])
     _heat_map(below, weights_LK, [[f"{value:.2f}" for value in row] for row in weights_LK])
     above.set_title(
-        "one layer alone: accuracy (verification: EER); shaded from a task's worst to its best", fontsize=10
+        "one layer alone: accuracy (verification: EER); the darker, the nearer to the task's best",
+        fontsize=10,
     )
     below.set_title("learned weight of each layer", fontsize=10)
     names = [f"{column.task}\n{column.data}" for column in columns]
@@ -54,11 +57,12 @@ def draw_layers(columns: Sequence[Column], out: Path, *, title: str) -> None:
     figure.savefig(out, dpi=130)
 
 
-def _ranks(scores_LK: NDArray[np.float64], lower_K: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Scores on a scale from 0, the worst of a column, to 1."""
+def nearness(scores_LK: NDArray[np.float64], lower_K: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """1 for the best of a column, 0 for its worst. Where the two are closer than LEAST_SPAN, that is the
+    scale: a difference of one clip must not look like black and white."""
     signed_LK = np.where(lower_K, -scores_LK, scores_LK)
-    span_K = signed_LK.max(0) - signed_LK.min(0)
-    return np.asarray((signed_LK - signed_LK.min(0)) / np.where(span_K > 0, span_K, 1))
+    behind_LK = signed_LK.max(0) - signed_LK
+    return np.asarray(1 - behind_LK / behind_LK.max(0).clip(LEAST_SPAN))
 
 
 def _heat_map(axes: Any, shades_LK: NDArray[np.float64], texts: Sequence[Sequence[str]]) -> None:

@@ -32,8 +32,8 @@ ITERATIONS = 60
 class HeldOut(NamedTuple):
     """Share of errors and cross-entropy (nats), in the order in which they count: the lower tuple is better.
 
-    Errors come first since accuracy is what is reported. With many classes of a few clips cross-entropy alone
-    would choose the strongest penalty, which gives the same order of magnitude to all of them.
+    Errors come first since accuracy is what is reported. Cross-entropy alone prefers heads that are unsure:
+    among 223 speakers of three clips each it chose a penalty that halved the accuracy.
     """
 
     error: float

@@ -153,7 +153,7 @@ def _words(spans: Sequence[Span], frames: int, vocabulary: Vocabulary, hop_s: fl
         last, first = groups[number][-1], groups[number + 2][0]
         space_start, space_stop = groups[number + 1][0].start, groups[number + 1][-1].stop
         ends[i], starts[i + 1] = min(ends[i], space_stop), max(starts[i + 1], space_start)
-        if ends[i] > starts[i + 1] or first.start - last.stop <= PAUSE_S / hop_s:
+        if first.start - last.stop <= PAUSE_S / hop_s or ends[i] > starts[i + 1]:
             ends[i] = starts[i + 1] = (space_start + space_stop) / 2
     words = []
     for number, start, end in zip(said, starts, ends, strict=True):

@@ -7,7 +7,7 @@ tensors (B, T, D).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -104,17 +104,44 @@ class CTCHead(nn.Module):
 
 
 class LayerMix(nn.Module):
-    """A learned convex combination of all hidden states (SUPERB: Yang et al. 2021, arXiv 2105.01051), each
-    normalised first, for their scales differ by orders of magnitude."""
+    """A learned convex combination of all hidden states (SUPERB: Yang et al. 2021, arXiv 2105.01051).
 
-    def __init__(self, states: int) -> None:
+    Each is normalised first, for their scales differ by orders of magnitude; then each channel by its mean
+    and deviation over training clips, where they were measured. Pre-trained states vary by little around
+    means that are large, and a head that must first learn those learns slowly (LOG.md).
+    """
+
+    def __init__(self, states: int, width: int) -> None:
         super().__init__()
         self.scores = nn.Parameter(torch.zeros(states))
+        self.mean_LD: Tensor
+        self.deviation_LD: Tensor
+        self.register_buffer("mean_LD", torch.zeros(states, width))
+        self.register_buffer("deviation_LD", torch.ones(states, width))
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
-        weights = self.scores.softmax(0)
-        normal = [F.layer_norm(x_BTD.float(), x_BTD.shape[-1:]) for x_BTD in states]
-        return torch.stack([w * x for w, x in zip(weights, normal, strict=True)]).sum(0)
+        weights_L = self.scores.softmax(0)
+        x_LBTD = torch.stack([self.normalized(x_BTD) for x_BTD in states])
+        x_LBTD = (x_LBTD - self.mean_LD[:, None, None]) / self.deviation_LD[:, None, None]
+        return torch.einsum("l,lbtd->btd", weights_L, x_LBTD)
+
+    @staticmethod
+    def normalized(x_BTD: Tensor) -> Tensor:
+        return F.layer_norm(x_BTD.float(), x_BTD.shape[-1:])
+
+    @torch.no_grad()
+    def measure(self, batches: Iterable[tuple[Sequence[Tensor], Tensor]]) -> None:
+        """Take mean and deviation from batches of states and their valid frames (B, T)."""
+        count, total_LD, squares_LD = 0, torch.zeros(1), torch.zeros(1)
+        for states, valid_BT in batches:
+            x_LND = torch.stack([self.normalized(x_BTD)[valid_BT] for x_BTD in states]).double()
+            count += x_LND.shape[1]
+            total_LD = total_LD.to(x_LND) + x_LND.sum(1)
+            squares_LD = squares_LD.to(x_LND) + x_LND.square().sum(1)
+        if count:
+            mean_LD = total_LD / count
+            self.mean_LD.copy_(mean_LD)
+            self.deviation_LD.copy_((squares_LD / count - mean_LD.square()).clamp(min=0).sqrt() + 1e-3)
 
 
 class EventsHead(nn.Module):
@@ -124,7 +151,7 @@ class EventsHead(nn.Module):
     def __init__(self, encoder: EncoderConfig, spec: EventsSpec, dropout: float = 0.0) -> None:
         super().__init__()
         outputs = len(spec.labels) * (2 if spec.pooling == "attentive" else 1)
-        self.mix = LayerMix(encoder.depth + 1)
+        self.mix = LayerMix(encoder.depth + 1, encoder.width)
         self.hidden = nn.Linear(encoder.width, spec.hidden)
         self.dropout = nn.Dropout(dropout)
         self.outputs = nn.Linear(spec.hidden, outputs)

@@ -7,7 +7,7 @@ noise, gain and shifts of the wave, and hidden spans of time and channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.heads import EventPooling, EventsSpec, clip_logits, frame_logits, scores
+from speech_ssl.model.heads import (
+    EventPooling,
+    EventsHead,
+    EventsSpec,
+    clip_logits,
+    frame_logits,
+    scores,
+)
 from speech_ssl.objectives.base import Tuned, Tuning
 from speech_ssl.objectives.views import add_noise, mixup, random_gain, time_shift
 from speech_ssl.types import SAMPLE_RATE, Batch, Frames, LossSum
@@ -108,6 +115,21 @@ class Events(Tuned):
             measured = self._exclusive(heard) if self.config.exclusive else self._histograms(heard)
         count = heard.logits_NK.new_tensor(float(len(heard.logits_NK)))
         return LossSum(self._loss(heard), count, measured)
+
+    def measure(self, batches: Iterable[Batch]) -> None:
+        """Let the head see each channel of each layer standardised, by what it is in these batches."""
+        training = self.training
+        self.eval()
+        assert isinstance(self.head, EventsHead)
+        self.head.mix.measure(self._states(batches))
+        self.train(training)
+
+    @torch.no_grad()
+    def _states(self, batches: Iterable[Batch]) -> Iterator[tuple[list[Tensor], Tensor]]:
+        for batch in batches:
+            batch = batch.to(self.class_weights_K.device)
+            features = self.encoder.normalized(self.encoder.convolve(batch.wave_BS, batch.lengths_B))
+            yield list(self.encoder.blockwise(features)), features.valid_BT
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         """`accuracy` and `balanced_accuracy` (the mean recall of labels) of exclusive labels; else

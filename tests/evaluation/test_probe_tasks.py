@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from speech_ssl.data.manifest import Utterance
-from speech_ssl.evaluation.figures_probes import Column, draw_layers
+from speech_ssl.evaluation.figures_probes import Column, draw_layers, nearness
 from speech_ssl.evaluation.probe_tasks import (
     ABSENT,
     Problem,
@@ -139,6 +139,12 @@ def test_each_kind_of_problem_is_solved() -> None:
         assert found.layer_weights_L[1] > 0.9
     one, two = solve_layers(split, x_NLD, seed=0)
     assert one.score < 0.5 and two.score > 0.9 and two.held_out < one.held_out
+
+
+def test_small_differences_look_small() -> None:
+    scores_LK = np.array([[0.5, 0.53, 0.2], [0.9, 0.55, 0.4], [0.7, 0.55, 0.3]])
+    shades_LK = nearness(scores_LK, np.array([False, False, True]))
+    np.testing.assert_allclose(shades_LK, [[0, 0.8, 1], [1, 1, 0], [0.5, 1, 0.5]])
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:

@@ -187,6 +187,15 @@ def test_a_long_silence_is_cut_before_what_follows_it() -> None:
     assert [part.start for part in parts] == [0, 95 - PAUSE]
 
 
+@pytest.mark.parametrize(("spoken", "silent", "first"), [(60, 24, 72), (0, 120, 100)])
+def test_the_rest_of_a_pause_is_not_a_part_of_its_own(spoken: int, silent: int, first: int) -> None:
+    """After the first cut only speech without pauses is left: a cut in it, but not a part of a few frames."""
+    path = [1, 2] * (spoken // 2) + [0] * silent + [1, 2] * 150
+    parts = split_at_blanks(on_path(path, 3, 0.95), 100)
+    assert parts[0].stop == first
+    assert parts[1].stop - parts[1].start >= 50
+
+
 def test_the_latest_of_long_pauses_and_the_middle_of_the_longest_of_short_ones() -> None:
     def cut_of(*pauses: int) -> int:
         path = [step for pause in pauses for step in ([1, 2] * 10 + [0] * pause)] + [1, 2] * 50

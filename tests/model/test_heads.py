@@ -84,13 +84,26 @@ def test_log_probabilities_sum_to_one() -> None:
 
 
 def test_the_mix_is_convex_and_blind_to_scale() -> None:
-    mix = LayerMix(3)
+    mix = LayerMix(3, 32)
     with torch.no_grad():
         mix.scores.copy_(torch.tensor([0.0, 100.0, 0.0]))
     expected = torch.nn.functional.layer_norm(states()[1], (32,))
     torch.testing.assert_close(mix(states()), expected)
     scaled = [x * factor for x, factor in zip(states(), (3.0, 0.5, 7.0), strict=True)]
     torch.testing.assert_close(mix(scaled), mix(states()), atol=1e-4, rtol=1e-4)
+
+
+def test_channels_are_standardised_by_what_was_measured() -> None:
+    mix = LayerMix(3, 32)
+    valid_BT = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    batches = [([x * torch.arange(1, 33) + 5 for x in states(seed)], valid_BT) for seed in range(20)]
+    mix.measure(batches)
+    for layer in range(3):
+        with torch.no_grad():
+            mix.scores.zero_()[layer] = 100.0
+        seen_ND = torch.cat([mix(given)[valid_BT] for given, _ in batches]).detach()
+        torch.testing.assert_close(seen_ND.mean(0), torch.zeros(32), atol=1e-4, rtol=0)
+        torch.testing.assert_close(seen_ND.std(0, correction=0), torch.ones(32), atol=0.1, rtol=0)
 
 
 OUTPUTS = torch.tensor([[[1.0, 4.0], [3.0, 2.0], [9.0, 9.0]], [[5.0, 6.0], [0.0, 0.0], [0.0, 0.0]]])
