@@ -262,12 +262,23 @@ def _probe_lines(rows: Iterable[Row]) -> Iterable[Sequence[object]]:
 
 
 def _layer_lines(rows: Iterable[Row]) -> Iterable[Sequence[object]]:
-    yield ("task", "data", "layer", "metric", "score", "uar_or_min_dcf", "held_out", "weight")
+    yield (
+        "task",
+        "data",
+        "layer",
+        "metric",
+        "score",
+        "uar_or_min_dcf",
+        "weight",
+        "held_out",
+        "held_out_loss",
+    )
     for row in rows:
         weights_L = row.outcomes[MIXED].layer_weights_L
         for layer, outcome in enumerate(row.layers):
-            numbers = (outcome.score, outcome.other, outcome.held_out[0], float(weights_L[layer]))
-            yield row.problem.name, row.data, layer, row.problem.metric, *(f"{n:.4f}" for n in numbers)
+            numbers = (outcome.score, outcome.other, float(weights_L[layer]), *outcome.held_out)
+            fields = (row.problem.name, row.data, layer, row.problem.metric, *(f"{n:.4f}" for n in numbers))
+            yield (*fields, "") if row.problem.verify else fields  # an EER has no loss beside it
 
 
 def _write_csv(path: Path, lines: Iterable[Sequence[object]]) -> None:

@@ -57,7 +57,7 @@ def test_layers_and_their_weights(made: Path) -> None:
         own = [row for row in found if row["task"] == task]
         assert [row["layer"] for row in own] == ["0", "1"]
         assert sum(float(row["weight"]) for row in own) == pytest.approx(1, abs=1e-3)
-        best = min(own, key=lambda row: float(row["held_out"]))
+        best = min(own, key=lambda row: (float(row["held_out"]), float(row["held_out_loss"] or 0)))
         (shown,) = [
             row
             for row in rows(made / "probes.csv")
