@@ -79,12 +79,12 @@ def smoke() -> Plan:
 
 
 def of_arm(tuning: FineTuning, arm: Arm, artifact: Artifact) -> FineTuning:
-    """Frozen: the head alone learns, six times as fast, and nothing is hidden from the encoder. Scratch: all
-    of the network learns from the first step."""
+    """Frozen: the head alone learns, three times as fast, and nothing is hidden from the encoder. Scratch:
+    all of the network learns from the first step."""
     if arm == "frozen":
         objective = replace(tuning.objective, head_only=1.0, hidden_share=0.0, channel_share=0.0)
         return replace(
-            tuning, objective=objective, train=replace(tuning.train, peak_lr=6 * tuning.train.peak_lr)
+            tuning, objective=objective, train=replace(tuning.train, peak_lr=3 * tuning.train.peak_lr)
         )
     if arm == "scratch":
         return replace(tuning, scratch=replace(artifact.encoder.config, feature_grad_scale=1.0))
@@ -203,7 +203,7 @@ def described(plan: Plan, examples: Mapping[str, Examples], artifact: Artifact, 
         "attentive pooling over all its layers.",
         pretraining=f"Pre-trained without labels on {', '.join(audio)}." if audio else "See the artifact.",
         training=f"{train.steps} steps of {data.batch_s:g} s of audio for every arm and share, AdamW with a "
-        f"peak learning rate of {train.peak_lr:g} (frozen: {6 * train.peak_lr:g}), validated every "
+        f"peak learning rate of {train.peak_lr:g} (frozen: {3 * train.peak_lr:g}), validated every "
         f"{train.valid_every} steps; the checkpoint with the best balanced accuracy there is tested.",
         command=f"python -m recipes.label_efficiency tiny {named} --init ARTIFACT --out DIR",
     )
