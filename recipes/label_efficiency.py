@@ -167,7 +167,12 @@ def study(plan: Plan, manifests: Mapping[str, Path], options: Options) -> Path:
     """All trials that are not there yet, then the report. Cheap shares come first."""
     artifact = load_artifact(model_folder(options.init))
     examples = {name: divided(read_manifest(path)) for name, path in manifests.items()}
-    save_study(options.out, described(plan, examples, artifact, load_study(options.out)))
+    before = load_study(options.out)
+    now = described(plan, examples, artifact, before)
+    for field in ("network", "training"):
+        if getattr(before, field) not in ("", getattr(now, field)):
+            raise ValueError(f"{options.out} holds a study with another {field}: name another folder")
+    save_study(options.out, now)
     done = {trial.key for trial in load_trials(options.out)}
     keys = [
         Key(task, arm, share, seed)
@@ -199,8 +204,8 @@ def described(plan: Plan, examples: Mapping[str, Examples], artifact: Artifact, 
         tasks={**before.tasks, **tasks},
         shares=plan.shares,
         seeds=plan.seeds,
-        network=f"{millions:.1f} M parameters: the encoder of the artifact {artifact.name}, and a head with "
-        "attentive pooling over all its layers.",
+        network=f"{millions:.1f} M parameters: the encoder of the artifact {artifact.name} "
+        f"({artifact.sha256[:12]}), and a head over all its layers.",
         pretraining=f"Pre-trained without labels on {', '.join(audio)}." if audio else "See the artifact.",
         training=f"{train.steps} steps of {data.batch_s:g} s of audio for every arm and share, AdamW with a "
         f"peak learning rate of {train.peak_lr:g} (frozen: {3 * train.peak_lr:g}), validated every "

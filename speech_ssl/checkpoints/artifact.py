@@ -300,7 +300,7 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], str]:
     content = path.read_bytes()
     try:
         config = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not valid JSON ({error}): copy the artifact again") from None
     if not isinstance(config, dict):
         raise ArtifactError(f"{path}: not a JSON object: copy the artifact again")

@@ -89,6 +89,12 @@ def test_a_wrong_config_is_named(with_ctc: Path, change, words: str) -> None:
         load_artifact(with_ctc)
 
 
+def test_a_config_nested_without_end_is_refused(with_ctc: Path) -> None:
+    (with_ctc / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match="not valid JSON"):
+        load_artifact(with_ctc)
+
+
 def test_a_damaged_head_is_named(with_ctc: Path) -> None:
     with (with_ctc / "head.ctc.safetensors").open("ab") as file:
         file.write(b"x")

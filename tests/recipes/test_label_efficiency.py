@@ -118,6 +118,12 @@ def test_a_study_can_be_interrupted_and_ends_in_a_report(
     label_efficiency.main(options)
     assert len(calls) == 4  # nothing was left to do
 
+    other = replace(brief().tuning, train=replace(brief().tuning.train, steps=6))
+    monkeypatch.setattr(label_efficiency, "smoke", lambda: replace(brief(), tuning=other))
+    with pytest.raises(SystemExit):
+        label_efficiency.main(options)
+    assert len(calls) == 4  # trials of another study are not passed off as its own
+
 
 def test_a_curve_joins_losses_of_a_step(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
