@@ -64,7 +64,6 @@ def test_classifications_are_those_of_python(run: Run, answering_artifact: Path,
 
 
 def test_a_lexicon_is_obeyed(run: Run, answering_artifact: Path, clips: list[Path], tmp_path: Path) -> None:
-    pytest.importorskip("flashlight.lib.text")
     lexicon = tmp_path / "words.txt"
     lexicon.write_text("bad\ncab\nface\n")
     status, out, err = run(
