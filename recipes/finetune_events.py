@@ -69,9 +69,8 @@ def tiny() -> FineTuning:
 
 def frozen() -> FineTuning:
     base = tiny()
-    objective = replace(base.objective, head_only=1.0, hidden_share=0.0, channel_share=0.0)
     train = replace(base.train, peak_lr=3e-3)
-    return replace(base, name="frozen-events", objective=objective, train=train)
+    return replace(base, name="frozen-events", objective=replace(base.objective, head_only=1.0), train=train)
 
 
 def tags() -> FineTuning:
@@ -83,8 +82,7 @@ def timed() -> FineTuning:
     """Windows of ten seconds at most; each frame is taught by itself."""
     base = tiny()
     objective = replace(base.objective, exclusive=False, timed=True, pooling="max", shift_s=0.0)
-    data = replace(base.data, crop_s=None)
-    return replace(base, name="tiny-timed", objective=objective, data=data)
+    return replace(base, name="tiny-timed", objective=objective)
 
 
 def base() -> FineTuning:

@@ -79,10 +79,10 @@ def smoke() -> Plan:
 
 
 def of_arm(tuning: FineTuning, arm: Arm, artifact: Artifact) -> FineTuning:
-    """Frozen: the head alone learns, three times as fast, and nothing is hidden from the encoder. Scratch:
-    all of the network learns from the first step."""
+    """Frozen: the head alone learns, three times as fast. Scratch: all of the network learns from the
+    first step."""
     if arm == "frozen":
-        objective = replace(tuning.objective, head_only=1.0, hidden_share=0.0, channel_share=0.0)
+        objective = replace(tuning.objective, head_only=1.0)
         return replace(
             tuning, objective=objective, train=replace(tuning.train, peak_lr=3 * tuning.train.peak_lr)
         )
