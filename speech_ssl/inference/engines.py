@@ -16,6 +16,7 @@ from speech_ssl.model.encoder import Encoder
 from speech_ssl.types import Waveform
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
+NO_FRAMES: NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
 
 
 class Passed(NamedTuple):
@@ -33,7 +34,7 @@ class Passed(NamedTuple):
 
     def without_frames(self) -> Passed:
         """The heads' outputs alone: frames of hours would fill the memory."""
-        return Passed(np.empty((0, 0), dtype=np.float32), self.heads)
+        return Passed(NO_FRAMES, self.heads)
 
     @staticmethod
     def joined(parts: Sequence[Passed]) -> Passed:
@@ -78,17 +79,17 @@ class TorchEngine:
         }
 
     def run(
-        self, waves: Sequence[Waveform], layers: Sequence[int], heads: Sequence[str] = ()
+        self, waves: Sequence[Waveform], layers: Sequence[int | None], heads: Sequence[str] = ()
     ) -> list[Passed]:
-        """One pass: each wave's frames at its own layer, 0 to N, and the outputs of the heads named. No
-        wave may be too short for a frame."""
+        """One pass: each wave's frames at its own layer, 0 to N (None: no frames), and the outputs of
+        the heads named. No wave may be too short for a frame."""
         if self.precision == "int8":
             rows = zip(waves, layers, strict=True)
             return [passed for wave, layer in rows for passed in self._run_padded([wave], [layer], heads)]
         return self._run_padded(waves, layers, heads)
 
     def _run_padded(
-        self, waves: Sequence[Waveform], layers: Sequence[int], heads: Sequence[str]
+        self, waves: Sequence[Waveform], layers: Sequence[int | None], heads: Sequence[str]
     ) -> list[Passed]:
         lengths = [len(wave) for wave in waves]
         padded = np.zeros((len(waves), max(lengths)), dtype=np.float32)
@@ -97,12 +98,14 @@ class TorchEngine:
         with self._arithmetic():
             wave_BS = torch.from_numpy(padded).to(self.device)
             lengths_B = torch.tensor(lengths, device=self.device)
-            states = self.encoder.hidden_states(wave_BS, lengths_B, last=None if heads else max(layers))
+            states = self.encoder.hidden_states(
+                wave_BS, lengths_B, last=None if heads else max(layer or 0 for layer in layers)
+            )
             outputs = {name: self.heads[name](states) for name in heads}
             counts = [self.encoder.frame_count(length) for length in lengths]
             return [
                 Passed(
-                    _rows(states[layer], i, count),
+                    NO_FRAMES if layer is None else _rows(states[layer], i, count),
                     {n: _rows(x_BTO, i, count) for n, x_BTO in outputs.items()},
                 )
                 for i, (layer, count) in enumerate(zip(layers, counts, strict=True))

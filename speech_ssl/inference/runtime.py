@@ -99,10 +99,11 @@ class Runtime:
         return [passed.frames for passed in self.run_windows(waves, layers)]
 
     def run_windows(
-        self, waves: Sequence[Waveform], layers: Sequence[int], heads: Sequence[str] = ()
+        self, waves: Sequence[Waveform], layers: Sequence[int | None], heads: Sequence[str] = ()
     ) -> list[Passed]:
-        """`encode_windows`, with the outputs of heads from the same pass."""
-        return self._engine.run(waves, [self.check_layer(layer) for layer in layers], heads)
+        """`encode_windows`, with the outputs of heads from the same pass; layer None: without the frames."""
+        chosen = [None if layer is None else self.check_layer(layer) for layer in layers]
+        return self._engine.run(waves, chosen, heads)
 
     def encode(self, waves: Sequence[Clip], *, layer: int = -1) -> list[Features]:
         """Features of each clip, in order.
@@ -223,11 +224,9 @@ class Runtime:
         ends = [0] * len(clips)
         lookahead_s = LOOKAHEAD * self.batch_s
         for batch in batches(self._pieces(clips), budget_s=self.batch_s, lookahead_s=lookahead_s):
-            layers = [-1 if layer is None else layer] * len(batch)
-            passed = self.run_windows([piece.wave for piece in batch], layers, heads)
+            passed = self.run_windows([piece.wave for piece in batch], [layer] * len(batch), heads)
             for piece, one in zip(batch, passed, strict=True):
-                kept = one.kept(piece.window.skip, piece.window.keep)
-                parts[piece.clip][piece.index] = kept if layer is not None else kept.without_frames()
+                parts[piece.clip][piece.index] = one.kept(piece.window.skip, piece.window.keep)
                 ends[piece.clip] = max(ends[piece.clip], piece.window.stop)
         return [
             Whole(Passed.joined([part[i] for i in sorted(part)]), end / SAMPLE_RATE)
