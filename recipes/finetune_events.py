@@ -39,13 +39,16 @@ from speech_ssl.training.ranks import Ranks
 
 
 def tiny() -> FineTuning:
-    """For sets of some hundred clips. Mixed, noisy or hidden input only slowed such short runs (LOG.md): of
-    augmentation gain and shifts are left."""
+    """For sets of some hundred clips: a linear head that starts as a probe, then all of the network with it.
+    Mixed, noisy or hidden input only slowed such short runs (LOG.md): of augmentation gain and shifts are
+    left."""
     return FineTuning(
         name="tiny-events",
         objective=EventsConfig(
-            head_only=0.1,
+            head_only=0.0,
+            train_frontend=True,
             pooling="mean",
+            hidden=0,
             hidden_share=0.0,
             channel_share=0.0,
             dropout=0.1,
@@ -61,6 +64,7 @@ def tiny() -> FineTuning:
             clip_norm=5.0,
             log_every=25,
             valid_every=25,
+            valid_at_start=True,
             save_every=100,
             patience=8,
         ),
@@ -69,8 +73,8 @@ def tiny() -> FineTuning:
 
 def frozen() -> FineTuning:
     base = tiny()
-    train = replace(base.train, peak_lr=3e-3)
-    return replace(base, name="frozen-events", objective=replace(base.objective, head_only=1.0), train=train)
+    objective = replace(base.objective, head_only=1.0, train_frontend=False)
+    return replace(base, name="frozen-events", objective=objective)
 
 
 def tags() -> FineTuning:
@@ -81,7 +85,9 @@ def tags() -> FineTuning:
 def timed() -> FineTuning:
     """Windows of ten seconds at most; each frame is taught by itself."""
     base = tiny()
-    objective = replace(base.objective, exclusive=False, timed=True, pooling="max", shift_s=0.0)
+    objective = replace(
+        base.objective, exclusive=False, timed=True, pooling="max", hidden=256, shift_s=0.0, head_only=0.1
+    )
     return replace(base, name="tiny-timed", objective=objective)
 
 
@@ -93,7 +99,10 @@ def base() -> FineTuning:
         name="base-events",
         objective=replace(
             small.objective,
+            head_only=0.1,
+            train_frontend=False,
             pooling="attentive",
+            hidden=256,
             hidden_share=0.5,
             channel_share=0.256,
             mixup=0.5,

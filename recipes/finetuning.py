@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -51,10 +51,13 @@ from speech_ssl.training.config import TrainConfig
 from speech_ssl.training.loop import train
 from speech_ssl.training.ranks import Ranks, joined_ranks
 from speech_ssl.training.run import Run
+from speech_ssl.types import Batch
 
 RESULTS = "results.json"
 MEASURED = 64
 """About so many training clips are heard to standardise what a head for events sees."""
+PROBED = 5_000
+"""About so many at most give a linear head its start: their means, by layer, are held in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,16 +210,33 @@ def finetune(
             note(clip, f"{clip.id}: {clip.duration_s:.1f} s, a batch has {data.longest_s:g} s at most")
         describe(run, loader, training, valid)
     validation = fixed_validation(valid, data, note if ranks.first else None, targets)
-    if isinstance(objective, Events):
-        objective.to(ranks.device).measure(
-            evaluation(training[:: max(len(training) // MEASURED, 1)], data, targets=targets)
-        )
+    if artifact is not None and isinstance(objective, Events):
+        prepare_head(objective.to(ranks.device), training, validation, data, targets)
     with leaving_artifact(ranks, lambda: leave_tuned(objective, run, request, artifact)):
         train(objective, batches_of(loader, ranks), validation, run.train, out=request.out, ranks=ranks)
     if not ranks.first:
         return {}
     runtime = Runtime(load_artifact(request.out / "artifact"), device=str(ranks.device), precision="fp32")
     return measure(task, request, examples.test, run, runtime, time.monotonic() - began)
+
+
+def prepare_head(
+    objective: Events,
+    training: Sequence[Utterance],
+    validation: Callable[[], Iterable[Batch]],
+    data: DataConfig,
+    targets: Targets,
+) -> None:
+    """Show the head what it will see, and let it start as a linear probe if it can. Not for a random encoder:
+    its states vary so little that they would not stay in the measured range for a step."""
+
+    def some(clips: int) -> Iterator[Batch]:
+        return evaluation(training[:: max(len(training) // clips, 1)], data, targets=targets)
+
+    objective.measure(some(MEASURED))
+    if objective.starts_linear:
+        loss = objective.start_linear(some(PROBED), validation())
+        print(f"the head starts as a linear probe of the encoder: held-out loss {loss:.3f}", file=sys.stderr)
 
 
 def readable(

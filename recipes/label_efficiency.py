@@ -79,15 +79,15 @@ def smoke() -> Plan:
 
 
 def of_arm(tuning: FineTuning, arm: Arm, artifact: Artifact) -> FineTuning:
-    """Frozen: the head alone learns, three times as fast. Scratch: all of the network learns from the
-    first step."""
+    """Both pre-trained arms begin with a linear probe of the encoder. Frozen: the head alone learns, for half
+    of the steps. Scratch: the same network at random, for twice the steps, since it has more to learn."""
+    steps = tuning.train.steps
     if arm == "frozen":
-        objective = replace(tuning.objective, head_only=1.0)
-        return replace(
-            tuning, objective=objective, train=replace(tuning.train, peak_lr=3 * tuning.train.peak_lr)
-        )
+        objective = replace(tuning.objective, head_only=1.0, train_frontend=False)
+        return replace(tuning, objective=objective, train=replace(tuning.train, steps=max(steps // 2, 1)))
     if arm == "scratch":
-        return replace(tuning, scratch=replace(artifact.encoder.config, feature_grad_scale=1.0))
+        scratch = replace(artifact.encoder.config, feature_grad_scale=1.0)
+        return replace(tuning, scratch=scratch, train=replace(tuning.train, steps=2 * steps))
     return tuning
 
 
@@ -207,8 +207,9 @@ def described(plan: Plan, examples: Mapping[str, Examples], artifact: Artifact, 
         network=f"{millions:.1f} M parameters: the encoder of the artifact {artifact.name} "
         f"({artifact.sha256[:12]}), and a head over all its layers.",
         pretraining=f"Pre-trained without labels on {', '.join(audio)}." if audio else "See the artifact.",
-        training=f"{train.steps} steps of {data.batch_s:g} s of audio for every arm and share, AdamW with a "
-        f"peak learning rate of {train.peak_lr:g} (frozen: {3 * train.peak_lr:g}), validated every "
+        training=f"{train.steps} steps of {data.batch_s:g} s of audio for every share (frozen: half as many; "
+        f"from scratch: twice as many), AdamW with a peak learning rate of {train.peak_lr:g}. The "
+        f"pre-trained arms begin with a linear probe of the encoder. Validated at the start and every "
         f"{train.valid_every} steps; the checkpoint with the best balanced accuracy there is tested.",
         command=f"python -m recipes.label_efficiency tiny {named} --init ARTIFACT --out DIR",
     )

@@ -38,7 +38,7 @@ class CTCSpec:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EventsSpec:
     """labels: what may be heard. exclusive: exactly one of them in a clip (softmax), or any number
-    (sigmoid). hidden: width of the layer before the outputs."""
+    (sigmoid). hidden: width of the layer before the outputs; 0: none, the head is linear."""
 
     labels: tuple[str, ...]
     exclusive: bool = True
@@ -51,8 +51,8 @@ class EventsSpec:
             raise ValueError(f"pooling must be 'mean', 'max' or 'attentive', not {self.pooling!r}")
         if not isinstance(self.exclusive, bool):
             raise ValueError(f"exclusive must be true or false, not {self.exclusive!r}")
-        if not isinstance(self.hidden, int) or self.hidden < 1:
-            raise ValueError(f"hidden must be at least 1, not {self.hidden!r}")
+        if not isinstance(self.hidden, int) or self.hidden < 0:
+            raise ValueError(f"hidden must be at least 0, not {self.hidden!r}")
 
     def build(self, encoder: EncoderConfig, dropout: float = 0.0) -> EventsHead:
         return EventsHead(encoder, self, dropout)
@@ -120,10 +120,12 @@ class LayerMix(nn.Module):
         self.register_buffer("deviation_LD", torch.ones(states, width))
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
-        weights_L = self.scores.softmax(0)
+        return torch.einsum("l,lbtd->btd", self.scores.softmax(0), self.standardised(states))
+
+    def standardised(self, states: Sequence[Tensor]) -> Tensor:
+        """What is mixed: (L, B, T, D)."""
         x_LBTD = torch.stack([self.normalized(x_BTD) for x_BTD in states])
-        x_LBTD = (x_LBTD - self.mean_LD[:, None, None]) / self.deviation_LD[:, None, None]
-        return torch.einsum("l,lbtd->btd", weights_L, x_LBTD)
+        return (x_LBTD - self.mean_LD[:, None, None]) / self.deviation_LD[:, None, None]
 
     @staticmethod
     def normalized(x_BTD: Tensor) -> Tensor:
@@ -152,17 +154,19 @@ class EventsHead(nn.Module):
         super().__init__()
         outputs = len(spec.labels) * (2 if spec.pooling == "attentive" else 1)
         self.mix = LayerMix(encoder.depth + 1, encoder.width)
-        self.hidden = nn.Linear(encoder.width, spec.hidden)
+        self.hidden = nn.Linear(encoder.width, spec.hidden) if spec.hidden else None
         self.dropout = nn.Dropout(dropout)
-        self.outputs = nn.Linear(spec.hidden, outputs)
-        for linear in (self.hidden, self.outputs):
+        self.outputs = nn.Linear(spec.hidden or encoder.width, outputs)
+        for linear in filter(None, (self.hidden, self.outputs)):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             nn.init.zeros_(linear.bias)
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         with torch.autocast(states[-1].device.type, enabled=False):
-            x_BTD = F.gelu(self.hidden(self.dropout(self.mix(states))))
-            return self.outputs(self.dropout(x_BTD))  # type: ignore[no-any-return]
+            x_BTD = self.dropout(self.mix(states))
+            if self.hidden is not None:
+                x_BTD = self.dropout(F.gelu(self.hidden(x_BTD)))
+            return self.outputs(x_BTD)  # type: ignore[no-any-return]
 
 
 def frame_logits(outputs_BTO: Tensor, spec: EventsSpec) -> Tensor:

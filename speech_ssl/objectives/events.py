@@ -25,6 +25,7 @@ from speech_ssl.model.heads import (
     scores,
 )
 from speech_ssl.objectives.base import Tuned, Tuning
+from speech_ssl.objectives.linear_start import Pooled, fit_linear
 from speech_ssl.objectives.views import add_noise, mixup, random_gain, time_shift
 from speech_ssl.types import SAMPLE_RATE, Batch, Frames, LossSum
 
@@ -41,6 +42,7 @@ class EventsConfig(Tuning):
     """Targets are events with their times, (label, start, end) in milliseconds; else labels of clips."""
     pooling: EventPooling = "attentive"
     hidden: int = 256
+    """Width of the head's inner layer. 0: a linear head; with pooling 'mean' it starts as a linear probe."""
     class_weights: tuple[float, ...] = ()
     """One a label, on its share of the loss; empty: all 1."""
     label_smoothing: float = 0.0
@@ -99,14 +101,11 @@ class Events(Tuned):
         """Cross-entropies in nats, over as many targets as there are clips; or frames, with `timed`.
 
         Raises ValueError if the batch has no targets."""
-        if batch.targets_BU is None or batch.target_lengths_B is None:
-            raise ValueError("sound events need targets: the manifest has no labels")
-        targets = Frames(batch.targets_BU, batch.target_lengths_B)
         if self.config.timed:
             outputs = self.outputs(self._augmented(batch, generator), generator)
-            heard = self._frames(outputs, targets)
+            heard = self._frames(outputs, self._given(batch))
         else:
-            targets_BK = self._clip_targets(targets)
+            targets_BK = self._targets_of(batch)
             batch = self._augmented(batch, generator)
             batch, targets_BK = self._mixed(batch, targets_BK, generator)
             outputs = self.outputs(batch, generator)
@@ -116,20 +115,49 @@ class Events(Tuned):
         count = heard.logits_NK.new_tensor(float(len(heard.logits_NK)))
         return LossSum(self._loss(heard), count, measured)
 
+    @property
+    def starts_linear(self) -> bool:
+        """Whether `start_linear` can set the head."""
+        return self.spec.hidden == 0 and self.spec.pooling == "mean" and not self.config.timed
+
     def measure(self, batches: Iterable[Batch]) -> None:
         """Let the head see each channel of each layer standardised, by what it is in these batches."""
         training = self.training
         self.eval()
         assert isinstance(self.head, EventsHead)
-        self.head.mix.measure(self._states(batches))
+        self.head.mix.measure((states, valid_BT) for states, valid_BT, _ in self._states(batches))
         self.train(training)
 
+    def start_linear(self, training: Iterable[Batch], valid: Iterable[Batch]) -> float:
+        """Set the head as `fit_linear` does, and return the held-out loss. Call `measure` first."""
+        mode = self.training
+        self.eval()
+        assert isinstance(self.head, EventsHead) and self.starts_linear
+
+        def loss(logits_NK: Tensor, targets_NK: Tensor) -> Tensor:
+            return self._loss(_Heard(logits_NK, targets_NK))
+
+        result = fit_linear(self.head, self._pooled(training), self._pooled(valid), loss)
+        self.train(mode)
+        return result
+
+    def _pooled(self, batches: Iterable[Batch]) -> Pooled:
+        assert isinstance(self.head, EventsHead)
+        states = len(self.head.mix.scores)
+        means = [self.class_weights_K.new_zeros(0, states, self.encoder.config.width)]
+        targets = [self.class_weights_K.new_zeros(0, len(self.spec.labels))]
+        for hidden, valid_BT, batch in self._states(batches):
+            x_LBTD = self.head.mix.standardised(hidden).masked_fill(~valid_BT[:, :, None], 0.0)
+            means.append((x_LBTD.sum(2) / valid_BT.sum(1)[:, None]).transpose(0, 1))
+            targets.append(self._targets_of(batch))
+        return Pooled(torch.cat(means), torch.cat(targets))
+
     @torch.no_grad()
-    def _states(self, batches: Iterable[Batch]) -> Iterator[tuple[list[Tensor], Tensor]]:
+    def _states(self, batches: Iterable[Batch]) -> Iterator[tuple[list[Tensor], Tensor, Batch]]:
         for batch in batches:
             batch = batch.to(self.class_weights_K.device)
             features = self.encoder.normalized(self.encoder.convolve(batch.wave_BS, batch.lengths_B))
-            yield list(self.encoder.blockwise(features)), features.valid_BT
+            yield list(self.encoder.blockwise(features)), features.valid_BT, batch
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         """`accuracy` and `balanced_accuracy` (the mean recall of labels) of exclusive labels; else
@@ -172,9 +200,15 @@ class Events(Tuned):
         targets_BK = weight_B1 * targets_BK + (1 - weight_B1) * targets_BK[mixed.partner_B]
         return Batch(mixed.wave_BS, batch.lengths_B), targets_BK
 
-    def _clip_targets(self, targets: Frames) -> Tensor:
+    @staticmethod
+    def _given(batch: Batch) -> Frames:
+        if batch.targets_BU is None or batch.target_lengths_B is None:
+            raise ValueError("sound events need targets: the manifest has no labels")
+        return Frames(batch.targets_BU, batch.target_lengths_B)
+
+    def _targets_of(self, batch: Batch) -> Tensor:
         """Labels of each row, as 0 and 1: (B, K)."""
-        labels = len(self.spec.labels)
+        targets, labels = self._given(batch), len(self.spec.labels)
         hits_BUK = F.one_hot(targets.x_BTD.clamp(0, labels - 1), labels) * targets.valid_BT[:, :, None]
         return hits_BUK.sum(1).clamp(max=1).float()
 

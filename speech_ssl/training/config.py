@@ -32,6 +32,8 @@ class TrainConfig:
 
     log_every: int = 100
     valid_every: int = 5_000
+    valid_at_start: bool = False
+    """Validate before the first step too: what a run starts from may be its best."""
     save_every: int = 1_000
     patience: int | None = None
     """Validations in a row without a new best after which the run ends; None: it takes all its steps."""

@@ -77,6 +77,10 @@ def train(  # noqa: PLR0913 - each is a part of the run
         Logs(out, total=config.steps, done=state.step, active=ranks.first) as logs,
         stop_signals() as caught,
     ):
+        if config.valid_at_start and state.step == 0:
+            report_validation(
+                objective, evaluate(objective, valid(), config, ranks), state, config, logs, out
+            )
         while state.step < config.steps and not is_over(state, config):
             rate = set_learning_rate(optimizer, state.step, config)
             sums = accumulate(model, stream, state, config, ranks, meter)

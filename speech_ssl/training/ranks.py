@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -94,4 +95,5 @@ def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
     try:
         yield Ranks(rank, world, chosen)
     finally:
+        gc.collect()  # DDP is in cycles, and would keep the group's threads alive into the interpreter's end
         dist.destroy_process_group()

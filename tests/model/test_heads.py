@@ -23,6 +23,7 @@ SPECS = [
     CTCSpec(vocabulary=("<blank>", "a", " ")),
     EventsSpec(labels=("dog", "rain")),
     EventsSpec(labels=("dog",), exclusive=False, pooling="max", hidden=8),
+    EventsSpec(labels=("dog", "rain"), pooling="mean", hidden=0),
 ]
 
 
@@ -43,8 +44,8 @@ def test_a_description_comes_back(spec) -> None:
         ({"labels": ["dog", 3]}, "list of texts"),
         ({"pooling": "sum"}, "pooling must be"),
         ({"exclusive": "false"}, "exclusive must be true or false"),
-        ({"hidden": 0}, "hidden must be at least 1"),
-        ({"hidden": "wide"}, "hidden must be at least 1"),
+        ({"hidden": -1}, "hidden must be at least 0"),
+        ({"hidden": "wide"}, "hidden must be at least 0"),
     ],
 )
 def test_a_wrong_description_is_refused(change, words: str) -> None:

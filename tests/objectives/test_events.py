@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import average_precision_score
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, log_loss
 
 from speech_ssl.model.encoder import Encoder
+from speech_ssl.model.heads import EventsSpec, LayerMix
 from speech_ssl.model.presets import tiny
 from speech_ssl.objectives.events import Events, EventsConfig, mean_average_precision
+from speech_ssl.objectives.linear_start import WEIGHT_DECAYS, Pooled, fit_linear
 from speech_ssl.types import Batch, LossSum
 
 ENCODER = replace(tiny(), conv_channels=(16,) * 7, depth=2, width=32, heads=2, ffn_width=64)
@@ -191,3 +194,65 @@ def test_guessing_costs_the_logarithm_of_the_labels() -> None:
     events = objective().eval()
     events.head = Fixed([[0.0] * 3])
     assert float(loss_of(events, batch([[1]])).total) == pytest.approx(math.log(3))
+
+
+def separable(seed: int, clips: int = 24) -> Pooled:
+    generator = torch.Generator().manual_seed(seed)
+    truth_N = torch.arange(clips) % 3
+    means_NLD = torch.randn(clips, 3, 32, generator=generator)
+    means_NLD[:, 1, :3] += 1.5 * F.one_hot(truth_N, 3)
+    return Pooled(means_NLD, F.one_hot(truth_N, 3).float())
+
+
+def summed(logits_NK: torch.Tensor, targets_NK: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits_NK, targets_NK, reduction="sum")
+
+
+def test_a_linear_start_is_the_logistic_regression_of_scikit_learn() -> None:
+    """Of one layer, so that the mix has no say."""
+    one = EventsSpec(labels=LABELS, pooling="mean", hidden=0).build(replace(ENCODER, depth=2))
+    one.mix = LayerMix(1, 32)
+    training, valid = separable(0, 60), separable(1)
+    training, valid = (Pooled(part.means_NLD[:, 1:2], part.targets_NK) for part in (training, valid))
+    found = fit_linear(one, training, valid, summed)
+    losses = []
+    for decay in WEIGHT_DECAYS:
+        reference = LogisticRegression(C=1 / (decay * 60), tol=1e-6, max_iter=2_000)
+        reference.fit(training.means_NLD[:, 0].numpy(), training.targets_NK.argmax(1).numpy())
+        probabilities_NK = reference.predict_proba(valid.means_NLD[:, 0].numpy())
+        losses.append(log_loss(valid.targets_NK.argmax(1).numpy(), probabilities_NK))
+    assert found == pytest.approx(min(losses), rel=0.01)
+    logits_NK = one.outputs(valid.means_NLD[:, 0])
+    assert float(summed(logits_NK, valid.targets_NK).detach()) / 24 == pytest.approx(found, rel=1e-5)
+
+
+def test_a_linear_start_listens_to_the_layer_that_tells() -> None:
+    head = EventsSpec(labels=LABELS, pooling="mean", hidden=0).build(ENCODER)
+    fit_linear(head, separable(0, 90), separable(1, 90), summed)
+    assert float(head.mix.scores.detach().softmax(0)[1]) > 0.8
+
+
+def test_without_held_out_clips_there_is_a_linear_start_too() -> None:
+    head = EventsSpec(labels=LABELS, pooling="mean", hidden=0).build(ENCODER)
+    nothing = Pooled(torch.zeros(0, 3, 32), torch.zeros(0, 3))
+    assert math.isnan(fit_linear(head, separable(0), nothing, summed))
+    assert float(head.outputs.weight.detach().norm()) > 0
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_the_start_is_what_the_whole_network_then_says(exclusive: bool) -> None:
+    """The loss that was found from pooled states is the objective's on the same clips, with padding."""
+    events = objective(hidden=0, exclusive=exclusive, class_weights=(1.0, 2.0, 0.5))
+    given = batch([[0], [1], [2], [0]], samples=2 * SAMPLES)
+    ragged = Batch(
+        given.wave_BS, torch.tensor([SAMPLES, 2 * SAMPLES] * 2), given.targets_BU, given.target_lengths_B
+    )
+    before = loss_of(events.eval(), ragged).map(torch.detach)
+    events.train()
+    events.measure([ragged])
+    found = events.start_linear([ragged], [ragged])
+    assert events.training and events.starts_linear
+    after = loss_of(events.eval(), ragged).map(torch.detach)
+    assert float(after.total / after.count) == pytest.approx(found, rel=1e-4)
+    assert found < 0.5 * float(before.total / before.count)
+    assert not objective(hidden=8).starts_linear and not objective(hidden=0, pooling="max").starts_linear

@@ -28,7 +28,7 @@ Main = Callable[[Sequence[str]], None]
 
 def brief(tuning: FineTuning) -> FineTuning:
     """Two steps, decoding in this process."""
-    train = TrainConfig(steps=2, peak_lr=1e-3, precision="fp32", valid_every=1)
+    train = TrainConfig(steps=2, peak_lr=1e-3, precision="fp32", valid_every=1, valid_at_start=True)
     return replace(tuning, data=replace(tuning.data, batch_s=8.0, workers=0), train=train)
 
 
@@ -225,6 +225,20 @@ def test_a_test_row_without_a_label_is_passed_over(data: Path, narrow: Path, tmp
     out = tmp_path / "run"
     done(sounds, "clips", "--manifest", tmp_path / "m.tsv", "--init", narrow, "--out", out)
     assert results(out)["clips"] == 1
+
+
+def test_a_linear_head_starts_as_a_probe_and_the_start_is_validated(
+    data: Path, narrow: Path, tmp_path: Path
+) -> None:
+    options = ("clips", "--manifest", data / "m.tsv", "--init", narrow, "--out", tmp_path / "run")
+    ended = done(sounds, *options)
+    assert "starts as a linear probe" in ended.stderr
+    first = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
+    assert first["kind"] == "valid" and first["step"] == 0
+    said = float(ended.stderr.split("held-out loss ")[1].split()[0])
+    assert first["loss"] == pytest.approx(said, abs=2e-3)
+    scratch = done(sounds, *options[:3], "--out", tmp_path / "scratch")
+    assert "linear probe" not in scratch.stderr
 
 
 def test_the_artifact_it_starts_from_is_not_overwritten(data: Path, narrow: Path, tmp_path: Path) -> None:

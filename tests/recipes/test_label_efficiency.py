@@ -61,11 +61,16 @@ def test_the_arms_differ_as_they_should(tiny_artifact: Path) -> None:
     artifact, plan = load_artifact(tiny_artifact), tiny()
     frozen, scratch = (of_arm(plan.tuning, arm, artifact) for arm in ("frozen", "scratch"))
     assert frozen.run(artifact).objective.head_only == 1  # type: ignore[attr-defined]
+    assert (frozen.train.steps, scratch.train.steps) == (
+        plan.tuning.train.steps // 2,
+        2 * plan.tuning.train.steps,
+    )
     run = scratch.run(None)
     assert run.objective.head_only == 0 and run.objective.train_frontend  # type: ignore[attr-defined]
     assert run.encoder.feature_grad_scale == 1 and run.encoder.width == artifact.encoder.config.width
     finetuned = of_arm(plan.tuning, "finetuned", artifact).run(artifact)
-    assert finetuned.objective == plan.tuning.objective and finetuned.encoder.feature_grad_scale == 0
+    assert finetuned.objective == plan.tuning.objective and finetuned.objective.train_frontend
+    assert finetuned.encoder == artifact.encoder.config
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +113,10 @@ def test_a_study_can_be_interrupted_and_ends_in_a_report(
     assert len(calls) == 4 and {trial.arm for trial in trials} == {"scratch", "frozen", "finetuned"}
     for trial in trials:
         assert trial.metric == "accuracy" and 0 <= trial.value <= 1 and trial.guessing is not None
-        assert [point.step for point in trial.curve] == [2, 4]
-        assert all(p.train_loss is not None and p.valid_metric is not None for p in trial.curve)
+        start, *steps = trial.curve
+        assert [point.step for point in trial.curve] == [*range(0, trial.steps + 1, 2)]
+        assert start.train_loss is None and start.valid_metric is not None
+        assert all(p.train_loss is not None and p.valid_metric is not None for p in steps)
         assert trial.confusion is not None and sum(map(sum, trial.confusion.counts)) == 5
     assert not list((out / "runs").iterdir())
     assert "length" in (out / "report.html").read_text()

@@ -52,6 +52,18 @@ def entries(out: Path, kind: str) -> list[dict[str, Any]]:
     return [entry for line in lines(out) if (entry := json.loads(line))["kind"] == kind]
 
 
+def test_what_a_run_starts_from_may_be_its_best(tmp_path: Path) -> None:
+    state = run(tmp_path, Rated([0.9] + [0.5] * 30), replace(CONFIG, patience=4, valid_at_start=True))
+    assert [entry["step"] for entry in entries(tmp_path, "valid")] == [0, 2, 4, 6, 8]
+    assert (state.step, state.best) == (8, 0.9)
+    kept = Rated([])
+    assert load_checkpoint(tmp_path / BEST, kept).step == 0
+    for name, parameter in kept.named_parameters():
+        assert torch.equal(parameter, dict(Guess().named_parameters())[name])
+    run(tmp_path, Rated([0.9] * 30), replace(CONFIG, steps=8, valid_at_start=True))
+    assert entries(tmp_path, "valid")[-1]["step"] == 8  # not again where it goes on
+
+
 RISING_THEN_FLAT = [0.1, 0.3, 0.2, 0.6, 0.5, 0.4, 0.3, 0.9, 0.9, 0.9] + [0.0] * 20
 
 
