@@ -22,7 +22,8 @@ from speech_ssl.checkpoints.artifact import (
 )
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.data.loader import Loader, LoaderState, OnFailure, Targets, evaluation
-from speech_ssl.data.manifest import Utterance, read_manifest, split_utterances
+from speech_ssl.data.manifest import Utterance, read_manifest
+from speech_ssl.data.splits import split_utterances
 from speech_ssl.inference.runtime import model_folder
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
@@ -270,16 +271,20 @@ class Skipped:
             print(f"skipped: further files are named only in {self._path}", file=sys.stderr)
 
 
-def fingerprint(utterances: Sequence[Utterance], init: Artifact | None, *texts: str) -> dict[str, Any]:
-    """What decides a run beside its numbers: the manifest, with further columns where they matter, and the
-    weights it starts from."""
+def fingerprint(
+    utterances: Sequence[Utterance],
+    init: Artifact | None,
+    taught: Callable[[Utterance], Sequence[object]] = lambda _: (),
+) -> dict[str, Any]:
+    """What decides a run beside its numbers: the manifest, what of a row is taught, and the weights it
+    starts from."""
     digest = hashlib.sha256()
     for utterance in utterances:
         fields = (
             utterance.id,
             utterance.duration_s,
             utterance.split,
-            *(getattr(utterance, t) for t in texts),
+            *taught(utterance),
         )
         digest.update(("\t".join(map(str, fields)) + "\n").encode("utf-8", "surrogateescape"))
     start = "" if init is None else init.sha256

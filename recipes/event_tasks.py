@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from recipes.finetuning import Examples, FineTuning, readable
 from speech_ssl.data.folds import Fold
 from speech_ssl.data.labels import ClipTargets, Event, TimedTargets, balanced_weights, label_names, labels_of
-from speech_ssl.data.loader import Targets
+from speech_ssl.data.loader import OnFailure, Targets
 from speech_ssl.data.manifest import Utterance
 from speech_ssl.evaluation import detection, psds
 from speech_ssl.inference.runtime import Runtime
@@ -29,10 +29,21 @@ WINDOW_S = 10.0
 class ClipLabels:
     """Each row is a clip with its labels."""
 
-    columns = ("label", "speaker")
+    def taught(self, utterance: Utterance) -> Sequence[object]:
+        return (utterance.label, utterance.speaker)
 
     def examples(self, fold: Fold) -> Examples:
-        return Examples(fold.train, fold.valid, fold.test or fold.valid)
+        """Raises ValueError where a part has nothing to learn or to measure: before the training."""
+        examples = Examples(fold.train, fold.valid, fold.test or fold.valid)
+        for name, rows in (("train on", examples.train), ("test on", examples.test)):
+            if not any(self.has_label(row) for row in rows):
+                raise ValueError(
+                    f"none of the {len(rows)} clips to {name} has a label: fill the column 'label'"
+                )
+        return examples
+
+    def has_label(self, utterance: Utterance) -> bool:
+        return bool(labels_of(utterance))
 
     def filled(self, tuning: FineTuning, examples: Examples) -> FineTuning:
         objective = tuning.objective
@@ -51,14 +62,16 @@ class ClipLabels:
         assert isinstance(tuning.objective, EventsConfig)
         return ClipTargets(tuning.objective.labels, multilabel=not tuning.objective.exclusive)
 
-    def measure(self, runtime: Runtime, head: str, test: Sequence[Utterance]) -> dict[str, Any]:
+    def measure(
+        self, runtime: Runtime, head: str, test: Sequence[Utterance], note: OnFailure
+    ) -> dict[str, Any]:
         """Accuracies and confusions of exclusive labels; mean average precision and lwlrap of tags."""
         spec = runtime.heads[head]
         assert isinstance(spec, EventsSpec)
         names: list[list[str]] = []
         scores: list[list[float]] = []
         rows = [clip for clip in test if len(labels_of(clip)) == 1 or not spec.exclusive]
-        for clips, waves in readable(rows, runtime):
+        for clips, waves in readable(rows, runtime, note):
             for clip, found in zip(clips, runtime.classify(waves, head=head), strict=True):
                 score_of = {label.label: label.score for label in found.labels}
                 scores.append([score_of[name] for name in spec.labels])
@@ -82,6 +95,12 @@ class TimedEvents(ClipLabels):
 
     events: Mapping[str, Sequence[Event]] = field(default_factory=dict)
 
+    def taught(self, utterance: Utterance) -> Sequence[object]:
+        return (*self.events[utterance.id], utterance.speaker)
+
+    def has_label(self, utterance: Utterance) -> bool:
+        return bool(self.events[utterance.id])
+
     def names(self, examples: Examples) -> tuple[str, ...]:
         return tuple(sorted({label for events in self.events.values() for label, _, _ in events}))
 
@@ -89,14 +108,16 @@ class TimedEvents(ClipLabels):
         assert isinstance(tuning.objective, EventsConfig)
         return TimedTargets(tuning.objective.labels, self.events)
 
-    def measure(self, runtime: Runtime, head: str, test: Sequence[Utterance]) -> dict[str, Any]:
+    def measure(
+        self, runtime: Runtime, head: str, test: Sequence[Utterance], note: OnFailure
+    ) -> dict[str, Any]:
         """Event-based F1 (collars of 200 ms, at the end 20 % of the length if that is more), and PSDS."""
         spec = runtime.heads[head]
         assert isinstance(spec, EventsSpec)
         references: dict[str, list[detection.Event]] = {}
         found: dict[str, list[detection.Event]] = {}
         scores: dict[str, psds.TimedScores] = {}
-        for clips, waves in readable(test, runtime):
+        for clips, waves in readable(test, runtime, note):
             frames = runtime.frame_scores(waves, head=head)
             answers = runtime.classify(waves, head=head)
             for clip, answer, (scores_TK, edges_s) in zip(clips, answers, frames, strict=True):

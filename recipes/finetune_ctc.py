@@ -25,8 +25,9 @@ from typing import Any
 
 from recipes.finetuning import Examples, FineTuning, Request, command, finetune, read_examples, readable
 from speech_ssl.data.batching import DataConfig
-from speech_ssl.data.loader import Targets
-from speech_ssl.data.manifest import Utterance, given_splits, split_utterances
+from speech_ssl.data.loader import OnFailure, Targets
+from speech_ssl.data.manifest import Utterance
+from speech_ssl.data.splits import given_splits, split_utterances
 from speech_ssl.data.texts import TextTargets, read_vocabulary, vocabulary_of
 from speech_ssl.inference.runtime import Runtime
 from speech_ssl.model import presets
@@ -146,7 +147,9 @@ class Transcription:
     """vocabulary: given by the user; else it is made from the texts."""
 
     vocabulary: Vocabulary | None = None
-    columns = ("text", "lang")
+
+    def taught(self, utterance: Utterance) -> Sequence[object]:
+        return (utterance.text, utterance.lang)
 
     def examples(self, utterances: Sequence[Utterance]) -> Examples:
         train, valid = split_utterances(utterances)
@@ -161,13 +164,15 @@ class Transcription:
         vocabulary = Vocabulary(tuning.objective.vocabulary)
         return TextTargets(vocabulary, encoder.hop, encoder.receptive_field)
 
-    def measure(self, runtime: Runtime, head: str, test: Sequence[Utterance]) -> dict[str, Any]:
+    def measure(
+        self, runtime: Runtime, head: str, test: Sequence[Utterance], note: OnFailure
+    ) -> dict[str, Any]:
         """Word and character errors of the best path, and some transcripts to look at."""
         from speech_ssl.evaluation.error_rates import error_rates
 
         references: list[str] = []
         hypotheses: list[str] = []
-        for clips, waves in readable([clip for clip in test if normalize(clip.text)], runtime):
+        for clips, waves in readable([clip for clip in test if normalize(clip.text)], runtime, note):
             references += [clip.text for clip in clips]
             hypotheses += [transcript.text for transcript in runtime.transcribe(waves, head=head)]
         rates = error_rates(references, hypotheses)

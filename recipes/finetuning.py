@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +35,7 @@ from speech_ssl.checkpoints.artifact import (
     save_artifact,
 )
 from speech_ssl.data.batching import DataConfig
-from speech_ssl.data.loader import FILES, Loader, Targets, evaluation
+from speech_ssl.data.loader import FILES, Loader, OnFailure, Targets, evaluation
 from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.inference.clips import Clip
 from speech_ssl.inference.runtime import Runtime, model_folder
@@ -103,8 +102,9 @@ class Examples:
 class Task(Protocol):
     """What tells transcription from sound events."""
 
-    columns: tuple[str, ...]
-    """Of the manifest, beside those that every run depends on."""
+    def taught(self, utterance: Utterance) -> Sequence[object]:
+        """What a run depends on in a row, beside what every run does."""
+        ...
 
     def examples(self, utterances: Sequence[Utterance]) -> Examples: ...
     def filled(self, tuning: FineTuning, examples: Examples) -> FineTuning:
@@ -112,7 +112,9 @@ class Task(Protocol):
         ...
 
     def targets(self, tuning: FineTuning, encoder: Encoder) -> Targets: ...
-    def measure(self, runtime: Runtime, head: str, test: Sequence[Utterance]) -> dict[str, Any]:
+    def measure(
+        self, runtime: Runtime, head: str, test: Sequence[Utterance], note: OnFailure
+    ) -> dict[str, Any]:
         """Figures of the finished model on held-out clips, through the runtime as users have it."""
         ...
 
@@ -197,7 +199,7 @@ def finetune(
         raise ValueError(
             f"no clip is as short as {data.longest_s:g} s, which is what a batch holds: cut them"
         )
-    inputs = fingerprint([*examples.train, *examples.valid, *examples.test], artifact, *task.columns)
+    inputs = fingerprint([*examples.train, *examples.valid, *examples.test], artifact, task.taught)
     began = time.monotonic()
     loader = Loader(training, data, seed=run.train.seed, on_failure=note, targets=targets)
     open_folder(request.out, run, inputs, ranks, resume=request.resume)
@@ -217,7 +219,8 @@ def finetune(
     if not ranks.first:
         return {}
     runtime = Runtime(load_artifact(request.out / "artifact"), device=str(ranks.device), precision="fp32")
-    return measure(task, request, examples.test, run, runtime, time.monotonic() - began)
+    figures = task.measure(runtime, request.head, examples.test, note)
+    return tell(figures, request, examples.test, run, time.monotonic() - began)
 
 
 def prepare_head(
@@ -240,17 +243,21 @@ def prepare_head(
 
 
 def readable(
-    clips: Sequence[Utterance], runtime: Runtime, at_once_s: float = 300.0
+    clips: Sequence[Utterance], runtime: Runtime, note: OnFailure, at_once_s: float = 300.0
 ) -> Iterator[tuple[list[Utterance], list[Clip]]]:
-    """Clips with their waves, minutes at a time; those that cannot be read or are too short are left out."""
+    """Clips with their waves, minutes at a time; those that cannot be read or are too short are left out
+    and named to `note`."""
     some: list[Utterance] = []
     waves: list[Clip] = []
     for clip in clips:
-        with suppress(ValueError, OSError):
+        try:
             wave = FILES.read(clip, 0.0, clip.duration_s)
             runtime.plan(len(wave))
-            waves.append(wave)
-            some.append(clip)
+        except (ValueError, OSError) as error:
+            note(clip, f"{clip.id}, of the test: {error}")
+            continue
+        waves.append(wave)
+        some.append(clip)
         if sum(c.duration_s for c in some) >= at_once_s:
             yield some, waves
             some, waves = [], []
@@ -258,16 +265,11 @@ def readable(
         yield some, waves
 
 
-def measure(
-    task: Task,
-    request: Request,
-    test: Sequence[Utterance],
-    run: Run,
-    runtime: Runtime,
-    seconds: float,
+def tell(
+    figures: Mapping[str, Any], request: Request, test: Sequence[Utterance], run: Run, seconds: float
 ) -> dict[str, Any]:
+    """Print them, and write them to results.json."""
     head = load_artifact(request.out / "artifact").heads[request.head]
-    figures = task.measure(runtime, request.head, test)
     results = {
         "run": run.name,
         "seed": run.train.seed,

@@ -32,7 +32,8 @@ from recipes.finetuning import Examples, FineTuning, Request, finetune
 from speech_ssl.checkpoints.artifact import Artifact, load_artifact
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.data.folds import hold_out
-from speech_ssl.data.manifest import Utterance, given_splits, id_hash, read_manifest
+from speech_ssl.data.manifest import Utterance, read_manifest
+from speech_ssl.data.splits import given_splits, id_hash
 from speech_ssl.evaluation.label_efficiency import (
     ARMS,
     SHARES,
@@ -42,6 +43,7 @@ from speech_ssl.evaluation.label_efficiency import (
     Point,
     Study,
     Trial,
+    check_task,
     load_study,
     load_trials,
     nested_subset,
@@ -222,6 +224,7 @@ def named_manifests(given: Sequence[Path]) -> dict[str, Path]:
         name, equals, path = text.partition("=")
         if not equals:
             name, path = Path(text).stem, text
+        check_task(name)
         if name in found:
             raise ValueError(f"two manifests are called {name}: write --manifest NAME=PATH")
         found[name] = Path(path)

@@ -38,6 +38,7 @@ _pool = click.option(
     help="One vector a clip, or (none) all of its frames.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object a file.")
+_head = click.option("--head", help="Which head to ask, where the model has several.")
 _device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 _precision = click.option(
     "--precision", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default="auto", show_default=True
@@ -110,6 +111,7 @@ def embed(
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @_model
 @_json
+@_head
 @click.option("--lm", type=click.Path(path_type=Path), help="Word n-gram for a beam search: ARPA or KenLM.")
 @click.option("--lexicon", type=click.Path(path_type=Path), help="The only words to know, one a line.")
 @click.option("--beam", type=int, help="Search with so many hypotheses.  [default: 1, or with --lm 32]")
@@ -124,12 +126,12 @@ def transcribe(files: tuple[str, ...], model: str, as_json: bool, **options: Any
     from speech_ssl.model.heads import CTCSpec
 
     runtime = speech_ssl.load(model, options["device"], options["precision"])
-    runtime.check_head(CTCSpec)
+    head = runtime.check_head(CTCSpec, options["head"])
     search = {name: value for name in ("lm", "lexicon", "beam") if (value := options[name]) is not None}
-    decoder = runtime.beam_search(**search) if search else None
+    decoder = runtime.beam_search(head=head, **search) if search else None
 
     def lines(path: str, progress: Progress) -> Iterator[str]:
-        (said,) = runtime.transcribe([path], decoder=decoder)
+        (said,) = runtime.transcribe([path], head=head, decoder=decoder)
         progress.advance(said.duration_s)
         about = {"path": path, "model": runtime.name, "duration_s": said.duration_s}
         answer = {"text": said.text, "words": [asdict(word) for word in said.words]}
@@ -142,7 +144,7 @@ def transcribe(files: tuple[str, ...], model: str, as_json: bool, **options: Any
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @_model
 @_json
-@click.option("--head", help="Which head to ask, where the model has several.")
+@_head
 @click.option("--top-k", type=int, help="Tell only so many labels.  [default: 1; with --json all]")
 @click.option("--threshold", default=0.5, show_default=True, help="Probability from which an event is told.")
 @_device

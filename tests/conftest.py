@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import speech_ssl
+from tests.command_line import Run, without_progress
 
 torch.set_num_threads(1)  # small models: more threads only get in each other's way
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for processes that tests start
@@ -46,3 +48,17 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoder = Encoder(tiny()).eval()
     folder = tmp_path_factory.mktemp("artifacts") / "tiny"
     return save_artifact(encoder, folder, name="tiny-random", training={"steps": 0}, licence="Apache-2.0")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    from speech_ssl.cli import main
+
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["speech-ssl", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capfd.readouterr()
+        return int(caught.value.code or 0), out, without_progress(err)
+
+    return call

@@ -20,31 +20,10 @@ import pytest
 import soundfile
 
 import speech_ssl
-from speech_ssl.cli import main
 from speech_ssl.data.manifest import read_manifest
 from speech_ssl.inference.parquet import read_rows
+from tests.command_line import Run, without_progress
 from tests.narrow import save_narrow
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """The entry point with arguments: (exit status, stdout, stderr)."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["speech-ssl", *map(str, args)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capfd.readouterr()
-        return int(caught.value.code or 0), out, without_progress(err)
-
-    return call
-
-
-def without_progress(err: str) -> str:
-    """On a busy machine short work takes long, and then it says how far it is."""
-    return re.sub(r"^(e\w+: .*x real time.*|manifest: \d+ files)\n", "", err, flags=re.MULTILINE)
 
 
 @pytest.fixture

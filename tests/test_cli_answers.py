@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
-import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 import speech_ssl
-from speech_ssl.cli import main
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["speech-ssl", *map(str, args)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capfd.readouterr()
-        return int(caught.value.code or 0), out, re.sub(r"^\w+: .*x real time.*\n", "", err, flags=re.M)
-
-    return call
+from tests.command_line import Run
 
 
 @pytest.fixture

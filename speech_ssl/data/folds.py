@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from speech_ssl.data.labels import labels_of
-from speech_ssl.data.manifest import ManifestError, Utterance, given_splits, id_hash
+from speech_ssl.data.manifest import ManifestError, Utterance
+from speech_ssl.data.splits import given_splits, id_hash
 
 VALID_SHARE = 0.1
 

@@ -89,7 +89,8 @@ def timed_windows(
     """The files that the rows are about, in equal windows of at most `window_s`; and their events.
 
     The windows of a file lie side by side and cover it; a file that fits into one is a whole file.
-    The events, by the window's id, are cut to the window and count from its start. A window keeps of the
+    The events, by the window's id, are cut to the window and count from its start; those of one label that
+    overlap are one. A window keeps of the
     rows' other columns what all rows of the file agree on, and no label.
 
     Raises ManifestError where rows contradict each other or the file.
@@ -103,7 +104,7 @@ def timed_windows(
     events: dict[str, list[Event]] = {}
     for rows in rows_of.values():
         file = _file(rows)
-        of_file = sorted(_events(rows, file.duration_s), key=lambda event: (*event[1:], event[0]))
+        of_file = sorted(_merged(_events(rows, file.duration_s)), key=lambda event: (*event[1:], event[0]))
         for window in _windows(file, window_s):
             if window.id in events:
                 raise ManifestError(f"{window.id}: two files of one id; keep one")
@@ -180,6 +181,17 @@ def _events(rows: Sequence[Utterance], file_s: float) -> Iterator[Event]:
                 f"{row.id}: it ends beyond the file's {file_s:g} s; duration_s is that of the whole file"
             )
         yield from ((label, start, end) for label in labels)
+
+
+def _merged(events: Iterable[Event]) -> list[Event]:
+    """Events of one label that overlap or touch are one: there is no telling them apart."""
+    merged: list[Event] = []
+    for label, start, end in sorted(events):
+        if merged and merged[-1][0] == label and start <= merged[-1][2]:
+            merged[-1] = (label, merged[-1][1], max(end, merged[-1][2]))
+        else:
+            merged.append((label, start, end))
+    return merged
 
 
 def _windows(file: Utterance, window_s: float) -> Iterator[Utterance]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import heapq
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,10 +21,6 @@ LONGEST_S = 1e6
 TEXTS = ("text", "speaker", "label", "split", "lang")
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"})
 """Files of other names are no audio for `scan_folder`."""
-
-VALID_SPLITS = frozenset({"dev", "valid", "validation", "val", "eval", "evaluation"})
-TEST_SPLITS = frozenset({"test"})
-MOST_VALID = 200
 
 
 class ManifestError(ValueError):
@@ -158,49 +151,6 @@ def scan_folder(
                 if tick is not None:
                     tick()
     return utterances, failures
-
-
-def given_splits(
-    utterances: Iterable[Utterance],
-) -> tuple[list[Utterance], list[Utterance], list[Utterance]]:
-    """(train, valid, test) as the `split` column has them; rows of any other split are for training.
-
-    For validation are dev, valid, validation, val, eval, also as in "dev-clean".
-    """
-    train: list[Utterance] = []
-    valid: list[Utterance] = []
-    test: list[Utterance] = []
-    for utterance in utterances:
-        kind = re.split(r"[^a-z]", utterance.split.lower(), maxsplit=1)[0]
-        (test if kind in TEST_SPLITS else valid if kind in VALID_SPLITS else train).append(utterance)
-    return train, valid, test
-
-
-def split_utterances(utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[Utterance]]:
-    """(train, valid), by the `split` column, see `given_splits`.
-
-    Rows of a test split are in neither. Without a row for validation, a hundredth of the others is
-    held out (1 to 200 rows), chosen by the hash of the id: the same ones in every run.
-    Raises ManifestError where nothing is left to train on.
-    """
-    train, valid, _ = given_splits(utterances)
-    if not valid and len(train) > 1:
-        held_out = min(max(round(len(train) / 100), 1), MOST_VALID)
-        valid = heapq.nsmallest(held_out, train, key=lambda utterance: id_hash(utterance.id))
-        ids = {utterance.id for utterance in valid}
-        train = [utterance for utterance in train if utterance.id not in ids]
-    if not train or not valid:
-        raise ManifestError(
-            f"{len(train)} utterances to train on and {len(valid)} to validate with: at least one of each "
-            "is needed. Test rows are not used; see the manifest's column 'split'"
-        )
-    return train, valid
-
-
-def id_hash(name: str, seed: int = 0) -> bytes:
-    """What rows are chosen by: as good as chance, but the same on every machine and in any order."""
-    salt = seed.to_bytes(16, "little", signed=True)
-    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, salt=salt).digest()
 
 
 def _rows(lines: Iterable[str], path: Path, columns: list[str]) -> Iterator[tuple[int, Utterance]]:

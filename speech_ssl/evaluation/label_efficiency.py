@@ -70,6 +70,12 @@ class Confusion:
             raise ValueError(f"a confusion matrix of {len(self.classes)} classes must be square of that size")
 
 
+def check_task(name: str) -> None:
+    """Raises ValueError for what cannot name a file."""
+    if not _SAFE.fullmatch(name):
+        raise ValueError(f"task {name!r}: use letters, digits, '_', '.' and '-', it names a file")
+
+
 @dataclass(frozen=True)
 class Trial:
     """One finished training.
@@ -95,8 +101,7 @@ class Trial:
     guessing: float | None = None
 
     def __post_init__(self) -> None:
-        if not _SAFE.fullmatch(self.task):
-            raise ValueError(f"task {self.task!r}: use letters, digits, '_', '.' and '-', it names a file")
+        check_task(self.task)
         if self.arm not in ARMS:
             raise ValueError(f"arm {self.arm!r} is none of {', '.join(ARMS)}")
         if not 0 < self.share <= 1:

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
-from speech_ssl.data.manifest import read_manifest, split_utterances
+from speech_ssl.data.manifest import read_manifest
+from speech_ssl.data.splits import split_utterances
 from speech_ssl.text import normalize
 
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"

@@ -8,7 +8,6 @@ gradient or random state.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from speech_ssl.data.manifest import TEST_SPLITS, TEXTS, VALID_SPLITS, Utterance
+from speech_ssl.data.manifest import TEXTS, Utterance
+from speech_ssl.data.splits import TEST_SPLITS, VALID_SPLITS, id_hash
 from speech_ssl.evaluation.representations import hidden_means, load_wave
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.types import SAMPLE_RATE, Waveform
@@ -149,7 +149,7 @@ def _undisturbed(encoder: Encoder) -> Iterator[None]:
 
 def _chosen(utterances: Sequence[Utterance], column: str, clips: int) -> list[tuple[Utterance, bool]]:
     """The clips to use, and whether each is held out; always the same ones."""
-    labelled = sorted((u for u in utterances if getattr(u, column)), key=_hash)
+    labelled = sorted((u for u in utterances if getattr(u, column)), key=lambda u: id_hash(u.id))
     counts = Counter(getattr(u, column) for u in labelled)
     labelled = [u for u in labelled if counts[getattr(u, column)] > 1]
     if any(marked := [_is_held_out(u) for u in labelled]):
@@ -171,10 +171,6 @@ def _chosen(utterances: Sequence[Utterance], column: str, clips: int) -> list[tu
 
 def _is_held_out(utterance: Utterance) -> bool:
     return utterance.split.lower().partition("-")[0] in VALID_SPLITS | TEST_SPLITS
-
-
-def _hash(utterance: Utterance) -> bytes:
-    return hashlib.blake2b(utterance.id.encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
 def _middle(wave: Waveform, seconds: float) -> NDArray[np.int16]:

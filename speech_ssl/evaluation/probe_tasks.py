@@ -13,7 +13,6 @@ say how well recordings are told apart, room and microphone included, not only v
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from speech_ssl.data.manifest import TEST_SPLITS, VALID_SPLITS, Utterance
+from speech_ssl.data.manifest import Utterance
+from speech_ssl.data.splits import TEST_SPLITS, VALID_SPLITS, id_hash
 from speech_ssl.evaluation.probes import Probed, cross_validate, probe
 from speech_ssl.evaluation.probes_verification import probe_verification
 from speech_ssl.evaluation.representations import Means
@@ -165,7 +165,7 @@ def speaker() -> Task:
 def verification() -> Task:
     def problems(clips: Sequence[Utterance]) -> list[Problem]:
         names = [clip.speaker for clip in clips]
-        order = sorted(set(names), key=_hash)
+        order = sorted(set(names), key=id_hash)
         if len(order) < 10:
             raise ValueError(f"verification needs 10 speakers with two clips or more, not {len(order)}")
         unseen = set(order[: max(3, round(TESTED * len(order)))])
@@ -226,7 +226,7 @@ def _by_split(name: str, labels: list[str], clips: Sequence[Utterance]) -> Probl
     tested_N = np.zeros(len(clips), dtype=bool)
     every = np.array(labels, dtype=object)
     for label in sorted(set(labels)):
-        own = sorted(np.flatnonzero(every == label), key=lambda i: _hash(clips[int(i)].id))
+        own = sorted(np.flatnonzero(every == label), key=lambda i: id_hash(clips[int(i)].id))
         tested_N[own[: round(TESTED * len(own))]] = True
     return _checked(Problem(name, labels, tested_N, note="a fifth of every class, by hash, is tested"))
 
@@ -249,7 +249,3 @@ def _order(clip: Utterance) -> dict[str, str]:
         except (ValueError, KeyError, AttributeError):
             continue
     raise ValueError(f'{clip.id}: the label is no JSON with a field "intent": {clip.label[:60]}')
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()

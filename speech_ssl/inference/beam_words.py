@@ -22,6 +22,7 @@ CHARACTER_SCORE = -1.5
 """What each character of an unknown word adds to the log-probability of `<unk>`, which is all unknown words
 together: about what a character tells, for one who knows the language, in natural logarithms."""
 GZIP = b"\x1f\x8b"
+REMEMBERED = 100_000  # prefixes
 LAST = "\U0010ffff"  # after every character
 
 
@@ -144,6 +145,8 @@ class Tree:
         """Whether a prefix is a word, and the characters that lead on to words: the most that one of
         those is worth."""
         if prefix not in self._found:
+            if len(self._found) >= REMEMBERED:  # a decoder may serve for weeks
+                self._found.clear()
             self._found[prefix] = self._follow(prefix)
         return self._found[prefix]
 

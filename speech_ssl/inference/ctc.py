@@ -32,6 +32,7 @@ USUAL_STEP_S, LONGEST_STEP_S = 0.08, 0.2
 PAUSE_S = 0.2
 LEAST_LOG_PROB = -200.0  # as good as never, and float32 sums stay exact enough
 
+MOST_CELLS = 1_000_000_000
 SURE = math.log(0.9)  # of a blank
 PAUSE, SHORT_PAUSE = 15, 3  # frames of sure blanks on both sides of a cut: as good as any; just a pause
 
@@ -87,7 +88,8 @@ def align(log_probs_TV: NDArray[np.float32], text: str, vocabulary: Vocabulary, 
 
     It takes memory of T times the length of the text: align long recordings in parts, see
     `split_at_blanks`. Raises ValueError where the vocabulary lacks characters of the text, where there are
-    too few frames for it, and for log-probabilities of another form.
+    too few frames for it, or so much of both that it would take more than a gigabyte, and for
+    log-probabilities of another form.
     """
     check_log_probs(log_probs_TV, vocabulary)
     units = vocabulary.encode(SPACE.join(text.split()))
@@ -98,6 +100,11 @@ def align(log_probs_TV: NDArray[np.float32], text: str, vocabulary: Vocabulary, 
         raise ValueError(
             f"{len(units)} characters need at least {len(units) + repeats} frames, and there are "
             f"{len(log_probs_TV)}: the text does not belong to this audio, {text[:60]!r}"
+        )
+    if len(log_probs_TV) * (2 * len(units) + 1) > MOST_CELLS:
+        raise ValueError(
+            f"{len(log_probs_TV)} frames and {len(units)} characters are too much to align at once: do it in "
+            "parts of some minutes"
         )
     return _words(_forced(log_probs_TV, units), len(log_probs_TV), vocabulary, hop_s)
 

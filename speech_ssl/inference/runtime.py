@@ -175,21 +175,24 @@ class Runtime:
             for whole in self._heard(waves)
         ]
 
-    def analyze(
+    def analyze(  # noqa: PLR0913 - what each task may be asked
         self,
         waves: Sequence[Clip],
         *,
         tasks: Sequence[Task] = answers.TASKS,
         layer: int = -1,
+        speech_head: str | None = None,
+        sounds_head: str | None = None,
         decoder: Decoder | None = None,
         top_k: int | None = None,
         threshold: float = 0.5,
     ) -> list[Analysis]:
-        """The answers to several tasks, from one pass. Raises as `encode` and `transcribe`."""
+        """The answers to several tasks, from one pass. speech_head, sounds_head: which ones, where the model
+        has several that transcribe or classify. Raises as `encode` and `transcribe`."""
         answers.check_tasks(tasks)
         choice = Choice(top_k, threshold)
-        speech = self.check_head(CTCSpec) if "transcription" in tasks else None
-        sounds = self.check_head(EventsSpec) if "classification" in tasks else None
+        speech = self.check_head(CTCSpec, speech_head) if "transcription" in tasks else None
+        sounds = self.check_head(EventsSpec, sounds_head) if "classification" in tasks else None
         return [
             Analysis(
                 self._features(whole) if "embedding" in tasks else None,

@@ -24,8 +24,8 @@ from speech_ssl.model.heads import (
     frame_logits,
     scores,
 )
+from speech_ssl.model.linear_start import Pooled, fit_linear
 from speech_ssl.objectives.base import Tuned, Tuning
-from speech_ssl.objectives.linear_start import Pooled, fit_linear
 from speech_ssl.objectives.views import add_noise, mixup, random_gain, time_shift
 from speech_ssl.types import SAMPLE_RATE, Batch, Frames, LossSum
 

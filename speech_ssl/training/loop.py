@@ -70,17 +70,14 @@ def train(  # noqa: PLR0913 - each is a part of the run
     objective.after_step(state.step / config.steps)
     model = ranks.wrap(objective)
     parameters = [p for p in objective.parameters() if p.requires_grad]
-    meter = Meter(ranks)
-    asked = OnItsWay(torch.zeros(()))
+    meter, asked = Meter(ranks), OnItsWay(torch.zeros(()))
     with (
         closing(batches(state.loader)) as stream,
         Logs(out, total=config.steps, done=state.step, active=ranks.first) as logs,
         stop_signals() as caught,
     ):
         if config.valid_at_start and state.step == 0:
-            report_validation(
-                objective, evaluate(objective, valid(), config, ranks), state, config, logs, out
-            )
+            validate(objective, valid(), state, config, logs, out, ranks)
         while state.step < config.steps and not is_over(state, config):
             rate = set_learning_rate(optimizer, state.step, config)
             sums = accumulate(model, stream, state, config, ranks, meter)
@@ -100,8 +97,7 @@ def train(  # noqa: PLR0913 - each is a part of the run
                 report_training(objective, meter, state, config, logs, rate)
             if state.step % config.valid_every == 0 or done:
                 meter.check_finite()
-                numbers = evaluate(objective, valid(), config, ranks)
-                report_validation(objective, numbers, state, config, logs, out)
+                validate(objective, valid(), state, config, logs, out, ranks)
                 done = done or is_over(state, config)
             if probe is not None and (state.step % config.probe_every == 0 or done):
                 logs.numbers("probe", state.step, probe(objective) if ranks.first else {})
@@ -188,15 +184,17 @@ def evaluate(
     return {} if sums is None else summarize(sums.map(ranks.all_sum), objective)
 
 
-def report_validation(
+def validate(  # noqa: PLR0913 - each is a part of the run
     objective: Objective,
-    numbers: dict[str, float],
+    batches: Iterable[Batch],
     state: RunState,
     config: TrainConfig,
     logs: Logs,
     out: Path,
+    ranks: Ranks,
 ) -> None:
-    """Log, and keep the best weights; collapsed ones are never the best, however good their loss."""
+    """Evaluate, log, and keep the best weights; collapsed ones are never best, however good their loss."""
+    numbers = evaluate(objective, batches, config, ranks)
     if not numbers:
         return
     logs.numbers("valid", state.step, numbers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,18 @@ def test_windows_keep_what_the_rows_agree_on(tmp_path: Path) -> None:
     assert {w.path for w in windows} == {tmp_path / "a.wav"}
 
 
+def test_events_of_one_label_that_overlap_are_one(tmp_path: Path) -> None:
+    lines = ["a.wav 9 1 3 dog", "a.wav 9 2 2.5 dog", "a.wav 9 3 4 dog", "a.wav 9 2 5 cat", "a.wav 9 6 7 dog"]
+    _, events = timed_windows(manifest(tmp_path, *lines), window_s=10)
+    assert events["a.wav"] == [("dog", 1.0, 4.0), ("cat", 2.0, 5.0), ("dog", 6.0, 7.0)]
+
+
+def union(spans: list[list[float]]) -> float:
+    """Seconds that lie in at least one span."""
+    edges = sorted({edge for span in spans for edge in span})
+    return sum(b - a for a, b in pairwise(edges) if any(span[0] <= a and b <= span[1] for span in spans))
+
+
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), window_s=st.floats(0.1, 40), file_s=st.floats(0.5, 100))
 def test_windows_cover_the_file_and_events_lose_nothing(
@@ -146,7 +159,8 @@ def test_windows_cover_the_file_and_events_lose_nothing(
     assert [*events] == [w.id for w in windows]
     assert all(0 <= a < b <= w.duration_s + 1e-9 for w in windows for _, a, b in events[w.id])
     seconds = sum(b - a for found in events.values() for _, a, b in found)
-    assert seconds == pytest.approx(sum(end - start for start, end in drawn), abs=1e-6)
+    assert seconds == pytest.approx(union(drawn), abs=1e-6)
+    assert all(one[2] < other[1] for found in events.values() for one, other in pairwise(found))
     write_manifest(folder / "windows.tsv", windows)
     assert read_manifest(folder / "windows.tsv") == windows
 

@@ -15,7 +15,6 @@ from speech_ssl.data.manifest import (
     Utterance,
     read_manifest,
     scan_folder,
-    split_utterances,
     write_manifest,
 )
 
@@ -248,41 +247,3 @@ def test_a_name_that_a_manifest_cannot_hold_is_a_failure(tmp_path: Path) -> None
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="no such folder"):
         scan_folder(tmp_path / "nowhere")
-
-
-def test_the_split_column_decides() -> None:
-    names = [
-        "train",
-        "Dev",
-        "valid",
-        "validation",
-        "val",
-        "eval",
-        "dev-clean",
-        "test",
-        "test_other",
-        "fold1",
-        "",
-    ]
-    rows = [utterance(f"{number}.wav", split) for number, split in enumerate(names)]
-    train, valid = split_utterances(rows)
-    assert [row.split for row in train] == ["train", "fold1", ""]
-    assert [row.split for row in valid] == ["Dev", "valid", "validation", "val", "eval", "dev-clean"]
-
-
-@pytest.mark.parametrize(("rows", "held_out"), [(2, 1), (50, 1), (1_000, 10), (30_000, 200)])
-def test_without_one_a_hundredth_is_held_out(rows: int, held_out: int) -> None:
-    everything = [utterance(f"{number}.wav") for number in range(rows)]
-    train, valid = split_utterances(everything)
-    assert len(valid) == held_out
-    assert sorted(train + valid, key=str) == sorted(everything, key=str)
-    assert valid != sorted(everything, key=str)[:held_out] or rows < 100  # from all over
-    again, same = split_utterances(everything[::-1])  # by the rows' names, not their order
-    assert same == valid
-    assert again == train[::-1]
-
-
-@pytest.mark.parametrize("splits", [[], ["train"], ["dev", "dev"], ["test", "train"]])
-def test_too_little_to_split(splits: list[str]) -> None:
-    with pytest.raises(ManifestError, match="at least one of each"):
-        split_utterances([utterance(f"{number}.wav", split) for number, split in enumerate(splits)])

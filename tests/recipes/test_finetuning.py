@@ -2,100 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-import soundfile
 
 import speech_ssl
-from recipes import finetune_ctc, finetune_events
-from recipes.finetuning import FineTuning, command
 from speech_ssl.checkpoints.artifact import load_artifact
-from speech_ssl.data.manifest import Utterance, read_manifest, write_manifest
-from speech_ssl.training.config import TrainConfig
+from speech_ssl.data.manifest import read_manifest, write_manifest
 from tests.narrow import save_narrow
-
-Main = Callable[[Sequence[str]], None]
-
-
-def brief(tuning: FineTuning) -> FineTuning:
-    """Two steps, decoding in this process."""
-    train = TrainConfig(steps=2, peak_lr=1e-3, precision="fp32", valid_every=1, valid_at_start=True)
-    return replace(tuning, data=replace(tuning.data, batch_s=8.0, workers=0), train=train)
-
-
-def ctc() -> FineTuning:
-    """With the front end frozen, as in the published recipes."""
-    tuning = brief(finetune_ctc.smoke())
-    return replace(tuning, objective=replace(tuning.objective, train_frontend=False))
-
-
-def clips() -> FineTuning:
-    return brief(finetune_events.smoke())
-
-
-def frozen() -> FineTuning:
-    return brief(finetune_events.frozen())
-
-
-def tags() -> FineTuning:
-    return brief(finetune_events.tags())
-
-
-def timed() -> FineTuning:
-    return replace(brief(finetune_events.timed()), data=replace(clips().data, batch_s=20.0))
-
-
-transcription = command(ctc, doc="", head="ctc", options=finetune_ctc.options, start=finetune_ctc.start)
-sounds = command(
-    clips,
-    frozen,
-    tags,
-    timed,
-    doc="",
-    head="events",
-    options=finetune_events.options,
-    start=finetune_events.start,
-)
-
-
-class Ended(NamedTuple):
-    status: int
-    stdout: str
-    stderr: str
-
-
-def call(main: Main, *arguments: object) -> Ended:
-    out, err = io.StringIO(), io.StringIO()
-    status = 0
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            main([*map(str, arguments), "--device", "cpu"])
-        except SystemExit as leaving:
-            status = int(leaving.code or 0)
-    return Ended(status, out.getvalue(), err.getvalue())
-
-
-def done(main: Main, *arguments: object) -> Ended:
-    ended = call(main, *arguments)
-    assert ended.status == 0, ended.stderr
-    return ended
-
-
-def refusal(main: Main, *arguments: object) -> str:
-    ended = call(main, *arguments)
-    assert ended.status == 2, ended.stderr
-    (line,) = ended.stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
+from tests.recipes.tuning import call, done, refusal, results, sounds, transcription
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +42,6 @@ def transcribing(data: Path, narrow: Path, tmp_path_factory: pytest.TempPathFact
     out = tmp_path_factory.mktemp("runs") / "ctc"
     done(transcription, "ctc", "--manifest", data / "m.tsv", "--init", narrow, "--out", out)
     return out
-
-
-def results(out: Path) -> dict[str, object]:
-    return json.loads((out / "results.json").read_text())  # type: ignore[no-any-return]
 
 
 def test_a_manifest_with_texts_becomes_a_model_that_transcribes(
@@ -227,6 +142,19 @@ def test_a_test_row_without_a_label_is_passed_over(data: Path, narrow: Path, tmp
     assert results(out)["clips"] == 1
 
 
+def test_test_clips_that_cannot_be_read_are_named(data: Path, narrow: Path, tmp_path: Path) -> None:
+    rows = [
+        replace(u, split="test" if i in (3, 7) else u.split)
+        for i, u in enumerate(read_manifest(data / "m.tsv"))
+    ]
+    rows[3] = replace(rows[3], path=tmp_path / "gone.flac")
+    write_manifest(tmp_path / "m.tsv", rows)
+    out = tmp_path / "run"
+    ended = done(sounds, "clips", "--manifest", tmp_path / "m.tsv", "--init", narrow, "--out", out)
+    assert results(out)["clips"] == 1 and "of the test" in ended.stderr
+    assert "gone.flac" in (out / "skipped.jsonl").read_text()
+
+
 def test_a_linear_head_starts_as_a_probe_and_the_start_is_validated(
     data: Path, narrow: Path, tmp_path: Path
 ) -> None:
@@ -262,32 +190,6 @@ def test_several_labels_a_clip(data: Path, narrow: Path, tmp_path: Path) -> None
     assert 0 < float(measured["mean_ap"]) <= 1 and 0 < float(measured["lwlrap"]) <= 1  # type: ignore[arg-type]
     (found,) = speech_ssl.load(tmp_path / "run" / "artifact").classify([rows[0].path])
     assert {label.label for label in found.labels} == {"long", "short", "speech"}
-
-
-def test_timed_events(narrow: Path, tmp_path: Path) -> None:
-    """Files of noise with tones in them; one without."""
-    generator = np.random.default_rng(0)
-    rows = []
-    for number in range(6):
-        wave = 0.01 * generator.standard_normal(16_000 * 12)
-        split, path = "dev" if number > 3 else "train", tmp_path / f"{number}.wav"
-        for label, hertz, start in (("low", 300, 1.0), ("high", 2_000, 7.5))[: number % 3]:
-            part = slice(round(start * 16_000), round((start + 2) * 16_000))
-            wave[part] += 0.3 * np.sin(2 * np.pi * hertz * np.arange(32_000) / 16_000)
-            rows.append(
-                Utterance(path, 2.0, "", label=label, split=split, start=start, end=start + 2, file_s=12)
-            )
-        if number % 3 == 0:
-            rows.append(Utterance(path, 12.0, "", split=split))
-        soundfile.write(path, wave, 16_000)
-    write_manifest(tmp_path / "m.tsv", rows)
-    out = tmp_path / "run"
-    done(sounds, "timed", "--manifest", tmp_path / "m.tsv", "--init", narrow, "--out", out)
-    assert {"event_f1", "psds_1", "psds_2"} <= results(out).keys()
-    runtime = speech_ssl.load(out / "artifact")
-    (found,) = runtime.classify([tmp_path / "5.wav"], threshold=0.01)
-    assert {label.label for label in found.labels} == {"low", "high"}
-    assert all(0 <= e.start < e.end <= 12 for e in found.events)
 
 
 def changed(data: Path, folder: Path, **fields: str) -> Path:

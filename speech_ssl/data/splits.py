@@ -1,0 +1,73 @@
+"""Which rows of a manifest train, choose the checkpoint and test, without labels being looked at."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from speech_ssl.data.manifest import ManifestError, Utterance
+
+VALID_SPLITS = frozenset({"dev", "valid", "validation", "val", "eval", "evaluation"})
+TEST_SPLITS = frozenset({"test"})
+MOST_VALID = 200
+
+
+def given_splits(
+    utterances: Iterable[Utterance],
+) -> tuple[list[Utterance], list[Utterance], list[Utterance]]:
+    """(train, valid, test) as the `split` column has them; rows of any other split are for training.
+
+    For validation are dev, valid, validation, val, eval, also as in "dev-clean".
+    """
+    train: list[Utterance] = []
+    valid: list[Utterance] = []
+    test: list[Utterance] = []
+    for utterance in utterances:
+        kind = re.split(r"[^a-z]", utterance.split.lower(), maxsplit=1)[0]
+        (test if kind in TEST_SPLITS else valid if kind in VALID_SPLITS else train).append(utterance)
+    return train, valid, test
+
+
+def split_utterances(utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[Utterance]]:
+    """(train, valid), by the `split` column, see `given_splits`.
+
+    Rows of a test split are in neither. Without a row for validation, whole files are held out until they
+    have a hundredth of the others (1 to 200 rows), in the order of a hash of their names: the same in every
+    run.
+    Raises ManifestError where nothing is left to train on.
+    """
+    train, valid, _ = given_splits(utterances)
+    if not valid and len(train) > 1:
+        train, valid = _held_out(train, min(max(round(len(train) / 100), 1), MOST_VALID))
+    if not train or not valid:
+        raise ManifestError(
+            f"{len(train)} utterances to train on and {len(valid)} to validate with: at least one of each "
+            "is needed. Test rows are not used; see the manifest's column 'split'"
+        )
+    return train, valid
+
+
+def _held_out(rows: Sequence[Utterance], count: int) -> tuple[list[Utterance], list[Utterance]]:
+    """(the rest, about `count` rows). Parts of one file stay together, for they share voice and room; unless
+    the files are so few and large that this would cost a tenth of the rows."""
+    of_file = Counter(row.file_id for row in rows)
+    chosen: set[str] = set()
+    held_out = 0
+    for file in sorted(of_file, key=id_hash):
+        if held_out + of_file[file] <= max(count, len(rows) // 10) and held_out < count:
+            chosen.add(file)
+            held_out += of_file[file]
+    if not chosen:
+        valid = sorted(rows, key=lambda row: id_hash(row.id))[:count]
+        ids = {row.id for row in valid}
+        return [row for row in rows if row.id not in ids], valid
+    valid = sorted((row for row in rows if row.file_id in chosen), key=lambda row: id_hash(row.id))
+    return [row for row in rows if row.file_id not in chosen], valid
+
+
+def id_hash(name: str, seed: int = 0) -> bytes:
+    """What rows are chosen by: as good as chance, but the same on every machine and in any order."""
+    salt = seed.to_bytes(16, "little", signed=True)
+    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, salt=salt).digest()
