@@ -8,11 +8,10 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from service import errors
+from service import errors, routes, routes_audio
 from service.engine import Engine, Loader, Runtime
 from service.metrics import Metrics
 from service.middleware import GuardBody, Observe
-from service.routes import router
 from service.settings import Settings
 
 DESCRIPTION = "Self-supervised representations of audio: vectors of clips and of their frames."
@@ -38,7 +37,8 @@ def create_app(settings: Settings, runtime: Runtime | Loader) -> FastAPI:
     app = FastAPI(title="speech-ssl", description=DESCRIPTION, version="1", lifespan=lifespan)
     app.state.engine = engine
     app.state.metrics = metrics
-    app.include_router(router)
+    app.include_router(routes.router)
+    app.include_router(routes_audio.router)
     errors.install(app)
     app.add_middleware(GuardBody, engine=engine, settings=settings)
     app.add_middleware(Observe, engine=engine, metrics=metrics)  # added last: outermost

@@ -9,30 +9,45 @@ from collections.abc import Iterator
 import numpy as np
 from starlette.responses import Response, StreamingResponse
 
-from service.engine import Embeddings, Vectors
-from service.schemas import EmbeddingOptions
+from service.engine import Result
+from service.hearing import Vectors
+from service.schemas import Embedding, EmbeddingOptions
 
 PIECE_ROWS = 48  # a multiple of 3, so that pieces of base64 join without padding
 
 
-def embeddings_response(result: Embeddings, options: EmbeddingOptions, model: str) -> Response:
+def embeddings_response(result: Result, options: EmbeddingOptions, model: str) -> Response:
     text = _text(result, options, model)
-    headers = {
-        "X-Queue-Time": milliseconds(result.waited_s),
-        "X-Inference-Time": milliseconds(result.ran_s),
-    }
+    headers = timing(result)
     if options.pooling == "none":
         return StreamingResponse(text, headers=headers, media_type="application/json")
     return Response("".join(text), headers=headers, media_type="application/json")
+
+
+def timing(result: Result) -> dict[str, str]:
+    """Headers that say where the time went."""
+    return {
+        "X-Queue-Time": milliseconds(result.waited_s),
+        "X-Inference-Time": milliseconds(result.ran_s),
+    }
+
+
+def embedding_of(vectors: Vectors) -> Embedding:
+    """One clip's, as numbers. The shortest decimals that are the same float32, as elsewhere."""
+    numbers = vectors.astype("U16").astype(np.float64)
+    shape = list(vectors.shape) if vectors.ndim == 2 else None
+    return Embedding(index=0, embedding=numbers.tolist(), shape=shape)
 
 
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f}"
 
 
-def _text(result: Embeddings, options: EmbeddingOptions, model: str) -> Iterator[str]:
+def _text(result: Result, options: EmbeddingOptions, model: str) -> Iterator[str]:
     yield '{"object":"list","data":['
-    for index, vectors in enumerate(result.clips):
+    for index, clip in enumerate(result.clips):
+        vectors = clip.vectors
+        assert vectors is not None
         yield f'{"," if index else ""}{{"object":"embedding","index":{index},"embedding":'
         yield from _base64(vectors) if options.encoding_format == "base64" else _numbers(vectors)
         yield f',"shape":{json.dumps(vectors.shape)}}}' if vectors.ndim == 2 else "}"

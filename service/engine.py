@@ -6,32 +6,33 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import BinaryIO, Protocol, TypeAlias, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.batcher import Batcher, BatchLimits, Run, Stopped, Ticket, TooLarge
-from service.errors import ServiceError, as_service_error, bad_request, unavailable
+from service.errors import as_service_error, unavailable
+from service.hearing import Clip, Heard, Job, Wanted, Windows
 from service.metrics import Metrics
-from service.schemas import EmbeddingOptions
 from service.settings import Settings
 from speech_ssl.audio import AudioError, Limits, stream
+from speech_ssl.inference.answers import Choice, Classification, Decoder, Transcript
 from speech_ssl.inference.chunking import Window
-from speech_ssl.inference.pooling import Pool
+from speech_ssl.inference.clips import Whole
+from speech_ssl.inference.engines import Passed
+from speech_ssl.inference.runtime import HeadTask
 from speech_ssl.types import SAMPLE_RATE, Waveform
 
 JOIN_TIMEOUT_S = 10.0
 
-Vectors: TypeAlias = NDArray[np.float32]
-
 
 class Runtime(Protocol):
-    """What the service needs of a model; it is called in one thread, `plan` and `check_layer` in any."""
+    """What the service needs of a model; `run_windows` is called in one thread, the others in any."""
 
     @property
     def name(self) -> str: ...
@@ -47,22 +48,25 @@ class Runtime(Protocol):
     def plan(self, num_samples: int) -> list[Window]:
         """Raises AudioError `too_short`."""
 
-    def encode_windows(self, waves: Sequence[Waveform], layers: Sequence[int]) -> list[Vectors]:
-        """The frames (T, D) of each wave, from its own layer."""
+    def run_windows(
+        self, waves: Sequence[Waveform], layers: Sequence[int | None], heads: Sequence[str] = ()
+    ) -> list[Passed]:
+        """The frames (T, D) of each wave, from its own layer, and the outputs of heads."""
 
     def check_layer(self, layer: int) -> int:
         """0..num_layers, from that or from a negative number. Raises ValueError."""
 
+    @property
+    def heads(self) -> Mapping[str, object]: ...
+
+    def check_head(self, task: HeadTask, name: str | None = None) -> str:
+        """The head for a task. Raises ValueError."""
+
+    def transcript(self, whole: Whole, head: str, decoder: Decoder | None = None) -> Transcript: ...
+    def classification(self, whole: Whole, head: str, choice: Choice) -> Classification: ...
+
 
 Loader: TypeAlias = Callable[[], Runtime]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One window's way through the model."""
-
-    wave: Waveform
-    layer: int
 
 
 @dataclass(frozen=True)
@@ -74,18 +78,25 @@ class File:
 
 
 @dataclass(frozen=True)
-class Embeddings:
-    """One array a clip: (D,) pooled, (T, D) frames. Times are of this request, in seconds."""
+class Result:
+    """What was wanted of each clip. Times are of this request, in seconds."""
 
-    clips: list[Vectors]
+    clips: list[Heard]
     seconds: float
     waited_s: float
     ran_s: float
 
 
+@dataclass(frozen=True)
+class Hearing:
+    """Clips that are decoded and queued, until the request ends."""
+
+    clips: list[Clip]
+    seconds: float
+
+
 T = TypeVar("T")
-_Ticket: TypeAlias = Ticket[Job, Vectors]
-_Windows: TypeAlias = deque[tuple[Window, "Future[Vectors]"]]
+_Ticket: TypeAlias = Ticket[Job, Passed]
 
 
 class Engine:
@@ -101,7 +112,7 @@ class Engine:
         self._runtime: Runtime | None = None
         self._metrics = metrics
         limits = BatchLimits(settings.max_queue_s, settings.max_batch_s or 0.0, settings.max_padding)
-        self._batcher: Batcher[Job, Vectors] = Batcher(self._open, limits, metrics.observe_batch)
+        self._batcher: Batcher[Job, Passed] = Batcher(self._open, limits, metrics.observe_batch)
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decoder")
         self._limits = Limits(
             max_seconds=settings.max_clip_s,
@@ -150,28 +161,41 @@ class Engine:
         """Raises Overloaded if not even a second of audio would be taken: before its bytes are read."""
         self._batcher.check_room(min(1.0, self.settings.max_queue_s))
 
-    async def embed(self, runtime: Runtime, files: Sequence[File], options: EmbeddingOptions) -> Embeddings:
-        """Raises ServiceError for what is wrong with an option or a file, naming it, and what batcher and
-        runtime raise."""
-        try:
-            layer = runtime.check_layer(options.layer)
-        except ValueError as error:
-            raise bad_request(str(error), "layer") from error
+    async def hear(self, runtime: Runtime, files: Sequence[File], wanted: Wanted) -> Result:
+        """Raises ServiceError that names the file at fault, and what batcher and runtime raise."""
         with self._batcher.ticket() as ticket:
-            clips, seconds = [], 0.0
-            for file in files:
-                try:
-                    wave = await self._decode(file, ticket)
-                    seconds += len(wave) / SAMPLE_RATE
-                    self._check_frames(seconds, options)
-                    clips.append(self._submit(runtime, ticket, wave, layer))
-                except (AudioError, TooLarge) as error:
-                    refusal = as_service_error(error, file.name)
-                    self._metrics.decode_failures.labels(refusal.code).inc()
-                    raise refusal from error
-                del wave
-            vectors = [await _joined(clip, options, file) for clip, file in zip(clips, files, strict=True)]
-        return Embeddings(vectors, seconds, ticket.waited_s, ticket.ran_s)
+            hearing = await self._queued(runtime, files, wanted, ticket)
+            clips = [await clip.heard(wanted) for clip in hearing.clips]
+        return Result(clips, hearing.seconds, ticket.waited_s, ticket.ran_s)
+
+    @asynccontextmanager
+    async def hearing(
+        self, runtime: Runtime, files: Sequence[File], wanted: Wanted
+    ) -> AsyncIterator[Hearing]:
+        """For answers that begin before all has run. Raises as `hear` does."""
+        with self._batcher.ticket() as ticket:
+            yield await self._queued(runtime, files, wanted, ticket)
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """What takes a while and needs no model, in a decoder's thread."""
+        return await asyncio.wrap_future(self._decoding(work))
+
+    async def _queued(
+        self, runtime: Runtime, files: Sequence[File], wanted: Wanted, ticket: _Ticket
+    ) -> Hearing:
+        clips, seconds = [], 0.0
+        for file in files:
+            try:
+                wave = await self._decode(file, ticket)
+                seconds += len(wave) / SAMPLE_RATE
+                self._check_frames(seconds, wanted)
+                clips.append(Clip(file.name, len(wave), self._submit(runtime, ticket, wave, wanted)))
+            except (AudioError, TooLarge) as error:
+                refusal = as_service_error(error, file.name)
+                self._metrics.decode_failures.labels(refusal.code).inc()
+                raise refusal from error
+            del wave
+        return Hearing(clips, seconds)
 
     async def _decode(self, file: File, ticket: _Ticket) -> Waveform:
         """In a decoder's thread; whoever gives up leaves only when that has let go of the file."""
@@ -190,30 +214,32 @@ class Engine:
             raise Stopped
         return self._decoders.submit(work)
 
-    def _check_frames(self, seconds: float, options: EmbeddingOptions) -> None:
+    def _check_frames(self, seconds: float, wanted: Wanted) -> None:
         most = self.settings.max_frames_s
-        if options.pooling == "none" and seconds > most:
+        if wanted.layer is not None and wanted.pooling == "none" and seconds > most:
             raise TooLarge(f"with pooling 'none', at most {most:g} s of audio are taken in one request")
 
-    def _submit(self, runtime: Runtime, ticket: _Ticket, wave: Waveform, layer: int) -> _Windows:
+    def _submit(self, runtime: Runtime, ticket: _Ticket, wave: Waveform, wanted: Wanted) -> Windows:
         """Queue the windows, each with its own samples: what has run is freed."""
         plan = runtime.plan(len(wave))
-        windows: _Windows = deque()
+        windows: Windows = deque()
         for window in plan:
             part = wave if len(plan) == 1 else wave[window.start : window.stop].copy()
-            windows.append((window, ticket.submit(Job(part, layer), len(part) / SAMPLE_RATE)))
+            windows.append(
+                (window, ticket.submit(Job(part, wanted.layer, wanted.heads), len(part) / SAMPLE_RATE))
+            )
         return windows
 
-    def _open(self) -> Run[Job, Vectors]:
+    def _open(self) -> Run[Job, Passed]:
         """In the batcher's thread: load, warm up, and only then be ready."""
         runtime = self._load()
         batch_s = max(self.settings.max_batch_s or runtime.batch_s, runtime.window_s)
         self._batcher.limits = replace(self._batcher.limits, max_batch_s=batch_s)
         noise = np.random.default_rng(0).normal(0, 0.1, SAMPLE_RATE).astype(np.float32)
-        runtime.encode_windows([noise], [runtime.check_layer(-1)])
+        runtime.run_windows([noise], [runtime.check_layer(-1)], list(runtime.heads))
         self.created = int(time.time())
         self._runtime = runtime
-        return lambda jobs: runtime.encode_windows([job.wave for job in jobs], [job.layer for job in jobs])
+        return partial(_run, runtime)
 
 
 def _decode(file: File, limits: Limits, ticket: _Ticket, left: threading.Event) -> Waveform:
@@ -229,21 +255,11 @@ def _decode(file: File, limits: Limits, ticket: _Ticket, left: threading.Event) 
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
-async def _joined(windows: _Windows, options: EmbeddingOptions, file: File) -> Vectors:
-    """Pooled as windows come in: the frames of a long clip are never held together."""
-    pool = None if options.pooling == "none" else Pool(options.pooling)
-    kept: list[Vectors] = []
-    while windows:
-        window, future = windows.popleft()
-        try:
-            frames = (await asyncio.wrap_future(future))[window.skip : window.skip + window.keep]
-        except ValueError as error:
-            raise ServiceError(422, "unprocessable", str(error), param=file.name) from error
-        if pool is None:
-            kept.append(frames)
-        else:
-            pool.add(frames)
-    vectors = np.concatenate(kept) if pool is None else pool.result()
-    if not np.isfinite(vectors).all():
-        raise ServiceError(422, "bad_samples", "the model's answer is not finite", param=file.name)
-    return vectors
+def _run(runtime: Runtime, jobs: Sequence[Job]) -> list[Passed]:
+    """One pass for what all of them want."""
+    heads = sorted({name for job in jobs for name in job.heads})
+    passed = runtime.run_windows([job.wave for job in jobs], [job.layer for job in jobs], heads)
+    return [
+        Passed(one.frames, {name: one.heads[name] for name in job.heads})
+        for job, one in zip(jobs, passed, strict=True)
+    ]

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
-
-from fastapi import APIRouter, Depends
-from starlette.requests import ClientDisconnect, Request
+from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
-from service.batcher import Stopped
 from service.encoding import embeddings_response
-from service.engine import Engine, Runtime
-from service.errors import ServiceError
+from service.hearing import Wanted
 from service.metrics import CONTENT_TYPE, Metrics
-from service.schemas import EMBEDDING_BODY, ERRORS, EmbeddingList, Health, Model, ModelList
+from service.schemas import (
+    EMBEDDING_BODY,
+    ERRORS,
+    EmbeddingList,
+    EmbeddingOptions,
+    Head,
+    Health,
+    Model,
+    ModelList,
+)
+from service.serving import TheEngine, attended, checked_layer, checked_model
 from service.uploads import received
 from speech_ssl.types import SAMPLE_RATE
 
 router = APIRouter()
-T = TypeVar("T")
-
-
-def _engine(request: Request) -> Engine:
-    engine: Engine = request.app.state.engine
-    return engine
-
-
-TheEngine = Annotated[Engine, Depends(_engine)]
 
 
 @router.post(
@@ -41,10 +36,12 @@ async def embeddings(request: Request, engine: TheEngine) -> Response:
     """Vectors of audio: a multipart form with one or more `file`, a raw body, or JSON."""
     runtime = engine.runtime()
     engine.check_room()
-    async with received(request, engine) as upload:
-        _check_model(runtime, upload.options.model)
-        result = await _attended(request, engine, engine.embed(runtime, upload.files, upload.options))
-    return embeddings_response(result, upload.options, runtime.name)
+    async with received(request, engine, EmbeddingOptions) as upload:
+        options = upload.options
+        checked_model(runtime, options.model)
+        wanted = Wanted(checked_layer(runtime, options.layer), options.pooling)
+        result = await attended(request, engine, engine.hear(runtime, upload.files, wanted))
+    return embeddings_response(result, options, runtime.name)
 
 
 @router.get("/v1/models", responses={503: ERRORS[503]})
@@ -57,6 +54,7 @@ async def models(engine: TheEngine) -> ModelList:
         layers=runtime.num_layers,
         width=runtime.width,
         sample_rate=SAMPLE_RATE,
+        heads=[_described(name, spec) for name, spec in runtime.heads.items()],
     )
     return ModelList(data=[model])
 
@@ -81,31 +79,8 @@ async def metrics(request: Request) -> Response:
     return Response(values.text(), media_type=CONTENT_TYPE)
 
 
-def _check_model(runtime: Runtime, name: str) -> None:
-    if name not in ("default", runtime.name):
-        message = f"there is no model {name[:80]!r} here; /v1/models lists what there is"
-        raise ServiceError(404, "model_not_found", message, param="model")
-
-
-async def _attended(request: Request, engine: Engine, work: Coroutine[Any, Any, T]) -> T:
-    """Until it is done, or the client leaves, or the deadline passes, or the service stops."""
-    task = asyncio.create_task(work)
-    left = asyncio.create_task(_disconnect(request))
-    stopping = asyncio.create_task(engine.stopping.wait())
-    timeout = engine.settings.request_timeout_s
-    try:
-        await asyncio.wait({task, left, stopping}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if task.done() and not task.cancelled():
-            return task.result()
-        if left.done():
-            raise ClientDisconnect
-        raise Stopped if stopping.done() else TimeoutError
-    finally:
-        for each in (task, left, stopping):
-            each.cancel()
-        await asyncio.gather(task, left, stopping, return_exceptions=True)
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def _described(name: str, spec: object) -> Head:
+    labels = getattr(spec, "labels", None)
+    if labels is None:
+        return Head(name=name, task="transcription")
+    return Head(name=name, task="classification", labels=list(labels))

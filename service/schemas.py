@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Pooling = Literal["mean", "max", "none"]
+
 
 class EmbeddingOptions(BaseModel):
     """Given in the query, the form or the JSON body; unknown names are refused."""
@@ -19,7 +21,7 @@ class EmbeddingOptions(BaseModel):
         le=1024,
         description="0: what enters the first block; 1 to N: the output of a block; -1: the last.",
     )
-    pooling: Literal["mean", "max", "none"] = Field(
+    pooling: Pooling = Field(
         default="mean", description="One vector for the clip, or `none`: one for every frame."
     )
     encoding_format: Literal["float", "base64"] = Field(
@@ -56,6 +58,14 @@ class EmbeddingList(BaseModel):
     usage: Usage
 
 
+class Head(BaseModel):
+    """What the model answers beside vectors."""
+
+    name: str
+    task: Literal["transcription", "classification"]
+    labels: list[str] | None = Field(default=None, description="Of one that classifies.")
+
+
 class Model(BaseModel):
     """`layers` and `width`: what `layer` may be at most, and how long a vector is."""
 
@@ -66,6 +76,7 @@ class Model(BaseModel):
     layers: int
     width: int
     sample_rate: int
+    heads: list[Head]
 
 
 class ModelList(BaseModel):

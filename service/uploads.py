@@ -10,7 +10,9 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
+from pydantic import BaseModel
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -26,37 +28,42 @@ _SPACE = re.compile(r"[ \t\r\n]+")  # base64 comes in lines of 76 characters
 _DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
+Options = TypeVar("Options", bound=BaseModel)
+
+
 @dataclass(frozen=True)
-class Upload:
+class Upload(Generic[Options]):
     files: list[File]
-    options: EmbeddingOptions
+    options: Options
 
 
 @asynccontextmanager
-async def received(request: Request, engine: Engine) -> AsyncIterator[Upload]:
+async def received(
+    request: Request, engine: Engine, options: type[Options], *, max_files: int | None = None
+) -> AsyncIterator[Upload[Options]]:
     """The whole body, with its temporary files closed at the end. Raises ServiceError."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     query = _once(request.query_params.multi_items())
     if kind == "multipart/form-data":
-        form = await _form(request, engine.settings.max_files)
+        form = await _form(request, max_files or engine.settings.max_files)
         try:
-            yield _from_form(form, query)
+            yield _from_form(form, query, options)
         finally:
             await form.close()
-    elif kind == "application/json":
+    elif kind == "application/json" and options is EmbeddingOptions:
         body = await _body(request)
         # Not in a decoder's thread: it would wait behind files, with no deadline.
-        yield await asyncio.to_thread(_from_json, body, query, engine.settings.max_files)
+        upload = await asyncio.to_thread(_from_json, body, query, engine.settings.max_files)
+        yield upload  # type: ignore[misc]
     elif kind.startswith("audio/") or kind == "application/octet-stream":
-        options = EmbeddingOptions.model_validate(query)
-        yield Upload([File("body", await _body(request))], options)
+        yield Upload([File("body", await _body(request))], options.model_validate(query))
     else:
+        also = ", or application/json with `input`" if options is EmbeddingOptions else ""
         raise ServiceError(
             415,
             "unsupported_content_type",
-            f"the content type {kind[:80]!r} is not read: send multipart/form-data with `file`, a body of "
-            f"audio/* or application/octet-stream, or application/json with `input`; the audio formats are "
-            + ", ".join(FORMATS),
+            f"the content type {kind[:80]!r} is not read: send multipart/form-data with `file`, or a body of "
+            f"audio/* or application/octet-stream{also}; the audio formats are " + ", ".join(FORMATS),
         )
 
 
@@ -100,7 +107,7 @@ async def _form(request: Request, max_files: int) -> FormData:
         raise bad_request(error.message, code="malformed_form") from error
 
 
-def _from_form(form: FormData, query: dict[str, str]) -> Upload:
+def _from_form(form: FormData, query: dict[str, Any], options: type[Options]) -> Upload[Options]:
     fields: list[tuple[str, str]] = []
     files: list[File] = []
     for name, value in form.multi_items():
@@ -112,13 +119,13 @@ def _from_form(form: FormData, query: dict[str, str]) -> Upload:
             raise bad_request("`file` is text: give it a file name, as in curl -F file=@clip.wav", "file")
         else:
             fields.append((name, value))
-    options = EmbeddingOptions.model_validate(query | _once(fields))
+    chosen = options.model_validate(query | _once(fields))
     if not files:
-        raise bad_request("no file: send one or more in the field `file`", "file", "empty")
-    return Upload(files, options)
+        raise bad_request("no file: send it in the field `file`", "file", "empty")
+    return Upload(files, chosen)
 
 
-def _from_json(body: bytes, query: dict[str, str], max_files: int) -> Upload:
+def _from_json(body: bytes, query: dict[str, Any], max_files: int) -> Upload[EmbeddingOptions]:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -153,8 +160,14 @@ def _unwrapped(text: str, param: str) -> bytes:
     return data
 
 
-def _once(items: list[tuple[str, str]]) -> dict[str, str]:
-    values = dict(items)
-    if len(values) < len(items):
-        raise bad_request("an option is given more than once")
+def _once(items: list[tuple[str, str]]) -> dict[str, Any]:
+    """Each option once; those whose names end with "[]" are lists."""
+    values: dict[str, Any] = {}
+    for name, value in items:
+        if name.endswith("[]"):
+            values.setdefault(name[:-2], []).append(value)
+        elif name in values:
+            raise bad_request("an option is given more than once")
+        else:
+            values[name] = value
     return values

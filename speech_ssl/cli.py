@@ -123,10 +123,8 @@ def transcribe(files: tuple[str, ...], model: str, as_json: bool, **options: Any
     A line is the path and the text, separated by a tab; with --json also the words with their times. A file
     that fails is named on stderr, the others are done all the same, and the exit status is 2.
     """
-    from speech_ssl.model.heads import CTCSpec
-
     runtime = speech_ssl.load(model, options["device"], options["precision"])
-    head = runtime.check_head(CTCSpec, options["head"])
+    head = runtime.check_head("transcription", options["head"])
     search = {name: value for name in ("lm", "lexicon", "beam") if (value := options[name]) is not None}
     decoder = runtime.beam_search(head=head, **search) if search else None
 
@@ -155,10 +153,8 @@ def classify(files: tuple[str, ...], model: str, as_json: bool, **options: Any) 
     A line is the path, a label and its probability, separated by tabs; with --json all labels, and events
     with their times. A file that fails is named on stderr, the others are done, and the exit status is 2.
     """
-    from speech_ssl.model.heads import EventsSpec
-
     runtime = speech_ssl.load(model, options["device"], options["precision"])
-    head = runtime.check_head(EventsSpec, options["head"])
+    head = runtime.check_head("classification", options["head"])
     top_k = 1 if options["top_k"] is None and not as_json else options["top_k"]
 
     def lines(path: str, progress: Progress) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 WINDOW_S = 20.0
 CONTEXT_S = 2.0
 BATCH_S = {"cpu": 20.0, "cuda": 160.0}
+HeadTask: TypeAlias = Literal["transcription", "classification"]
+HEADS: dict[HeadTask, tuple[type[HeadSpec], str, str]] = {
+    "transcription": (CTCSpec, "transcribe", "ctc"),
+    "classification": (EventsSpec, "classify", "events"),
+}
 LOOKAHEAD = 8  # batches' worth of audio that is gathered to group it by length
 
 
@@ -123,15 +128,15 @@ class Runtime:
         other; without it the best path is taken. Raises as `encode`, and ValueError if the model has no
         such head.
         """
-        name = self.check_head(CTCSpec, head)
-        return [self._transcript(whole, name, decoder) for whole in self._heard(waves)]
+        name = self.check_head("transcription", head)
+        return [self.transcript(whole, name, decoder) for whole in self._heard(waves)]
 
     def align(
         self, waves: Sequence[Clip], texts: Sequence[str], *, head: str | None = None
     ) -> list[Transcript]:
         """When each word of a known text is said in its clip. Raises as `transcribe`, and ValueError for
         texts that do not fit into their clips or have characters that the model does not know."""
-        name = self.check_head(CTCSpec, head)
+        name = self.check_head("transcription", head)
         spec = self.heads[name]
         assert isinstance(spec, CTCSpec)
         return [
@@ -144,7 +149,7 @@ class Runtime:
         `lexicon`, `beam` and weights."""
         from speech_ssl.inference.beam import BeamSearch
 
-        spec = self.heads[self.check_head(CTCSpec, head)]
+        spec = self.heads[self.check_head("transcription", head)]
         assert isinstance(spec, CTCSpec)
         return BeamSearch(Vocabulary(spec.vocabulary), **options)
 
@@ -158,16 +163,16 @@ class Runtime:
     ) -> list[Classification]:
         """What is heard in each clip: labels, the likeliest first, at most `top_k` of them; and events, where
         labels that reach `threshold` in the clip reach it in its frames. Raises as `transcribe`."""
-        name = self.check_head(EventsSpec, head)
+        name = self.check_head("classification", head)
         choice = Choice(top_k, threshold)
-        return [self._classification(whole, name, choice) for whole in self._heard(waves)]
+        return [self.classification(whole, name, choice) for whole in self._heard(waves)]
 
     def frame_scores(
         self, waves: Sequence[Clip], *, head: str | None = None
     ) -> list[tuple[NDArray[np.float32], NDArray[np.float64]]]:
         """Of each clip the probabilities of the labels in its frames (T, K), and the seconds where frames
         begin and the last one ends (T + 1,). Raises as `transcribe`."""
-        name = self.check_head(EventsSpec, head)
+        name = self.check_head("classification", head)
         spec = self.heads[name]
         assert isinstance(spec, EventsSpec)
         return [
@@ -191,21 +196,21 @@ class Runtime:
         has several that transcribe or classify. Raises as `encode` and `transcribe`."""
         answers.check_tasks(tasks)
         choice = Choice(top_k, threshold)
-        speech = self.check_head(CTCSpec, speech_head) if "transcription" in tasks else None
-        sounds = self.check_head(EventsSpec, sounds_head) if "classification" in tasks else None
+        speech = self.check_head("transcription", speech_head) if "transcription" in tasks else None
+        sounds = self.check_head("classification", sounds_head) if "classification" in tasks else None
         return [
             Analysis(
                 self._features(whole) if "embedding" in tasks else None,
-                self._transcript(whole, speech, decoder) if speech else None,
-                self._classification(whole, sounds, choice) if sounds else None,
+                self.transcript(whole, speech, decoder) if speech else None,
+                self.classification(whole, sounds, choice) if sounds else None,
             )
             for whole in self._heard(waves, self.check_layer(layer) if "embedding" in tasks else None)
         ]
 
-    def check_head(self, kind: type[CTCSpec] | type[EventsSpec], name: str | None = None) -> str:
-        """The name of the head of a kind: the one named, else the model's first. Raises ValueError."""
+    def check_head(self, task: HeadTask, name: str | None = None) -> str:
+        """The name of the head for a task: the one named, else the model's first. Raises ValueError."""
+        kind, does, recipe = HEADS[task]
         names = [n for n, spec in self.heads.items() if isinstance(spec, kind)]
-        does, recipe = ("transcribe", "ctc") if kind is CTCSpec else ("classify", "events")
         if not names:
             raise ValueError(
                 f"the model {self.name} cannot {does}: it has no head for it. Add one with `python -m "
@@ -252,12 +257,13 @@ class Runtime:
     def _clock(self, whole: Whole) -> Clock:
         return Clock(self.hop / SAMPLE_RATE, self.min_samples / SAMPLE_RATE, whole.duration_s)
 
-    def _transcript(self, whole: Whole, head: str, decoder: Decoder | None) -> Transcript:
+    def transcript(self, whole: Whole, head: str, decoder: Decoder | None = None) -> Transcript:
+        """What a head heard said in a clip that has been run. In any thread, as `classification`."""
         spec = self.heads[head]
         assert isinstance(spec, CTCSpec)
         return answers.transcribe(whole.passed.heads[head], spec, self._clock(whole), decoder)
 
-    def _classification(self, whole: Whole, head: str, choice: Choice) -> Classification:
+    def classification(self, whole: Whole, head: str, choice: Choice) -> Classification:
         spec = self.heads[head]
         assert isinstance(spec, EventsSpec)
         return answers.classify(whole.passed.heads[head], spec, self._clock(whole), choice)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from service.server import serve
 from service.settings import Settings
 from speech_ssl.inference.chunking import Chunker, Window
+from speech_ssl.inference.engines import Passed
 
 RATE, HOP, FIELD = 16_000, 320, 400
 
@@ -29,6 +30,7 @@ class FakeRuntime:
         self.open_gate.set()
         self.entered = threading.Semaphore(0)  # released at the beginning of every pass
         self.passes: list[list[float]] = []  # seconds of the waves in each
+        self.heads: dict[str, object] = {}
         self.poison: type[Exception] | None = None
         self._busy = threading.Lock()
 
@@ -44,9 +46,12 @@ class FakeRuntime:
             raise ValueError(f"layer {layer} is not there: fake has 0 to 3")
         return layer % 4
 
-    def encode_windows(
-        self, waves: Sequence[NDArray[np.float32]], layers: Sequence[int]
-    ) -> list[NDArray[np.float32]]:
+    def check_head(self, task: str, name: str | None = None) -> str:
+        raise ValueError("fake has no heads")
+
+    def run_windows(
+        self, waves: Sequence[NDArray[np.float32]], layers: Sequence[int], heads: Sequence[str] = ()
+    ) -> list[Passed]:
         if not self._busy.acquire(blocking=False):
             raise AssertionError("called in two threads at a time")
         try:
@@ -58,7 +63,8 @@ class FakeRuntime:
             if self.poison and any(np.abs(wave).max() > 0.99 for wave in waves):
                 raise self.poison("a sample this loud")
             return [
-                self.frames(wave, self.check_layer(layer)) for wave, layer in zip(waves, layers, strict=True)
+                Passed(self.frames(wave, self.check_layer(layer)), {})
+                for wave, layer in zip(waves, layers, strict=True)
             ]
         finally:
             self._busy.release()

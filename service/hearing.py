@@ -1,0 +1,88 @@
+"""A request's clips on their way through the model: what is wanted of them, and what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import ServiceError
+from speech_ssl.inference.chunking import Window
+from speech_ssl.inference.clips import Whole
+from speech_ssl.inference.engines import Passed
+from speech_ssl.inference.pooling import Pool
+from speech_ssl.types import SAMPLE_RATE, Waveform
+
+Vectors: TypeAlias = NDArray[np.float32]
+Windows: TypeAlias = deque[tuple[Window, "Future[Passed]"]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What one pass is to give of each clip: the frames of a layer (None: none), pooled or not, and the
+    outputs of heads."""
+
+    layer: int | None = None
+    pooling: Literal["mean", "max", "none"] = "mean"
+    heads: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One window's way through the model."""
+
+    wave: Waveform
+    layer: int | None
+    heads: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was wanted of one clip. vectors: (D,) pooled, (T, D) frames. whole: the heads' outputs."""
+
+    vectors: Vectors | None
+    whole: Whole
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip whose windows are queued. name: for error messages."""
+
+    name: str
+    samples: int
+    windows: Windows
+
+    async def parts(self) -> AsyncIterator[Passed]:
+        """Its windows' results in order, without what overlaps; each can be had once."""
+        while self.windows:
+            window, future = self.windows.popleft()
+            try:
+                passed = await asyncio.wrap_future(future)
+            except ValueError as error:
+                raise ServiceError(422, "unprocessable", str(error), param=self.name) from error
+            yield passed.kept(window.skip, window.keep)
+
+    async def heard(self, wanted: Wanted) -> Heard:
+        """Pooled as windows come in: the frames of a long clip are never held together."""
+        pool = Pool(wanted.pooling) if wanted.layer is not None and wanted.pooling != "none" else None
+        kept: list[Passed] = []
+        async for part in self.parts():
+            if pool is not None:
+                pool.add(part.frames)
+                part = part.without_frames()
+            kept.append(part)
+        joined = Passed.joined(kept)
+        vectors = None if wanted.layer is None else joined.frames if pool is None else pool.result()
+        whole = Whole(joined.without_frames(), self.samples / SAMPLE_RATE)
+        self.check([*joined.heads.values(), *([] if vectors is None else [vectors])])
+        return Heard(vectors, whole)
+
+    def check(self, arrays: Sequence[Vectors]) -> None:
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise ServiceError(422, "bad_samples", "the model's answer is not finite", param=self.name)

@@ -1,0 +1,163 @@
+"""What goes over the wire for transcriptions, classifications and analyses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from service.schemas import Embedding, Pooling, Usage
+from speech_ssl.inference.answers import Task
+
+
+def _listed(value: Any) -> Any:
+    """A list, repeated fields, or names separated by commas."""
+    parts = value if isinstance(value, list) else [value]
+    return [name.strip() for part in parts for name in (part.split(",") if isinstance(part, str) else [part])]
+
+
+class AudioOptions(BaseModel):
+    """Given in the query or the form; unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(default="default", description="A name listed by /v1/models, or `default`.")
+    user: str | None = Field(default=None, description="Ignored; there for clients that send it.")
+
+
+class Labelling(BaseModel):
+    """What is asked of a head that classifies."""
+
+    top_k: int | None = Field(default=None, ge=1, le=10_000, description="Labels to tell; unset: all.")
+    threshold: float = Field(default=0.5, gt=0, le=1, description="Probability from which an event is told.")
+
+
+class TranscriptionOptions(AudioOptions):
+    head: str | None = Field(default=None, description="Which head, where the model has several.")
+    response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = "json"
+    timestamp_granularities: Annotated[list[Literal["word", "segment"]], BeforeValidator(_listed)] = Field(
+        default=["segment"], description="What `verbose_json` tells the times of."
+    )
+    stream: bool = Field(default=False, description="Server-sent events, with text as it becomes certain.")
+    language: str | None = Field(default=None, max_length=32, description="Repeated in `verbose_json`.")
+    prompt: str | None = Field(default=None, description="Ignored; there for clients that send it.")
+    temperature: float | None = Field(default=None, description="Ignored: decoding is not random.")
+
+
+class ClassificationOptions(AudioOptions, Labelling):
+    head: str | None = Field(default=None, description="Which head, where the model has several.")
+
+
+class AnalysisOptions(AudioOptions, Labelling):
+    tasks: Annotated[list[Task], BeforeValidator(_listed)] | None = Field(
+        default=None,
+        min_length=1,
+        description="`embedding`, `transcription`, `classification`, separated by commas; unset: all that "
+        "the model can.",
+    )
+    layer: int = Field(default=-1, ge=-1024, le=1024, description="As for /v1/embeddings.")
+    pooling: Pooling = Field(default="mean", description="As for /v1/embeddings.")
+    speech_head: str | None = Field(default=None, description="Which head transcribes.")
+    sounds_head: str | None = Field(default=None, description="Which head classifies.")
+
+
+class Word(BaseModel):
+    """start, end: seconds. score: a probability."""
+
+    word: str
+    start: float
+    end: float
+    score: float
+
+
+class Segment(BaseModel):
+    """Words that are said in one breath. seek, tokens, temperature and no_speech_prob are there for clients
+    of OpenAI's service that want them, and say nothing."""
+
+    id: int
+    start: float
+    end: float
+    text: str
+    avg_logprob: float = Field(description="Mean of the words' log-probabilities.")
+    compression_ratio: float = Field(description="Of the text by deflate; high where it repeats itself.")
+    seek: int = 0
+    tokens: list[int] = []
+    temperature: float = 0.0
+    no_speech_prob: float = 0.0
+
+
+class Transcription(BaseModel):
+    """`json`; with further fields for `verbose_json`."""
+
+    text: str
+    usage: Usage
+    task: Literal["transcribe"] | None = None
+    language: str | None = None
+    duration: float | None = None
+    words: list[Word] | None = None
+    segments: list[Segment] | None = None
+
+
+class Label(BaseModel):
+    label: str
+    score: float
+
+
+class TimedEvent(BaseModel):
+    """start, end: seconds. score: the mean probability in between."""
+
+    label: str
+    start: float
+    end: float
+    score: float
+
+
+class Classification(BaseModel):
+    """labels: the likeliest first. events: by start."""
+
+    model: str
+    labels: list[Label]
+    events: list[TimedEvent]
+    usage: Usage
+
+
+class Spoken(BaseModel):
+    text: str
+    words: list[Word]
+
+
+class Sounds(BaseModel):
+    labels: list[Label]
+    events: list[TimedEvent]
+
+
+class Analysis(BaseModel):
+    """The answers that were asked for, from one pass through the encoder."""
+
+    model: str
+    usage: Usage
+    embedding: Embedding | None = None
+    transcription: Spoken | None = None
+    classification: Sounds | None = None
+
+
+def body_of(options: type[BaseModel]) -> dict[str, Any]:
+    """FastAPI cannot derive it: the routes read their bodies themselves."""
+    schema = options.model_json_schema()
+    fields = schema["properties"]
+    file = {"type": "string", "format": "binary"}
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": field}
+            for name, field in fields.items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {"type": "object", "required": ["file"], "properties": {"file": file, **fields}}
+                },
+                "audio/*": {"schema": file},
+            },
+        },
+    }
