@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from service import errors, routes, routes_audio
+from service.auth import Keys, RequireKey
 from service.engine import Engine, Loader, Runtime
 from service.metrics import Metrics
 from service.middleware import GuardBody, Observe
@@ -19,7 +20,8 @@ DESCRIPTION = "Self-supervised representations of audio: vectors of clips and of
 
 def create_app(settings: Settings, runtime: Runtime | Loader) -> FastAPI:
     """`runtime`: a model, ready when the application has started; or a function that loads one, in the
-    thread that will run it, while the application answers 503."""
+    thread that will run it, while the application answers 503. Raises ValueError and OSError for a file of
+    keys that cannot be used."""
     metrics = Metrics()
     load = runtime if callable(runtime) else lambda: runtime
     engine = Engine(settings, load, metrics)
@@ -41,5 +43,7 @@ def create_app(settings: Settings, runtime: Runtime | Loader) -> FastAPI:
     app.include_router(routes_audio.router)
     errors.install(app)
     app.add_middleware(GuardBody, engine=engine, settings=settings)
+    if settings.api_keys is not None:
+        app.add_middleware(RequireKey, keys=Keys.read(settings.api_keys))
     app.add_middleware(Observe, engine=engine, metrics=metrics)  # added last: outermost
     return app

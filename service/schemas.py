@@ -122,6 +122,7 @@ EMBEDDING_BODY: dict[str, Any] = {
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "Malformed request."},
+    401: {"description": "No API key, or an unknown one, where they are asked for."},
     404: {"description": "Unknown model."},
     408: {"description": "The upload stalled."},
     413: {"description": "Too many bytes."},

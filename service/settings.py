@@ -40,6 +40,12 @@ class Settings(BaseSettings):
         default="info", description="What is logged."
     )
 
+    api_keys: Path | None = Field(
+        default=None,
+        description="File of API keys, a name and a hash a line (`python -m service.auth NAME` makes one). "
+        "Set: every route but the probes asks for one.",
+    )
+
     max_body_bytes: int = Field(
         default=64 * MIB, ge=1, description="Bytes of one request's body; above: 413."
     )
