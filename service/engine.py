@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import BinaryIO, Protocol, TypeAlias, TypeVar
@@ -19,8 +19,9 @@ from service.batcher import Batcher, BatchLimits, Run, Stopped, Ticket, TooLarge
 from service.errors import as_service_error, unavailable
 from service.hearing import Clip, Heard, Job, Wanted, Windows
 from service.metrics import Metrics
+from service.sandbox import Sandbox
 from service.settings import Settings
-from speech_ssl.audio import AudioError, Limits, stream
+from speech_ssl.audio import AudioError, Limits
 from speech_ssl.inference.answers import Choice, Classification, Decoder, Transcript
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.clips import Whole
@@ -114,6 +115,12 @@ class Engine:
         limits = BatchLimits(settings.max_queue_s, settings.max_batch_s or 0.0, settings.max_padding)
         self._batcher: Batcher[Job, Passed] = Batcher(self._open, limits, metrics.observe_batch)
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decoder")
+        self._sandbox = Sandbox(
+            settings.decode_threads,
+            settings.decode_memory_bytes,
+            settings.decode_timeout_s,
+            metrics.lost_decoders.inc,
+        )
         self._limits = Limits(
             max_seconds=settings.max_clip_s,
             max_channels=settings.max_channels,
@@ -126,6 +133,7 @@ class Engine:
 
     def start(self) -> Future[None]:
         """Begin to load the model; the future ends when it is ready, or with why it is not."""
+        self._sandbox.start()
         self._batcher.start()
         return self._batcher.started
 
@@ -143,6 +151,7 @@ class Engine:
         self.draining = True
         self.stopping.set()
         self._decoders.shutdown(wait=False)
+        self._sandbox.stop()
         await asyncio.to_thread(self._batcher.stop, timeout=JOIN_TIMEOUT_S)
 
     @property
@@ -200,7 +209,7 @@ class Engine:
     async def _decode(self, file: File, ticket: _Ticket) -> Waveform:
         """In a decoder's thread; whoever gives up leaves only when that has let go of the file."""
         left = threading.Event()
-        work = self._decoding(partial(_decode, file, self._limits, ticket, left))
+        work = self._decoding(partial(self._decoded, file, ticket, left))
         try:
             return await asyncio.wrap_future(work)
         except asyncio.CancelledError:
@@ -208,6 +217,19 @@ class Engine:
             if not work.cancelled():
                 await asyncio.gather(asyncio.wrap_future(work), return_exceptions=True)
             raise
+
+    def _decoded(self, file: File, ticket: _Ticket, left: threading.Event) -> Waveform:
+        """What it holds counts as queued, block by block. Raises AudioError, Overloaded, TooLarge."""
+        blocks = []
+        with closing(self._sandbox.stream(file.source, limits=self._limits)) as stream:
+            for block in stream:
+                if left.is_set():
+                    raise Stopped
+                ticket.reserve(len(block) / SAMPLE_RATE)
+                blocks.append(block)
+        if not blocks:
+            raise AudioError("empty", "no audio in it")
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def _decoding(self, work: Callable[[], T]) -> Future[T]:
         if self.stopping.is_set():
@@ -240,19 +262,6 @@ class Engine:
         self.created = int(time.time())
         self._runtime = runtime
         return partial(_run, runtime)
-
-
-def _decode(file: File, limits: Limits, ticket: _Ticket, left: threading.Event) -> Waveform:
-    """What it holds counts as queued, block by block. Raises AudioError, Overloaded, TooLarge."""
-    blocks = []
-    for block in stream(file.source, limits=limits):
-        if left.is_set():
-            raise Stopped
-        ticket.reserve(len(block) / SAMPLE_RATE)
-        blocks.append(block)
-    if not blocks:
-        raise AudioError("empty", "no audio in it")
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def _run(runtime: Runtime, jobs: Sequence[Job]) -> list[Passed]:

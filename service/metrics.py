@@ -25,6 +25,7 @@ class Metrics:
             "request_seconds", "Time from request to answer.", _TIMES, "route"
         )
         self.decode_failures = self._counter("decode_failures", "Refused files by reason.", "code")
+        self.lost_decoders = self._counter("lost_decoders", "Decoders that died or had to be ended.")
         self._audio = self._counter("audio_seconds", "Audio run through the model.")
         self._waited = self._histogram("wait_seconds", "Time that a window waited.", _TIMES)
         self._ran = self._histogram("run_seconds", "Time that a batch ran.", _TIMES)

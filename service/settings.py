@@ -69,6 +69,12 @@ class Settings(BaseSettings):
     min_rate: int = Field(default=4_000, ge=1, description="Lowest sample rate in Hz; below: 422.")
     max_rate: int = Field(default=192_000, ge=1, description="Highest sample rate in Hz; above: 422.")
     decode_threads: int = Field(default=2, ge=1, description="Files decoded at a time.")
+    decode_memory_bytes: int = Field(
+        default=1024 * MIB, ge=256 * MIB, description="Address space of a process that decodes; above: 422."
+    )
+    decode_timeout_s: float = Field(
+        default=60.0, gt=0, description="Time and processor time for decoding one file; above: 422."
+    )
 
     max_queue_s: float = Field(
         default=7200.0,

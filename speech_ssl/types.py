@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # it takes seconds to load, and processes that only decode audio need none of it
+    import torch
+    from torch import Tensor
 
 SAMPLE_RATE = 16_000
 
@@ -29,6 +31,8 @@ Pooling: TypeAlias = Literal["mean", "max"]
 
 def valid_mask(lengths_B: Tensor, size: int) -> Tensor:
     """True where a padded row holds real content: shape (B, size), bool."""
+    import torch
+
     return torch.arange(size, device=lengths_B.device) < lengths_B[:, None]
 
 

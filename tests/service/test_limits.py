@@ -221,7 +221,7 @@ def test_a_gone_client_frees_the_queue(fake):
 def test_a_client_that_goes_while_sending_or_being_decoded(fake, monkeypatch):
     blocks = []
 
-    def endless(source: bytes, *, limits: object) -> Iterator[np.ndarray]:
+    def endless(self: object, source: bytes, *, limits: object) -> Iterator[np.ndarray]:
         while len(blocks) < 2000:
             time.sleep(0.01)
             blocks.append(time.monotonic())
@@ -233,7 +233,7 @@ def test_a_client_that_goes_while_sending_or_being_decoded(fake, monkeypatch):
         halfway.close()
         until(lambda: gauge(client, "in_flight_requests") == 0)
         with monkeypatch.context() as patch:
-            patch.setattr("service.engine.stream", endless)
+            patch.setattr("service.sandbox.Sandbox.stream", endless)
             decoding = open_request(client, WAV)
             until(lambda: gauge(client, "queued_audio_seconds") > 0)
             decoding.close()

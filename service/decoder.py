@@ -1,0 +1,74 @@
+"""The process that decodes: files in on stdin, blocks of samples out on stdout.
+
+`service.sandbox` starts it and is the only one that speaks with it. It has limits on memory and on each
+file's processor time, and may die of a file: nothing else does then.
+
+In:  a line of JSON {"size", "cpu_s", "limits"}, then `size` bytes of a file; then, after each block, one
+     byte: "+" to go on, or "-" to leave the rest.
+Out: messages of one letter and a length: "B" a block (float32), "E" an error (JSON {"code", "message"}), "."
+     the end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import struct
+import sys
+from typing import BinaryIO
+
+from speech_ssl.audio import AudioError, Limits, stream
+
+HEAD = struct.Struct("<cI")
+BLOCK, ERROR, END = b"B", b"E", b"."
+GO_ON, ENOUGH = b"+", b"-"
+
+
+def main() -> None:
+    """The argument is the most memory, in bytes of address space."""
+    memory = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what a library prints must not stand between the messages
+    requests = sys.stdin.buffer
+    while line := requests.readline():
+        asked = json.loads(line)
+        limit_cpu(asked["cpu_s"])
+        data = requests.read(asked["size"])
+        if len(data) < asked["size"]:
+            return
+        answer(data, Limits(**asked["limits"]), requests, answers)
+
+
+def limit_cpu(seconds: float) -> None:
+    """From now on; beyond it the system ends the process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    soft = math.ceil(used.ru_utime + used.ru_stime + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+
+
+def answer(data: bytes, limits: Limits, requests: BinaryIO, answers: BinaryIO) -> None:
+    try:
+        for block in stream(data, limits=limits):
+            tell(answers, BLOCK, block.astype("<f4", copy=False).tobytes())
+            if requests.read(1) != GO_ON:
+                break
+    except AudioError as error:
+        tell(answers, ERROR, json.dumps({"code": error.code, "message": str(error)}).encode())
+    except MemoryError:
+        said = {"code": "undecodable", "message": "decoding it takes more memory than is allowed"}
+        tell(answers, ERROR, json.dumps(said).encode())
+    tell(answers, END, b"")
+
+
+def tell(answers: BinaryIO, kind: bytes, body: bytes) -> None:
+    data = memoryview(HEAD.pack(kind, len(body)) + body)
+    while data:
+        data = data[answers.write(data) :]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Decoding in processes that may die: a file that crashes a decoder, or takes too long or too much memory, is
+refused, and the service goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from typing import BinaryIO
+
+import numpy as np
+
+from service.decoder import BLOCK, END, ENOUGH, ERROR, GO_ON, HEAD
+from speech_ssl.audio import AudioError, Limits
+from speech_ssl.types import Waveform
+
+PIECE = 1 << 20
+FILES = 1_000
+"""After so many a decoder is replaced: what its libraries leak goes with it."""
+
+
+SLOW = "decoding it takes too long"
+
+
+class _Crashed(Exception):
+    """A decoder is no more; the message says why, for the client."""
+
+
+class Decoder:
+    """One process, for one thread at a time."""
+
+    def __init__(self, memory: int) -> None:
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "service.decoder", str(memory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            bufsize=0,
+            start_new_session=True,  # a Ctrl-C is for the service, which lets requests finish
+        )
+        assert self.popen.stdin and self.popen.stdout
+        self._in, self._out = self.popen.stdin.fileno(), self.popen.stdout.fileno()
+        os.set_blocking(self._in, False)
+        os.set_blocking(self._out, False)
+        self.files = 0
+        self.ready = True
+        """For the next file: it has answered the last one to the end."""
+
+    def blocks(self, source: bytes | BinaryIO, limits: Limits, deadline: float) -> Generator[Waveform]:
+        """Raises AudioError for a file that is refused, _Crashed when the process is of no more use."""
+        self.files, self.ready = self.files + 1, False
+        size, pieces = _pieces(source)
+        asked = {"size": size, "cpu_s": deadline - time.monotonic(), "limits": asdict(limits)}
+        self._send(json.dumps(asked).encode() + b"\n", deadline)
+        for piece in pieces:
+            self._send(piece, deadline)
+        refused: AudioError | None = None
+        while True:
+            kind, length = HEAD.unpack(self._receive(HEAD.size, deadline))
+            body = self._receive(length, deadline)
+            if kind == END:
+                self.ready = True
+                break
+            if kind == ERROR:
+                said = json.loads(body)
+                refused = AudioError(said["code"], said["message"])
+                continue
+            assert kind == BLOCK
+            try:
+                yield np.frombuffer(body, dtype="<f4").astype(np.float32, copy=False)
+            except GeneratorExit:
+                self._leave_the_rest()
+                raise
+            self._send(GO_ON, deadline)
+        if refused is not None:
+            raise refused
+
+    def _leave_the_rest(self) -> None:
+        with suppress(_Crashed):
+            soon = time.monotonic() + 1.0
+            self._send(ENOUGH, soon)
+            self.ready = self._receive(HEAD.size, soon)[:1] == END
+
+    def end(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def _send(self, data: bytes, deadline: float) -> None:
+        rest = memoryview(data)
+        while rest:
+            _wait(self._in, select.POLLOUT, deadline)
+            try:
+                rest = rest[os.write(self._in, rest[:PIECE]) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError:
+                raise self._crash() from None
+
+    def _receive(self, size: int, deadline: float) -> bytes:
+        parts: list[bytes] = []
+        while size:
+            _wait(self._out, select.POLLIN, deadline)
+            try:
+                part = os.read(self._out, min(size, PIECE))
+            except BlockingIOError:
+                continue
+            if not part:
+                raise self._crash()
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def _crash(self) -> _Crashed:
+        slow = self.popen.wait() == -signal.SIGXCPU
+        return _Crashed(SLOW if slow else "it is damaged: the decoder died of it")
+
+
+class Sandbox:
+    """So many decoders, started before they are needed. `lost` is told of each that died."""
+
+    def __init__(self, decoders: int, memory: int, timeout_s: float, lost: Callable[[], object]) -> None:
+        self._memory, self._timeout_s, self._lost = memory, timeout_s, lost
+        self._count = decoders
+        self._stopped = False
+        self._free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        for _ in range(self._count):
+            self._free.put(Decoder(self._memory))
+
+    def stream(self, source: bytes | BinaryIO, *, limits: Limits) -> Generator[Waveform]:
+        """As `speech_ssl.audio.stream`, in any thread. Raises AudioError, `undecodable` for what killed a
+        decoder or took too long."""
+        decoder = self._free.get()
+        try:
+            if decoder.popen.poll() is not None:  # killed while it had nothing to do
+                self._lost()
+                decoder.end()
+                decoder = Decoder(self._memory)
+            yield from decoder.blocks(source, limits, time.monotonic() + self._timeout_s)
+        except _Crashed as error:
+            self._lost()
+            raise AudioError("undecodable", str(error)) from None
+        finally:
+            self._give_back(decoder)
+
+    def _give_back(self, decoder: Decoder) -> None:
+        if not decoder.ready or decoder.files >= FILES or self._stopped:
+            decoder.end()
+            if self._stopped:
+                return
+            decoder = Decoder(self._memory)
+        self._free.put(decoder)
+
+    def stop(self) -> None:
+        """End the decoders; those at work end with their file."""
+        self._stopped = True
+        while True:
+            try:
+                self._free.get_nowait().end()
+            except queue.Empty:
+                return
+
+
+def _wait(descriptor: int, event: int, deadline: float) -> None:
+    poll = select.poll()  # not select: it fails beyond 1,024 connections
+    poll.register(descriptor, event)
+    left = deadline - time.monotonic()
+    if left <= 0 or not poll.poll(1000 * left):
+        raise _Crashed(SLOW)
+
+
+def _pieces(source: bytes | BinaryIO) -> tuple[int, Iterator[bytes]]:
+    """How long it is, and all of it."""
+    if isinstance(source, bytes):
+        return len(source), iter([source])
+    source.seek(0, os.SEEK_END)
+    size = source.tell()
+    source.seek(0)
+    return size, iter(lambda: source.read(PIECE), b"")
