@@ -24,7 +24,7 @@ from service.encoding import embedding_of, timing
 from service.engine import Engine, Hearing, Result, Runtime
 from service.errors import as_service_error, bad_request
 from service.hearing import Wanted
-from service.schemas import ERRORS, Usage
+from service.schemas import ERRORS, Usage, body_of
 from service.schemas_audio import (
     Analysis,
     AnalysisOptions,
@@ -36,7 +36,6 @@ from service.schemas_audio import (
     Transcription,
     TranscriptionOptions,
     Word,
-    body_of,
 )
 from service.serving import TheEngine, attended, checked_layer, checked_model
 from service.uploads import received

@@ -99,26 +99,28 @@ class ErrorBody(BaseModel):
     error: Error
 
 
-_OPTIONS = EmbeddingOptions.model_json_schema()["properties"]
-_FILES = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
-
-EMBEDDING_BODY: dict[str, Any] = {
-    "parameters": [
-        {"name": name, "in": "query", "required": False, "schema": schema}
-        for name, schema in _OPTIONS.items()
-    ],
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {"type": "object", "required": ["file"], "properties": {"file": _FILES, **_OPTIONS}}
-            },
-            "audio/*": {"schema": {"type": "string", "format": "binary"}},
-            "application/json": {"schema": EmbeddingRequest.model_json_schema()},
+def body_of(options: type[BaseModel], *, several: bool = False) -> dict[str, Any]:
+    """FastAPI cannot derive it: the routes read their bodies themselves."""
+    fields = options.model_json_schema()["properties"]
+    one = {"type": "string", "format": "binary"}
+    file = {"type": "array", "items": one, "minItems": 1} if several else one
+    form = {"type": "object", "required": ["file"], "properties": {"file": file, **fields}}
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": field}
+            for name, field in fields.items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": form}, "audio/*": {"schema": one}},
         },
-    },
+    }
+
+
+EMBEDDING_BODY = body_of(EmbeddingOptions, several=True)
+EMBEDDING_BODY["requestBody"]["content"]["application/json"] = {
+    "schema": EmbeddingRequest.model_json_schema()
 }
-"""FastAPI cannot derive it: the route reads its body itself."""
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "Malformed request."},

@@ -139,25 +139,3 @@ class Analysis(BaseModel):
     embedding: Embedding | None = None
     transcription: Spoken | None = None
     classification: Sounds | None = None
-
-
-def body_of(options: type[BaseModel]) -> dict[str, Any]:
-    """FastAPI cannot derive it: the routes read their bodies themselves."""
-    schema = options.model_json_schema()
-    fields = schema["properties"]
-    file = {"type": "string", "format": "binary"}
-    return {
-        "parameters": [
-            {"name": name, "in": "query", "required": False, "schema": field}
-            for name, field in fields.items()
-        ],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "multipart/form-data": {
-                    "schema": {"type": "object", "required": ["file"], "properties": {"file": file, **fields}}
-                },
-                "audio/*": {"schema": file},
-            },
-        },
-    }
