@@ -41,7 +41,7 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        return fmean(self.values)
+        return min(max(fmean(self.values), self.low), self.high)  # rounding would leave equal values
 
     @property
     def low(self) -> float:

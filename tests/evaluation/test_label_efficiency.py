@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -206,6 +206,14 @@ def test_the_interval_is_welchs():
     a, b = (0.80, 0.85, 0.79, 0.9), (0.4, 0.62, 0.38)
     interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
     assert welch_half_width(a, b) == pytest.approx((interval.high - interval.low) / 2)
+
+
+@given(st.floats(0, 1), st.integers(1, 5))
+@example(0.7372881355932204, 3)
+def test_a_mean_lies_within_its_values(value: float, seeds: int):
+    """Or the bars of a figure have negative lengths."""
+    same = cell("frozen", *[value] * seeds)
+    assert same.low <= same.mean <= same.high
 
 
 @pytest.mark.parametrize("spread", [1.0, 0.3, 0.1])
