@@ -11,7 +11,7 @@ Test clips are the rows of split `test`, else `dev`, else those of a fifth of th
 all. Of the others a tenth, 60 clips at most, chooses the checkpoint: it is labelled too, and not counted.
 
 smoke   seconds: one share, one seed, a few steps; shows that everything runs.
-tiny    90 trainings for two tasks, about 90 minutes of one CPU core (LOG.md has a run).
+tiny    90 trainings for two tasks, about 70 minutes on two CPU cores, a process a task (LOG.md has a run).
 """
 
 from __future__ import annotations
