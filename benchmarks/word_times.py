@@ -10,6 +10,7 @@ times, not the recognition.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import speech_ssl
-from speech_ssl import audio
 from speech_ssl.data.manifest import Utterance, read_manifest
+from speech_ssl.evaluation.representations import load_wave
 from speech_ssl.inference import Runtime
 from speech_ssl.text import normalize
 from speech_ssl.types import SAMPLE_RATE, Waveform
@@ -36,7 +37,7 @@ def speech_of(wave: Waveform, top_db: float = 30.0) -> Waveform:
 
 def errors_at_join(runtime: Runtime, first: Utterance, second: Utterance) -> tuple[float, float]:
     """Seconds by which the first clip's end and the second's beginning miss the join; late is positive."""
-    waves = [speech_of(audio.decode(clip.path)) for clip in (first, second)]
+    waves = [speech_of(load_wave(clip)) for clip in (first, second)]
     join_s = len(waves[0]) / SAMPLE_RATE
     text = f"{normalize(first.text)} {normalize(second.text)}"
     (aligned,) = runtime.align([np.concatenate(waves)], [text])
@@ -51,6 +52,8 @@ def measure(runtime: Runtime, clips: Sequence[Utterance], most: int) -> NDArray[
         for a, b in pairwise(clips)
         if a.speaker == b.speaker and normalize(a.text) and normalize(b.text)
     ]
+    if not pairs:
+        raise ValueError("no two clips of one speaker with texts follow each other: see --split and --lang")
     return np.array([errors_at_join(runtime, *pair) for pair in pairs[:most]])
 
 
@@ -64,9 +67,16 @@ def main() -> None:
     parser.add_argument("--split", default="dev")
     parser.add_argument("--pairs", type=int, default=200)
     given = parser.parse_args()
-    clips = [u for path in given.manifest for u in read_manifest(path) if u.split == given.split]
-    clips = [u for u in clips if given.lang in (None, u.lang)]
-    errors_N2 = measure(speech_ssl.load(given.model), clips, given.pairs)
+    try:
+        clips = [u for path in given.manifest for u in read_manifest(path) if u.split == given.split]
+        clips = [u for u in clips if given.lang in (None, u.lang)]
+        errors_N2 = measure(speech_ssl.load(given.model), clips, given.pairs)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    report(errors_N2)
+
+
+def report(errors_N2: NDArray[np.float64]) -> None:
     print(
         f"{len(errors_N2)} joins; milliseconds   mean  median |error|  90 %   within {1000 * WANTED_S:g} ms"
     )

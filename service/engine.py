@@ -269,6 +269,6 @@ def _run(runtime: Runtime, jobs: Sequence[Job]) -> list[Passed]:
     heads = sorted({name for job in jobs for name in job.heads})
     passed = runtime.run_windows([job.wave for job in jobs], [job.layer for job in jobs], heads)
     return [
-        Passed(one.frames, {name: one.heads[name] for name in job.heads})
+        one._replace(heads={name: one.heads[name] for name in job.heads})
         for job, one in zip(jobs, passed, strict=True)
     ]

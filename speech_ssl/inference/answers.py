@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from speech_ssl.inference.ctc import Word, align, greedy, split_at_blanks
+from speech_ssl.inference.ctc import Loudness, Word, align, greedy, split_at_blanks
 from speech_ssl.model.heads import CTCSpec, EventsSpec, clip_logits, frame_logits, scores
 from speech_ssl.text import Vocabulary, normalize
 from speech_ssl.types import Features
@@ -116,21 +116,31 @@ class Clock:
 
 
 def transcribe(
-    log_probs_TV: NDArray[np.float32], spec: CTCSpec, clock: Clock, decoder: Decoder | None
+    log_probs_TV: NDArray[np.float32],
+    spec: CTCSpec,
+    clock: Clock,
+    decoder: Decoder | None,
+    loudness_TE: Loudness | None = None,
 ) -> Transcript:
     """The best path, or what the decoder makes of it, with the times of its words."""
     vocabulary = Vocabulary(spec.vocabulary)
     if decoder is None:
-        text, words = greedy(log_probs_TV, vocabulary, clock.hop_s)
+        text, words = greedy(log_probs_TV, vocabulary, clock.hop_s, loudness_TE)
     else:
-        text, words = _decoded(log_probs_TV, vocabulary, clock.hop_s, decoder)
+        text, words = _decoded(log_probs_TV, vocabulary, clock.hop_s, decoder, loudness_TE)
     return Transcript(text, _shifted(words, clock), clock.duration_s)
 
 
-def align_text(log_probs_TV: NDArray[np.float32], text: str, spec: CTCSpec, clock: Clock) -> Transcript:
+def align_text(
+    log_probs_TV: NDArray[np.float32],
+    text: str,
+    spec: CTCSpec,
+    clock: Clock,
+    loudness_TE: Loudness | None = None,
+) -> Transcript:
     """The times of the words of a known text. Raises ValueError where it does not fit into the clip."""
     text = normalize(text)
-    words = align(log_probs_TV, text, Vocabulary(spec.vocabulary), clock.hop_s)
+    words = align(log_probs_TV, text, Vocabulary(spec.vocabulary), clock.hop_s, loudness_TE)
     return Transcript(text, _shifted(words, clock), clock.duration_s)
 
 
@@ -148,7 +158,11 @@ def _shifted(words: list[Word], clock: Clock) -> list[Word]:
 
 
 def _decoded(
-    log_probs_TV: NDArray[np.float32], vocabulary: Vocabulary, hop_s: float, decoder: Decoder
+    log_probs_TV: NDArray[np.float32],
+    vocabulary: Vocabulary,
+    hop_s: float,
+    decoder: Decoder,
+    loudness_TE: Loudness | None,
 ) -> tuple[str, list[Word]]:
     texts: list[str] = []
     words: list[Word] = []
@@ -156,7 +170,8 @@ def _decoded(
         text = decoder(log_probs_TV[part]).text
         texts.append(text)
         offset_s = part.start * hop_s
-        for word in align(log_probs_TV[part], text, vocabulary, hop_s):
+        loudness = None if loudness_TE is None else loudness_TE[part]
+        for word in align(log_probs_TV[part], text, vocabulary, hop_s, loudness):
             words.append(replace(word, start=word.start + offset_s, end=word.end + offset_s))
     return " ".join(filter(None, texts)), words
 

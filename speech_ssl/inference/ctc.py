@@ -7,11 +7,12 @@ The times of words. A CTC model emits a unit in one frame or two, somewhere with
 around it, so the first and the last spike of a word lie inside the word. A spike is taken for the middle of
 its unit: a word reaches half of the usual distance between the spikes of a word beyond its first and its
 last one (the median over the text, at most 0.2 s; 0.08 s where no word has two units). Units that hold on
-for longer are covered whole. Words at most 0.2 s apart, from spike to spike, meet in the middle of the
-space between them. Where the gap is longer there is a pause in it: a word ends at the latest where the frames
-of the space end, and begins at the earliest where they begin. So words never overlap, are in order, and lie
-within the recording. At joins of real clips a boundary so found was 22 ms off in the median, while the outer
-spikes of the words lay 37 and 98 ms from it (benchmarks/word_times.py, LOG.md).
+for longer are covered whole. Words at most 0.3 s apart, from spike to spike, meet where it is quietest
+between the middles of these spikes, if the loudness is given (mean squares by parts of a frame, as (T, E)),
+else in the middle of the space. Where the gap is longer there is a pause in it: a word ends at the latest
+where the frames of the space end, and begins at the earliest where they begin. So words never overlap, are in
+order, and lie within the recording. At joins of real clips a boundary so found was 3 ms off in the median, in
+the middle of the space 22 ms (benchmarks/word_times.py, LOG.md).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +31,15 @@ from speech_ssl.text import Vocabulary
 
 SPACE = " "
 USUAL_STEP_S, LONGEST_STEP_S = 0.08, 0.2
-PAUSE_S = 0.2
+PAUSE_S = 0.3
 LEAST_LOG_PROB = -200.0  # as good as never, and float32 sums stay exact enough
 
 MOST_CELLS = 1_000_000_000
 SURE = math.log(0.9)  # of a blank
 PAUSE, SHORT_PAUSE = 15, 3  # frames of sure blanks on both sides of a cut: as good as any; just a pause
+
+
+Loudness: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,12 @@ class Span:
         return (self.start + self.stop) / 2
 
 
-def greedy(log_probs_TV: NDArray[np.float32], vocabulary: Vocabulary, hop_s: float) -> tuple[str, list[Word]]:
+def greedy(
+    log_probs_TV: NDArray[np.float32],
+    vocabulary: Vocabulary,
+    hop_s: float,
+    loudness_TE: Loudness | None = None,
+) -> tuple[str, list[Word]]:
     """The text of the best path, with one space between words, and its words.
 
     Times come from the path, which is the forced alignment of its own text. Raises ValueError for
@@ -79,11 +89,17 @@ def greedy(log_probs_TV: NDArray[np.float32], vocabulary: Vocabulary, hop_s: flo
         for start, stop in pairwise(ends)
         if path_T[start]
     ]
-    words = _words(spans, len(path_T), vocabulary, hop_s)
+    words = _words(spans, len(path_T), vocabulary, hop_s, loudness_TE)
     return SPACE.join(word.word for word in words), words
 
 
-def align(log_probs_TV: NDArray[np.float32], text: str, vocabulary: Vocabulary, hop_s: float) -> list[Word]:
+def align(
+    log_probs_TV: NDArray[np.float32],
+    text: str,
+    vocabulary: Vocabulary,
+    hop_s: float,
+    loudness_TE: Loudness | None = None,
+) -> list[Word]:
     """The words of a text on the most probable path that spells it, with one space between words.
 
     It takes memory of T times the length of the text: align long recordings in parts, see
@@ -106,7 +122,8 @@ def align(log_probs_TV: NDArray[np.float32], text: str, vocabulary: Vocabulary, 
             f"{len(log_probs_TV)} frames and {len(units)} characters are too much to align at once: do it in "
             "parts of some minutes"
         )
-    return _words(_forced(log_probs_TV, units), len(log_probs_TV), vocabulary, hop_s)
+    spans = _forced(log_probs_TV, units)
+    return _words(spans, len(log_probs_TV), vocabulary, hop_s, loudness_TE)
 
 
 def split_at_blanks(log_probs_TV: NDArray[np.float32], most_frames: int) -> list[slice]:
@@ -148,7 +165,9 @@ def _forced(log_probs_TV: NDArray[np.float32], units: Sequence[int]) -> list[Spa
     return [Span(s.token, s.start, s.end, s.score) for s in merge_tokens(path_1T[0], scores_1T[0])]
 
 
-def _words(spans: Sequence[Span], frames: int, vocabulary: Vocabulary, hop_s: float) -> list[Word]:
+def _words(
+    spans: Sequence[Span], frames: int, vocabulary: Vocabulary, hop_s: float, loudness_TE: Loudness | None
+) -> list[Word]:
     """By the rule of the module."""
     space = vocabulary.symbols.index(SPACE) if SPACE in vocabulary.symbols else None
     groups = [list(group) for _, group in groupby(spans, key=lambda span: span.unit == space)]
@@ -161,13 +180,30 @@ def _words(spans: Sequence[Span], frames: int, vocabulary: Vocabulary, hop_s: fl
         space_start, space_stop = groups[number + 1][0].start, groups[number + 1][-1].stop
         ends[i], starts[i + 1] = min(ends[i], space_stop), max(starts[i + 1], space_start)
         if first.start - last.stop <= PAUSE_S / hop_s or ends[i] > starts[i + 1]:
-            ends[i] = starts[i + 1] = (space_start + space_stop) / 2
+            middle = (space_start + space_stop) / 2
+            ends[i] = starts[i + 1] = _quietest(loudness_TE, last, first, middle)
     words = []
     for number, start, end in zip(said, starts, ends, strict=True):
         score = math.exp(statistics.fmean(span.log_prob for span in groups[number]))
         text = vocabulary.decode(span.unit for span in groups[number])
         words.append(Word(text, start * hop_s, end * hop_s, min(score, 1.0)))
     return words
+
+
+def _quietest(loudness_TE: Loudness | None, last: Span, first: Span, middle: float) -> float:
+    """Where between two spikes it is quietest over about the length of a frame; of equals the place nearest
+    to `middle`, which it is too where nothing is known."""
+    if loudness_TE is None or not loudness_TE.size:
+        return middle
+    parts = loudness_TE.shape[1]
+    squares_N = loudness_TE[last.start : first.stop].ravel().astype(np.float64)
+    quiet_N = np.convolve(squares_N, np.ones(parts) / parts, "valid")
+    places_N = last.start + (np.arange(len(quiet_N)) + parts / 2) / parts
+    between_N = (places_N > last.middle) & (places_N < first.middle)
+    if not between_N.any():
+        return middle
+    least = quiet_N[between_N].min() * 1.000001
+    return float(min(places_N[between_N & (quiet_N <= least)], key=lambda place: abs(place - middle)))
 
 
 def _step(words: Sequence[Sequence[Span]], hop_s: float) -> float:

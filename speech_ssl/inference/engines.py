@@ -16,6 +16,7 @@ from speech_ssl.model.encoder import Encoder
 from speech_ssl.types import Waveform
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
+QUARTERS = 4
 NO_FRAMES: NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
 
 
@@ -26,15 +27,19 @@ class Passed(NamedTuple):
     """Of the wave's own layer: (T, D)."""
     heads: dict[str, NDArray[np.float32]]
     """Outputs of each head that was asked for: (T, O)."""
+    loudness: NDArray[np.float32] = NO_FRAMES
+    """Mean square of the samples around each frame's middle, by quarters of a hop: (T, 4). Empty without
+    heads: it is what tells words apart where they meet."""
 
     def kept(self, skip: int, keep: int) -> Passed:
         """The frames from `skip` on, `keep` of them."""
         rows = slice(skip, skip + keep)
-        return Passed(self.frames[rows], {name: x_TO[rows] for name, x_TO in self.heads.items()})
+        heads = {name: x_TO[rows] for name, x_TO in self.heads.items()}
+        return Passed(self.frames[rows], heads, self.loudness[rows])
 
     def without_frames(self) -> Passed:
         """The heads' outputs alone: frames of hours would fill the memory."""
-        return Passed(NO_FRAMES, self.heads)
+        return self._replace(frames=NO_FRAMES)
 
     @staticmethod
     def joined(parts: Sequence[Passed]) -> Passed:
@@ -43,7 +48,8 @@ class Passed(NamedTuple):
             return parts[0]
         names = parts[0].heads
         heads = {name: np.concatenate([part.heads[name] for part in parts]) for name in names}
-        return Passed(np.concatenate([part.frames for part in parts]), heads)
+        frames = np.concatenate([part.frames for part in parts])
+        return Passed(frames, heads, np.concatenate([part.loudness for part in parts]))
 
 
 class TorchEngine:
@@ -107,9 +113,18 @@ class TorchEngine:
                 Passed(
                     NO_FRAMES if layer is None else _rows(states[layer], i, count),
                     {n: _rows(x_BTO, i, count) for n, x_BTO in outputs.items()},
+                    self._loudness(waves[i], count) if heads else NO_FRAMES,
                 )
                 for i, (layer, count) in enumerate(zip(layers, counts, strict=True))
             ]
+
+    def _loudness(self, wave: Waveform, frames: int) -> NDArray[np.float32]:
+        hop = self.encoder.hop
+        first = (self.encoder.receptive_field - hop) // 2
+        part = wave[first : first + frames * hop]
+        part = np.pad(part, (0, frames * hop - len(part)))  # of encoders whose field is short
+        squares: NDArray[np.float32] = np.square(part).reshape(frames, QUARTERS, hop // QUARTERS)
+        return np.asarray(squares.mean(axis=2))
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:

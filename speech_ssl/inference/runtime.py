@@ -140,7 +140,9 @@ class Runtime:
         spec = self.heads[name]
         assert isinstance(spec, CTCSpec)
         return [
-            answers.align_text(whole.passed.heads[name], text, spec, self._clock(whole))
+            answers.align_text(
+                whole.passed.heads[name], text, spec, self._clock(whole), whole.passed.loudness
+            )
             for whole, text in zip(self._heard(waves), texts, strict=True)
         ]
 
@@ -261,7 +263,8 @@ class Runtime:
         """What a head heard said in a clip that has been run. In any thread, as `classification`."""
         spec = self.heads[head]
         assert isinstance(spec, CTCSpec)
-        return answers.transcribe(whole.passed.heads[head], spec, self._clock(whole), decoder)
+        passed = whole.passed
+        return answers.transcribe(passed.heads[head], spec, self._clock(whole), decoder, passed.loudness)
 
     def classification(self, whole: Whole, head: str, choice: Choice) -> Classification:
         spec = self.heads[head]

@@ -84,11 +84,29 @@ def test_neighbours_meet_in_the_middle_of_the_space() -> None:
 def test_a_lone_spike_is_the_middle_of_its_unit() -> None:
     """Spikes are 4 frames apart, so that a unit is 2 frames to each side; far from there is silence."""
     _, words = greedy(
-        on_path(path_of("-" * 10 + "a---b---a" + "-" * 5 + " " + "-" * 9 + "b---a", SPACED), 4), SPACED, 0.02
+        on_path(path_of("-" * 10 + "a---b---a" + "-" * 5 + " " + "-" * 11 + "b---a", SPACED), 4), SPACED, 0.02
     )
-    expected = [(0.17, 0.41), (0.65, 0.78)]
+    expected = [(0.17, 0.41), (0.69, 0.82)]
     for word, (start, end) in zip(words, expected, strict=True):
         assert (word.start, word.end) == pytest.approx((start, end))
+
+
+def test_words_that_meet_part_where_it_is_quietest() -> None:
+    """Between the spikes of "b" (frame 2) and "a" (frame 9); of equals, nearest to the space's middle."""
+    log_probs_TV = on_path(path_of("a-b---  -a-b", SPACED), 4)
+    even_TE = np.ones((12, 4), dtype=np.float32)
+    (first, second) = greedy(log_probs_TV, SPACED, 0.01, even_TE)[1]
+    middle = greedy(log_probs_TV, SPACED, 0.01)[1][0].end
+    assert middle == pytest.approx(0.07) and first.end == second.start == pytest.approx(0.07, abs=0.0013)
+    for frame, quarter in ((3, 0), (4, 2), (8, 3)):
+        dip_TE = even_TE.copy()
+        dip_TE[frame, quarter] = 0.01
+        first, second = greedy(log_probs_TV, SPACED, 0.01, dip_TE)[1]
+        assert first.end == second.start == pytest.approx(0.01 * (frame + (quarter + 0.5) / 4), abs=0.005)
+        assert align(log_probs_TV, "ab ab", SPACED, 0.01, dip_TE)[0].end == first.end
+    outside_TE = even_TE.copy()
+    outside_TE[[0, 11]] = 0.0
+    assert greedy(log_probs_TV, SPACED, 0.01, outside_TE)[1][0].end == pytest.approx(0.07, abs=0.0013)
 
 
 @settings(max_examples=40)
@@ -108,7 +126,8 @@ def test_planted_words_are_found_within_40_ms(words: list[str], seed: int) -> No
 @given(seed=st.integers(0, 10_000), frames=st.integers(0, 40), sharpness=st.sampled_from([0.5, 3.0, 10.0]))
 def test_words_are_in_order_and_within_the_recording(seed: int, frames: int, sharpness: float) -> None:
     log_probs_TV = random_log_probs(frames, 4, seed, sharpness)
-    text, words = greedy(log_probs_TV, SPACED, HOP_S)
+    loudness_TE = np.random.default_rng(seed).random((frames, 4), dtype=np.float32)
+    text, words = greedy(log_probs_TV, SPACED, HOP_S, loudness_TE if seed % 2 else None)
     assert [word.word for word in words] == text.split()
     check_times(words, frames)
     aligned = align(log_probs_TV, text, SPACED, HOP_S)

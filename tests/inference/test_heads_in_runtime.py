@@ -114,6 +114,21 @@ def test_long_clips_go_through_in_windows(artifact, waves) -> None:
     assert " ".join(word.word for word in transcript.words) == transcript.text
 
 
+def test_loudness_is_that_of_the_wave_around_each_frame(artifact, waves) -> None:
+    """Also of a clip in windows; without heads there is none."""
+    long = np.concatenate(waves)
+    narrow = Runtime(load_artifact(artifact), window_s=3.0, context_s=0.5)
+    (whole,) = narrow._wholes([long], None, ["ctc"])
+    loudness_TE = whole.passed.loudness
+    assert loudness_TE.shape == (narrow.chunker.frame_count(len(long)), 4)
+    for frame, quarter in ((0, 0), (160, 3), (len(loudness_TE) - 1, 2)):
+        first = 320 * frame + 40 + 80 * quarter  # the middle of a frame's 400 samples is at 200
+        expected = np.square(long[first : first + 80].astype(np.float64)).mean()
+        assert loudness_TE[frame, quarter] == pytest.approx(expected, rel=1e-4)
+    (without,) = narrow._wholes([long], 0)
+    assert not without.passed.loudness.size
+
+
 def test_what_the_model_cannot_do_is_said(tiny_artifact, runtime, waves) -> None:
     without = speech_ssl.load(tiny_artifact)
     with pytest.raises(ValueError, match=r"cannot transcribe: it has no head.*recipes.finetune_ctc"):
