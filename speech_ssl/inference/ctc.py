@@ -8,11 +8,11 @@ around it, so the first and the last spike of a word lie inside the word. A spik
 its unit: a word reaches half of the usual distance between the spikes of a word beyond its first and its
 last one (the median over the text, at most 0.2 s; 0.08 s where no word has two units). Units that hold on
 for longer are covered whole. Words at most 0.3 s apart, from spike to spike, meet where it is quietest
-between the middles of these spikes, if the loudness is given (mean squares by parts of a frame, as (T, E)),
-else in the middle of the space. Where the gap is longer there is a pause in it: a word ends at the latest
-where the frames of the space end, and begins at the earliest where they begin. So words never overlap, are in
-order, and lie within the recording. At joins of real clips a boundary so found was 3 ms off in the median, in
-the middle of the space 22 ms (benchmarks/word_times.py, LOG.md).
+between the middles of these spikes, if the loudness is given (mean squares by parts of a frame, as (T, E));
+without it those at most 0.2 s apart meet in the middle of the space. Where the gap is longer there is a
+pause in it: a word ends at the latest where the frames of the space end, and begins at the earliest where
+they begin. So words never overlap, are in order, and lie within the recording. At joins of real clips a
+boundary so found was 3 ms off in the median, in the middle of the space 22 ms (benchmarks/word_times.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from speech_ssl.text import Vocabulary
 
 SPACE = " "
 USUAL_STEP_S, LONGEST_STEP_S = 0.08, 0.2
-PAUSE_S = 0.3
+PAUSE_S, HEARD_PAUSE_S = 0.2, 0.3
 LEAST_LOG_PROB = -200.0  # as good as never, and float32 sums stay exact enough
 
 MOST_CELLS = 1_000_000_000
@@ -172,6 +172,7 @@ def _words(
     space = vocabulary.symbols.index(SPACE) if SPACE in vocabulary.symbols else None
     groups = [list(group) for _, group in groupby(spans, key=lambda span: span.unit == space)]
     said = [number for number, group in enumerate(groups) if group[0].unit != space]
+    pause = (PAUSE_S if loudness_TE is None or not loudness_TE.size else HEARD_PAUSE_S) / hop_s
     half = _step([groups[number] for number in said], hop_s) / 2
     starts = [max(min(first.start, first.middle - half), 0) for first, *_ in map(groups.__getitem__, said)]
     ends = [min(max(last.stop, last.middle + half), frames) for *_, last in map(groups.__getitem__, said)]
@@ -179,7 +180,7 @@ def _words(
         last, first = groups[number][-1], groups[number + 2][0]
         space_start, space_stop = groups[number + 1][0].start, groups[number + 1][-1].stop
         ends[i], starts[i + 1] = min(ends[i], space_stop), max(starts[i + 1], space_start)
-        if first.start - last.stop <= PAUSE_S / hop_s or ends[i] > starts[i + 1]:
+        if first.start - last.stop <= pause or ends[i] > starts[i + 1]:
             middle = (space_start + space_stop) / 2
             ends[i] = starts[i + 1] = _quietest(loudness_TE, last, first, middle)
     words = []
