@@ -134,7 +134,7 @@ class Sandbox:
         self._memory, self._timeout_s, self._lost = memory, timeout_s, lost
         self._count = decoders
         self._stopped = False
-        self._free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[Decoder | None] = queue.SimpleQueue()  # None: still to be started
 
     def start(self) -> None:
         for _ in range(self._count):
@@ -143,12 +143,8 @@ class Sandbox:
     def stream(self, source: bytes | BinaryIO, *, limits: Limits) -> Generator[Waveform]:
         """As `speech_ssl.audio.stream`, in any thread. Raises AudioError, `undecodable` for what killed a
         decoder or took too long."""
-        decoder = self._free.get()
+        decoder = self._taken()
         try:
-            if decoder.popen.poll() is not None:  # killed while it had nothing to do
-                self._lost()
-                decoder.end()
-                decoder = Decoder(self._memory)
             yield from decoder.blocks(source, limits, time.monotonic() + self._timeout_s)
         except _Crashed as error:
             self._lost()
@@ -156,22 +152,40 @@ class Sandbox:
         finally:
             self._give_back(decoder)
 
-    def _give_back(self, decoder: Decoder) -> None:
-        if not decoder.ready or decoder.files >= FILES or self._stopped:
+    def _taken(self) -> Decoder:
+        """Waits for one. Raises OSError where the system cannot start it."""
+        decoder = self._free.get()
+        if decoder is not None and decoder.popen.poll() is not None:  # killed while it had nothing to do
+            self._lost()
             decoder.end()
-            if self._stopped:
-                return
-            decoder = Decoder(self._memory)
-        self._free.put(decoder)
+            decoder = None
+        try:
+            return decoder or Decoder(self._memory)
+        except OSError:
+            self._free.put(None)  # for the next one to try
+            raise
+
+    def _give_back(self, decoder: Decoder) -> None:
+        if decoder.ready and decoder.files < FILES and not self._stopped:
+            self._free.put(decoder)
+            return
+        decoder.end()
+        if not self._stopped:
+            try:
+                self._free.put(Decoder(self._memory))
+            except OSError:
+                self._free.put(None)
 
     def stop(self) -> None:
         """End the decoders; those at work end with their file."""
         self._stopped = True
         while True:
             try:
-                self._free.get_nowait().end()
+                decoder = self._free.get_nowait()
             except queue.Empty:
                 return
+            if decoder is not None:
+                decoder.end()
 
 
 def _wait(descriptor: int, event: int, deadline: float) -> None:

@@ -157,6 +157,22 @@ def test_decoders_are_replaced_now_and_then_and_end_with_the_sandbox(
     assert decoder.popen.returncode == -signal.SIGKILL
 
 
+def test_a_decoder_that_cannot_be_started_is_tried_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = make()
+    os.kill(counted.pid, signal.SIGKILL)
+    next(iter_free(counted.sandbox)).popen.wait(10)
+    with monkeypatch.context() as patch:
+
+        def fails(memory: int) -> sandbox.Decoder:
+            raise OSError("too many processes")
+
+        patch.setattr(sandbox, "Decoder", fails)
+        for _ in range(2):
+            with pytest.raises(OSError, match="too many processes"):
+                counted.decode(WAV)
+    assert len(counted.decode(WAV)) == 16_000
+
+
 def test_a_decoder_ends_with_the_service_and_needs_no_torch() -> None:
     code = "import sys, service.decoder; print('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
