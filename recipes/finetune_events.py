@@ -66,7 +66,6 @@ def tiny() -> FineTuning:
             valid_every=25,
             valid_at_start=True,
             save_every=100,
-            patience=8,
         ),
     )
 
@@ -121,9 +120,7 @@ def smoke() -> FineTuning:
         small,
         name="smoke-events",
         data=replace(small.data, batch_s=12.0),
-        train=replace(
-            small.train, steps=12, precision="fp32", log_every=4, valid_every=6, save_every=4, patience=None
-        ),
+        train=replace(small.train, steps=12, precision="fp32", log_every=4, valid_every=6, save_every=4),
         scratch=replace(presets.tiny(), depth=2, width=64, ffn_width=128),
     )
 

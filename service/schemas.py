@@ -99,9 +99,16 @@ class ErrorBody(BaseModel):
     error: Error
 
 
+def _sent(field: dict[str, Any]) -> dict[str, Any]:
+    """As a query or a form has it: what is not set is left out, and not null."""
+    kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
+    rest = {key: value for key, value in field.items() if key not in ("anyOf", "default")}
+    return field if len(kinds) != 1 else {**kinds[0], **rest}
+
+
 def body_of(options: type[BaseModel], *, several: bool = False) -> dict[str, Any]:
     """FastAPI cannot derive it: the routes read their bodies themselves."""
-    fields = options.model_json_schema()["properties"]
+    fields = {name: _sent(field) for name, field in options.model_json_schema()["properties"].items()}
     one = {"type": "string", "format": "binary"}
     file = {"type": "array", "items": one, "minItems": 1} if several else one
     form = {"type": "object", "required": ["file"], "properties": {"file": file, **fields}}

@@ -211,7 +211,10 @@ def test_interrupted_it_keeps_what_is_done(prompts: Path, tmp_path: Path):
     soundfile.write(long, np.tile(soundfile.read(utterances[0].path)[0], 20_000), 16000)
     rows = [f"{utterance.path}\t9999.0" for utterance in utterances]  # so that they come first
     manifest = tmp_path / "m.tsv"
-    manifest.write_text("\n".join(("path\tduration_s", *rows, f"{long}\t100")))
+    copies = [tmp_path / f"long{number}.flac" for number in range(20)]  # not done before the signal
+    for copy in copies:
+        copy.hardlink_to(long)
+    manifest.write_text("\n".join(("path\tduration_s", *rows, *(f"{copy}\t100" for copy in copies))))
     narrow = save_narrow(tmp_path / "narrow")
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))

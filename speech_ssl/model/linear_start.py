@@ -7,7 +7,7 @@ fine-tuning). With mean pooling all that a linear head needs of a clip is the me
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 from speech_ssl.model.heads import EventsHead
 
 WEIGHT_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+STRONG = WEIGHT_DECAYS[3:]
+"""For an encoder that will move: with large weights each of its steps would change the answers by much."""
 ITERATIONS = 60
 
 
@@ -30,11 +32,18 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (N, K) and targets (N, K) to the sum of the clips' losses."""
 
 
-def fit_linear(head: EventsHead, training: Pooled, valid: Pooled, loss: Loss) -> float:
+def fit_linear(
+    head: EventsHead,
+    training: Pooled,
+    valid: Pooled,
+    loss: Loss,
+    decays: Sequence[float] = WEIGHT_DECAYS,
+) -> float:
     """Set the mix of layers and the linear outputs of `head` to those with the least loss on the training
     clips, under the L2 penalty that is best on the held-out ones; without those, under the middle one.
     Returns the mean loss of the held-out clips (NaN without any)."""
-    decays = WEIGHT_DECAYS if len(valid.means_NLD) else WEIGHT_DECAYS[2:3]
+    if not len(valid.means_NLD):
+        decays = [sorted(decays)[len(decays) // 2]]
     fitted = [_fit(training, loss, decay) for decay in decays]
     losses = [float(loss(_logits(valid, *one), valid.targets_NK)) / max(len(valid[0]), 1) for one in fitted]
     best = min(range(len(fitted)), key=losses.__getitem__)

@@ -24,7 +24,7 @@ from speech_ssl.model.heads import (
     frame_logits,
     scores,
 )
-from speech_ssl.model.linear_start import Pooled, fit_linear
+from speech_ssl.model.linear_start import STRONG, WEIGHT_DECAYS, Pooled, fit_linear
 from speech_ssl.objectives.base import Tuned, Tuning
 from speech_ssl.objectives.views import add_noise, mixup, random_gain, time_shift
 from speech_ssl.types import SAMPLE_RATE, Batch, Frames, LossSum
@@ -137,7 +137,8 @@ class Events(Tuned):
         def loss(logits_NK: Tensor, targets_NK: Tensor) -> Tensor:
             return self._loss(_Heard(logits_NK, targets_NK))
 
-        result = fit_linear(self.head, self._pooled(training), self._pooled(valid), loss)
+        decays = WEIGHT_DECAYS if self.frozen else STRONG
+        result = fit_linear(self.head, self._pooled(training), self._pooled(valid), loss, decays)
         self.train(mode)
         return result
 
