@@ -198,15 +198,18 @@ async def _events(engine: Engine, runtime: Runtime, hearing: Hearing, head: str)
     try:
         async with asyncio.timeout(engine.settings.request_timeout_s):
             (clip,) = hearing.clips
-            kept: list[Passed] = []
+            pending: list[Passed] = []
             async for part in clip.parts():
                 clip.check(list(part.heads.values()))
-                kept.append(part)
-                whole = Whole(Passed.joined(kept), hearing.seconds)
-                said = await engine.aside(partial(runtime.transcript, whole, head))
-                text = said.text if not clip.windows else said.text.rpartition(" ")[0]
-                if delta := text[len(told) :]:
-                    told = text
+                heard = Whole(Passed.joined([*pending, part]), hearing.seconds)
+                frames = len(heard.passed.heads[head])
+                cut = runtime.settled(heard, head) if clip.windows else frames
+                pending = [heard.passed.kept(cut, frames - cut)]
+                certain = Whole(heard.passed.kept(0, cut), hearing.seconds)
+                text = (await engine.aside(partial(runtime.transcript, certain, head))).text
+                if text:
+                    delta = f" {text}" if told else text
+                    told += delta
                     yield _event("transcript.text.delta", delta=delta)
             usage = Usage(seconds=round(hearing.seconds, 6)).model_dump()
             yield _event("transcript.text.done", text=told, usage=usage)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from speech_ssl.inference.ctc import Loudness, Word, align, greedy, split_at_blanks
+from speech_ssl.inference.ctc import SPACE, Loudness, Word, align, greedy, split_at_blanks
 from speech_ssl.model.heads import CTCSpec, EventsSpec, clip_logits, frame_logits, scores
 from speech_ssl.text import Vocabulary, normalize
 from speech_ssl.types import Features
@@ -129,6 +129,15 @@ def transcribe(
     else:
         text, words = _decoded(log_probs_TV, vocabulary, clock.hop_s, decoder, loudness_TE)
     return Transcript(text, _shifted(words, clock), clock.duration_s)
+
+
+def settled(log_probs_TV: NDArray[np.float32], spec: CTCSpec) -> int:
+    """How many frames there are before the last space of the best path: what follows later changes nothing
+    of their text."""
+    if SPACE not in spec.vocabulary:
+        return 0
+    spaces = np.flatnonzero(log_probs_TV.argmax(axis=1) == spec.vocabulary.index(SPACE))
+    return int(spaces[-1]) if len(spaces) else 0
 
 
 def align_text(

@@ -266,6 +266,12 @@ class Runtime:
         passed = whole.passed
         return answers.transcribe(passed.heads[head], spec, self._clock(whole), decoder, passed.loudness)
 
+    def settled(self, whole: Whole, head: str) -> int:
+        """How many of a clip's first frames have a text that no later frame can change."""
+        spec = self.heads[head]
+        assert isinstance(spec, CTCSpec)
+        return answers.settled(whole.passed.heads[head], spec)
+
     def classification(self, whole: Whole, head: str, choice: Choice) -> Classification:
         spec = self.heads[head]
         assert isinstance(spec, EventsSpec)

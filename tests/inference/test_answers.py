@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from speech_ssl.inference.answers import Choice, Clock, check_tasks, classify, frame_scores, transcribe
+from speech_ssl.inference.answers import (
+    Choice,
+    Clock,
+    check_tasks,
+    classify,
+    frame_scores,
+    settled,
+    transcribe,
+)
 from speech_ssl.model.heads import CTCSpec, EventsSpec
 
 HOP_S, FIELD_S = 0.02, 0.025
@@ -131,3 +141,17 @@ def test_words_of_later_parts_are_moved_to_their_place(monkeypatch: pytest.Monke
     half_s = len(log_probs_TV) / 2 * HOP_S
     first, second = parts.words
     assert second.start == pytest.approx(first.start + half_s, abs=1e-6)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 60), st.integers(0, 60))
+def test_what_is_settled_is_not_changed_by_what_follows(seed: int, frames: int, more: int) -> None:
+    generator = np.random.default_rng(seed)
+    logits_TV = generator.normal(0, 3, (frames + more, len(SPEECH.vocabulary))).astype(np.float32)
+
+    def text(part: slice) -> str:
+        return transcribe(logits_TV[part], SPEECH, clock(frames), None).text
+
+    cut = settled(logits_TV[:frames], SPEECH)
+    first, rest = text(slice(0, cut)), text(slice(cut, None))
+    assert " ".join(filter(None, (first, rest))) == text(slice(None))
+    assert text(slice(0, frames)).startswith(first)
