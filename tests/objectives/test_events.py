@@ -256,3 +256,14 @@ def test_the_start_is_what_the_whole_network_then_says(exclusive: bool) -> None:
     assert float(after.total / after.count) == pytest.approx(found, rel=1e-4)
     assert found < 0.5 * float(before.total / before.count)
     assert not objective(hidden=8).starts_linear and not objective(hidden=0, pooling="max").starts_linear
+
+
+def test_an_encoder_that_moves_starts_with_smaller_weights() -> None:
+    norms = []
+    for head_only in (0.0, 1.0):
+        events = objective(hidden=0, head_only=head_only)
+        given = batch([[0], [1], [2], [0]])
+        events.measure([given])
+        events.start_linear([given], [given])
+        norms.append(float(events.head.outputs.weight.detach().norm()))  # type: ignore[union-attr,arg-type]
+    assert 0 < norms[0] < 0.5 * norms[1]
