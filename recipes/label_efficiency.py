@@ -69,7 +69,7 @@ class Plan:
 def tiny() -> Plan:
     """Short runs: the `tiny` encoder, 20 s a step."""
     base = events_tiny()
-    train = replace(base.train, steps=120, log_every=20, valid_every=20, save_every=60, patience=None)
+    train = replace(base.train, steps=120, log_every=20, valid_every=20, save_every=60)
     data = DataConfig(batch_s=20.0, min_s=0.2, workers=1)
     return Plan(replace(base, name="label-efficiency", data=data, train=train))
 

@@ -67,8 +67,7 @@ class Keys:
 
 
 class RequireKey:
-    """Answers 401 to whoever has no key, before a byte of the body is read; tells the others' names in
-    `scope["state"]["key"]`."""
+    """Answers 401 to whoever has no key, before a byte of the body is read."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self.app = app
@@ -78,11 +77,9 @@ class RequireKey:
         if scope["type"] == "lifespan" or scope["path"] in OPEN:
             await self.app(scope, receive, send)
             return
-        name = self.keys.name_of(_given(Headers(scope=scope)))
-        if name is None:
+        if self.keys.name_of(_given(Headers(scope=scope))) is None:
             await _refusal(scope).response()(scope, receive, send)
             return
-        scope.setdefault("state", {})["key"] = name
         await self.app(scope, receive, send)
 
 

@@ -32,11 +32,9 @@ def timing(result: Result) -> dict[str, str]:
     }
 
 
-def embedding_of(vectors: Vectors) -> Embedding:
-    """One clip's, as numbers. The shortest decimals that are the same float32, as elsewhere."""
-    numbers = vectors.astype("U16").astype(np.float64)
-    shape = list(vectors.shape) if vectors.ndim == 2 else None
-    return Embedding(index=0, embedding=numbers.tolist(), shape=shape)
+def embedding_of(vector: Vectors) -> Embedding:
+    """One clip's (D,). The shortest decimals that are the same float32, as elsewhere."""
+    return Embedding(index=0, embedding=vector.astype("U16").astype(np.float64).tolist())
 
 
 def milliseconds(seconds: float) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from service.schemas import Embedding, Pooling, Usage
+from service.schemas import Embedding, Usage
 from speech_ssl.inference.answers import Task
 
 
@@ -56,7 +56,9 @@ class AnalysisOptions(AudioOptions, Labelling):
         "the model can.",
     )
     layer: int = Field(default=-1, ge=-1024, le=1024, description="As for /v1/embeddings.")
-    pooling: Pooling = Field(default="mean", description="As for /v1/embeddings.")
+    pooling: Literal["mean", "max"] = Field(
+        default="mean", description="As for /v1/embeddings, which has frames too."
+    )
     speech_head: str | None = Field(default=None, description="Which head transcribes.")
     sounds_head: str | None = Field(default=None, description="Which head classifies.")
 

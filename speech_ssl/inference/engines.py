@@ -32,40 +32,23 @@ class Passed(NamedTuple):
     heads: it is what tells words apart where they meet."""
 
     def kept(self, skip: int, keep: int) -> Passed:
-        """The frames from `skip` on, `keep` of them: copies, so that the rest can be freed."""
+        """The frames from `skip` on, `keep` of them."""
         rows = slice(skip, skip + keep)
-        heads = {name: x_TO[rows].copy() for name, x_TO in self.heads.items()}
-        return Passed(self.frames[rows].copy(), heads, self.loudness[rows].copy())
+        heads = {name: x_TO[rows] for name, x_TO in self.heads.items()}
+        return Passed(self.frames[rows], heads, self.loudness[rows])
 
     def without_frames(self) -> Passed:
         """The heads' outputs alone: frames of hours would fill the memory."""
         return self._replace(frames=NO_FRAMES)
 
     @staticmethod
-    def joined(parts: list[Passed]) -> Passed:
-        """One after the other. The list is emptied on the way: hours of frames are not held twice."""
+    def joined(parts: Sequence[Passed]) -> Passed:
+        """One after the other."""
         if len(parts) == 1:
-            return parts.pop()
-        first = parts[0]
-        frames = _room([part.frames for part in parts])
-        loudness = _room([part.loudness for part in parts])
-        heads = {name: _room([part.heads[name] for part in parts]) for name in first.heads}
-        at_frame = at = 0
-        parts.reverse()
-        while parts:
-            part = parts.pop()
-            frames[at_frame : at_frame + len(part.frames)] = part.frames
-            at_frame += len(part.frames)
-            for name, x_TO in part.heads.items():
-                heads[name][at : at + len(x_TO)] = x_TO
-            loudness[at : at + len(part.loudness)] = part.loudness
-            at += len(part.loudness)
-        return Passed(frames, heads, loudness)
-
-
-def _room(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """As large as all of them."""
-    return np.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=np.float32)
+            return parts[0]
+        heads = {name: np.concatenate([part.heads[name] for part in parts]) for name in parts[0].heads}
+        frames = np.concatenate([part.frames for part in parts])
+        return Passed(frames, heads, np.concatenate([part.loudness for part in parts]))
 
 
 class TorchEngine:

@@ -239,7 +239,7 @@ class Runtime:
                 parts[piece.clip][piece.index] = one.kept(piece.window.skip, piece.window.keep)
                 ends[piece.clip] = max(ends[piece.clip], piece.window.stop)
         return [
-            Whole(Passed.joined([part.pop(i) for i in sorted(part)]), end / SAMPLE_RATE)
+            Whole(Passed.joined([part[i] for i in sorted(part)]), end / SAMPLE_RATE)
             for part, end in zip(parts, ends, strict=True)
         ]
 
