@@ -1,10 +1,10 @@
 """How far word times are from the truth: clips put end to end, so that the joins are known.
 
-    python -m benchmarks.word_times --model ARTIFACT --manifest M.tsv [--lang en]
+    python -m benchmarks.word_times --model ARTIFACT --manifest M.tsv [--lang en] [--pause 0.2]
 
-Each two clips of one speaker are cut to their speech and joined, and the join is where the last word of the
-first must end and the first of the second begin. Their known texts are aligned: what is measured is the
-times, not the recognition.
+Each two clips of one speaker are cut to their speech and joined, at once or with a pause of faint noise between
+them. At the join the last word of the first must end, and the first of the second begin. Their known texts
+are aligned: what is measured is the times, not the recognition.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from speech_ssl.text import normalize
 from speech_ssl.types import SAMPLE_RATE, Waveform
 
 WANTED_S = 0.04
+FAINT = 1e-3  # the noise of a pause
 
 
 def speech_of(wave: Waveform, top_db: float = 30.0) -> Waveform:
@@ -35,17 +36,22 @@ def speech_of(wave: Waveform, top_db: float = 30.0) -> Waveform:
     return np.ascontiguousarray(librosa.effects.trim(wave, top_db=top_db, frame_length=400, hop_length=80)[0])
 
 
-def errors_at_join(runtime: Runtime, first: Utterance, second: Utterance) -> tuple[float, float]:
-    """Seconds by which the first clip's end and the second's beginning miss the join; late is positive."""
-    waves = [speech_of(load_wave(clip)) for clip in (first, second)]
-    join_s = len(waves[0]) / SAMPLE_RATE
+def errors_at_join(
+    runtime: Runtime, first: Utterance, second: Utterance, pause_s: float = 0.0
+) -> tuple[float, float]:
+    """Seconds by which the first clip's end and the second's beginning are missed; late is positive."""
+    before, after = (speech_of(load_wave(clip)) for clip in (first, second))
+    pause = FAINT * np.random.default_rng(0).standard_normal(round(pause_s * SAMPLE_RATE))
     text = f"{normalize(first.text)} {normalize(second.text)}"
-    (aligned,) = runtime.align([np.concatenate(waves)], [text])
+    (aligned,) = runtime.align([np.concatenate([before, pause.astype(np.float32), after])], [text])
     last = len(normalize(first.text).split()) - 1
-    return aligned.words[last].end - join_s, aligned.words[last + 1].start - join_s
+    end_s, start_s = len(before) / SAMPLE_RATE, (len(before) + len(pause)) / SAMPLE_RATE
+    return aligned.words[last].end - end_s, aligned.words[last + 1].start - start_s
 
 
-def measure(runtime: Runtime, clips: Sequence[Utterance], most: int) -> NDArray[np.float64]:
+def measure(
+    runtime: Runtime, clips: Sequence[Utterance], most: int, pause_s: float = 0.0
+) -> NDArray[np.float64]:
     """Errors of ends and starts (N, 2), in seconds."""
     pairs = [
         (a, b)
@@ -54,7 +60,7 @@ def measure(runtime: Runtime, clips: Sequence[Utterance], most: int) -> NDArray[
     ]
     if not pairs:
         raise ValueError("no two clips of one speaker with texts follow each other: see --split and --lang")
-    return np.array([errors_at_join(runtime, *pair) for pair in pairs[:most]])
+    return np.array([errors_at_join(runtime, *pair, pause_s) for pair in pairs[:most]])
 
 
 def main() -> None:
@@ -66,11 +72,12 @@ def main() -> None:
     parser.add_argument("--lang")
     parser.add_argument("--split", default="dev")
     parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between two clips")
     given = parser.parse_args()
     try:
         clips = [u for path in given.manifest for u in read_manifest(path) if u.split == given.split]
         clips = [u for u in clips if given.lang in (None, u.lang)]
-        errors_N2 = measure(speech_ssl.load(given.model), clips, given.pairs)
+        errors_N2 = measure(speech_ssl.load(given.model), clips, given.pairs, given.pause)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     report(errors_N2)

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speech_ssl.inference.beam_words import Context, LanguageModel, Lexicon, Words
-from speech_ssl.inference.ctc import LEAST_LOG_PROB, SPACE, check_log_probs
+from speech_ssl.inference.ctc import LEAST_LOG_PROB, check_log_probs
+from speech_ssl.inference.word_times import SPACE
 from speech_ssl.text import Vocabulary
 
 BEAM, LM_WEIGHT, WORD_SCORE = 32, 0.5, 1.5

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speech_ssl.inference.ctc import SPACE
+from speech_ssl.inference.word_times import SPACE
 from speech_ssl.text import Vocabulary
 
 UNKNOWN = "<unk>"

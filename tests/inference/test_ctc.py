@@ -10,7 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from speech_ssl.inference.ctc import PAUSE, Word, align, greedy, split_at_blanks
+from speech_ssl.inference.ctc import PAUSE, align, greedy, split_at_blanks
+from speech_ssl.inference.word_times import Word
 from speech_ssl.text import BLANK, Vocabulary
 from tests.inference.posteriors import (
     HOP_S,
@@ -91,6 +92,29 @@ def test_a_lone_spike_is_the_middle_of_its_unit() -> None:
         assert (word.start, word.end) == pytest.approx((start, end))
 
 
+def test_words_end_and_begin_where_it_is_loud() -> None:
+    """A pause of 100 ms around the space, one of 60 ms before the first word, noise after the last."""
+    log_probs_TV = on_path(path_of("----a-b---- ----a-b----", SPACED), 4)
+    loudness_TE = np.ones((23, 4), dtype=np.float32)
+    loudness_TE[:3] = loudness_TE[9, 2:] = loudness_TE[10:14] = loudness_TE[14, :2] = 1e-4
+    first, second = greedy(log_probs_TV, SPACED, 0.02, loudness_TE)[1]
+    assert (first.start, first.end) == pytest.approx((0.06, 0.19))
+    assert (second.start, second.end) == pytest.approx((0.29, 0.39)), "half a step beyond the last spike"
+    loudness_TE[10:13] = 1.0  # what is left is too short for a pause
+    first, second = greedy(log_probs_TV, SPACED, 0.02, loudness_TE)[1]
+    assert first.end == second.start == pytest.approx(0.27)
+
+
+def test_a_pause_is_told_from_faint_noise_but_not_from_loud() -> None:
+    """17 and 7 dB below the words: then they meet where it is quietest."""
+    log_probs_TV = on_path(path_of("a-b----- ------a-b", SPACED), 4)
+    for noise, end, start in ((0.02, 0.10, 0.24), (0.2, 0.17, 0.17)):
+        loudness_TE = np.full((18, 4), noise, dtype=np.float32)
+        loudness_TE[:5] = loudness_TE[12:] = 1.0
+        first, second = greedy(log_probs_TV, SPACED, 0.02, loudness_TE)[1]
+        assert (first.end, second.start) == pytest.approx((end, start))
+
+
 def test_words_that_meet_part_where_it_is_quietest() -> None:
     """Between the spikes of "b" (frame 2) and "a" (frame 9); of equals, nearest to the space's middle."""
     log_probs_TV = on_path(path_of("a-b---  -a-b", SPACED), 4)
@@ -126,11 +150,14 @@ def test_planted_words_are_found_within_40_ms(words: list[str], seed: int) -> No
 @given(seed=st.integers(0, 10_000), frames=st.integers(0, 40), sharpness=st.sampled_from([0.5, 3.0, 10.0]))
 def test_words_are_in_order_and_within_the_recording(seed: int, frames: int, sharpness: float) -> None:
     log_probs_TV = random_log_probs(frames, 4, seed, sharpness)
-    loudness_TE = np.random.default_rng(seed).random((frames, 4), dtype=np.float32)
-    text, words = greedy(log_probs_TV, SPACED, HOP_S, loudness_TE if seed % 2 else None)
+    rng = np.random.default_rng(seed)
+    loud_T = rng.random(frames) < np.repeat(rng.random(frames // 5 + 1), 5)[:frames].round()  # in stretches
+    loudness_TE = np.where(loud_T[:, None], rng.random((frames, 4)), 1e-5).astype(np.float32)
+    heard = loudness_TE if seed % 3 else None
+    text, words = greedy(log_probs_TV, SPACED, HOP_S, heard)
     assert [word.word for word in words] == text.split()
     check_times(words, frames)
-    aligned = align(log_probs_TV, text, SPACED, HOP_S)
+    aligned = align(log_probs_TV, text, SPACED, HOP_S, heard)
     assert [word.word for word in aligned] == text.split()
     check_times(aligned, frames)
 

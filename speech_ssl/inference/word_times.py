@@ -1,0 +1,166 @@
+"""When each word is said, from the spikes of a CTC model and the loudness of the recording.
+
+A CTC model emits a unit in one frame or two, somewhere within its sound or a little after it, and blanks
+around it. So the spikes tell which word is where, and roughly when; the loudness tells the rest:
+
+- Between two words, before the first and after the last, a pause is 80 ms or more that are 30 dB below the
+  loudest moment around, or as quiet as it gets there. A word ends where the first pause after its last spike
+  begins, and begins where the last pause before its first spike ends, if that is within 0.5 s of the spike.
+- With no pause between them, neighbours at most 0.3 s apart, from spike to spike, meet where it is quietest.
+- Where that tells nothing, and without the loudness, a spike is taken for the middle of its unit: a word
+  reaches half of the usual distance between spikes beyond its first and its last one (the median over the
+  text, at most 0.2 s; 0.08 s where no word has two units), and those at most 0.2 s apart meet in the middle
+  of the space. Units that hold on for longer are covered whole.
+
+Words never overlap, are in order, and lie within the recording. How far off they are is measured by
+benchmarks/word_times.py.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speech_ssl.text import Vocabulary
+
+SPACE = " "
+USUAL_STEP_S, LONGEST_STEP_S = 0.08, 0.2
+NEAR_S, HEARD_NEAR_S = 0.2, 0.3
+QUIET_S = 0.08
+AROUND_S = 0.5
+SILENT, AS_QUIET, UNTOLD = 1e-3, 4.0, 0.1
+"""Of the loudest: a pause for sure. Times the quietest: as quiet. Of the loudest: too loud to tell pauses."""
+
+Loudness: TypeAlias = NDArray[np.float32]
+"""Mean squares by parts of a frame: (T, E)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word and where it is said. start, end: seconds.
+
+    score: the geometric mean of its units' posteriors, in [0, 1]; a unit's is that over its frames.
+    """
+
+    word: str
+    start: float
+    end: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The frames of one unit on a path, from `start` to before `stop`, and their mean log-probability."""
+
+    unit: int
+    start: int
+    stop: int
+    log_prob: float
+
+    @property
+    def middle(self) -> float:
+        return (self.start + self.stop) / 2
+
+
+def words_of(
+    spans: Sequence[Span],
+    frames: int,
+    vocabulary: Vocabulary,
+    hop_s: float,
+    loudness_TE: Loudness | None = None,
+) -> list[Word]:
+    """The words that the spikes of a path spell, by the rules above."""
+    space = vocabulary.symbols.index(SPACE) if SPACE in vocabulary.symbols else None
+    groups = [list(group) for _, group in groupby(spans, key=lambda span: span.unit == space)]
+    said = [number for number, group in enumerate(groups) if group[0].unit != space]
+    half = _step([groups[number] for number in said], hop_s) / 2
+    starts = [max(min(first.start, first.middle - half), 0) for first, *_ in map(groups.__getitem__, said)]
+    ends = [min(max(last.stop, last.middle + half), frames) for *_, last in map(groups.__getitem__, said)]
+    heard = None if loudness_TE is None or not loudness_TE.size else Heard(loudness_TE, hop_s)
+    if heard is not None and said:
+        starts[0] = heard.start(0, groups[said[0]][0], starts[0])
+        ends[-1] = heard.end(groups[said[-1]][-1], frames, ends[-1])
+    for i, number in enumerate(said[:-1]):
+        last, first = groups[number][-1], groups[number + 2][0]
+        space_start, space_stop = groups[number + 1][0].start, groups[number + 1][-1].stop
+        if heard is not None and heard.pauses(last.middle, first.start):
+            ends[i] = heard.end(last, first.start, ends[i])
+            starts[i + 1] = heard.start(last.middle, first, starts[i + 1])
+            continue
+        ends[i], starts[i + 1] = min(ends[i], space_stop), max(starts[i + 1], space_start)
+        near = (NEAR_S if heard is None else HEARD_NEAR_S) / hop_s
+        if first.start - last.stop <= near or ends[i] > starts[i + 1]:
+            middle = (space_start + space_stop) / 2
+            ends[i] = starts[i + 1] = middle if heard is None else heard.quietest(last, first, middle)
+    words = []
+    for number, start, end in zip(said, starts, ends, strict=True):
+        score = math.exp(statistics.fmean(span.log_prob for span in groups[number]))
+        text = vocabulary.decode(span.unit for span in groups[number])
+        words.append(Word(text, start * hop_s, end * hop_s, min(score, 1.0)))
+    return words
+
+
+def _step(words: Sequence[Sequence[Span]], hop_s: float) -> float:
+    """Frames from one spike of a word to the next, as usual in these words."""
+    steps = [later.middle - earlier.middle for word in words for earlier, later in pairwise(word)]
+    return min(statistics.median(steps), LONGEST_STEP_S / hop_s) if steps else USUAL_STEP_S / hop_s
+
+
+class Heard:
+    """Where a recording is quiet. Places are in frames, as those of spans."""
+
+    def __init__(self, loudness_TE: Loudness, hop_s: float) -> None:
+        self.parts = loudness_TE.shape[1]
+        self.squares_N = loudness_TE.ravel().astype(np.float64)
+        self.smooth_N = np.convolve(self.squares_N, np.ones(self.parts) / self.parts, "same")
+        self.least = QUIET_S / hop_s * self.parts
+        self.around = round(AROUND_S / hop_s * self.parts)
+
+    def pauses(self, begin: float, stop: float) -> list[tuple[float, float]]:
+        """Those within a part of the recording; at its ends they may be short."""
+        low, high = math.ceil(begin * self.parts), int(stop * self.parts)
+        near_N = self.smooth_N[max(low - self.around, 0) : high + self.around]
+        if high <= low or not near_N.size:
+            return []
+        loudest = float(near_N.max())
+        limit = max(SILENT * loudest, AS_QUIET * float(near_N.min()))
+        if limit > UNTOLD * loudest:
+            return []
+        quiet_N = np.concatenate([[False], self.squares_N[low:high] < limit, [False]])
+        edges = low + np.flatnonzero(quiet_N[1:] != quiet_N[:-1])
+        return [
+            (first / self.parts, last / self.parts)
+            for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+            if last - first >= self.least or first == 0 or last == len(self.squares_N)
+        ]
+
+    def end(self, last: Span, stop: float, otherwise: float) -> float:
+        """Of a word, after its last spike and before `stop`."""
+        pauses = self.pauses(last.middle, stop)
+        near = pauses and pauses[0][0] - last.middle <= self.around / self.parts
+        return pauses[0][0] if near else otherwise
+
+    def start(self, begin: float, first: Span, otherwise: float) -> float:
+        """Of a word, after `begin` and before its first spike."""
+        pauses = self.pauses(begin, first.start)
+        near = pauses and first.start - pauses[-1][1] <= self.around / self.parts
+        return pauses[-1][1] if near else otherwise
+
+    def quietest(self, last: Span, first: Span, middle: float) -> float:
+        """The place between two spikes where it is quietest over about the length of a frame; of equals the
+        nearest to `middle`."""
+        squares_N = self.squares_N[last.start * self.parts : first.stop * self.parts]
+        quiet_N = np.convolve(squares_N, np.ones(self.parts) / self.parts, "valid")
+        places_N = last.start + (np.arange(len(quiet_N)) + self.parts / 2) / self.parts
+        between_N = (places_N > last.middle) & (places_N < first.middle)
+        if not between_N.any():
+            return middle
+        least = quiet_N[between_N].min() * 1.000001
+        return float(min(places_N[between_N & (quiet_N <= least)], key=lambda place: abs(place - middle)))
