@@ -2,9 +2,9 @@
 
     python -m benchmarks.word_times --model ARTIFACT --manifest M.tsv [--lang en] [--pause 0.2]
 
-Each two clips of one speaker are cut to their speech and joined, at once or with a pause of faint noise between
-them. At the join the last word of the first must end, and the first of the second begin. Their known texts
-are aligned: what is measured is the times, not the recognition.
+Each two clips of one speaker are cut to their speech and joined, at once or with a pause of faint noise
+between them. At the join the last word of the first must end, and the first of the second begin. Their known
+texts are aligned: what is measured is the times, not the recognition.
 """
 
 from __future__ import annotations
