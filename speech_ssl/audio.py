@@ -1,7 +1,7 @@
 """Audio of any kind in, 16 kHz mono float32 out, in blocks and within limits.
 
 Headers are taken as claims: samples are counted while they are decoded, and only formats known by
-their first bytes reach the decoder.
+their first bytes reach a decoder: libsndfile, or FFmpeg where the extra `av` is installed.
 """
 
 from __future__ import annotations
@@ -11,59 +11,39 @@ import math
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from speech_ssl.audio_formats import (
+    FORMATS,
+    HEAD_BYTES,
+    WITH_PYAV,
+    AudioError,
+    Container,
+    adts_frame_bytes,
+    sniff,
+)
 from speech_ssl.types import SAMPLE_RATE, Waveform
+
+if TYPE_CHECKING:
+    from speech_ssl.audio_av import Clip
+
+__all__ = ["FORMATS", "AudioError", "Limits", "Source", "decode", "duration", "resampler", "sniff", "stream"]
 
 Source: TypeAlias = str | Path | bytes | BinaryIO
 """A path, the bytes of a file, or an open binary file (read from its beginning)."""
 
-Code: TypeAlias = Literal[
-    "unsupported_format",
-    "undecodable",
-    "too_long",
-    "too_short",
-    "too_many_channels",
-    "bad_rate",
-    "bad_samples",
-    "empty",
-]
-
-FORMATS: tuple[str, ...] = (
-    "WAV (also RF64)",
-    "FLAC",
-    "Ogg Vorbis",
-    "Ogg Opus",
-    "MP3",
-    "AIFF",
-)
-"""What can be read, for people."""
-
 BLOCK_SAMPLES = 1 << 16
-HEAD_BYTES = 64
 MAX_TAGS = 8
 # The range of 32-bit integers read as floats. Beyond it energies overflow, and the clip is noise anyway.
 LARGEST_SAMPLE = 2.0**32
-
-
-class AudioError(ValueError):
-    """Audio that is refused. `code` is for programs, the message for people."""
-
-    def __init__(self, code: Code, message: str) -> None:
-        assert code in get_args(Code)
-        super().__init__(code, message)
-        self.code: Code = code
-
-    def __str__(self) -> str:
-        return str(self.args[1])
 
 
 class _Sound(soundfile.SoundFile):  # type: ignore[misc]  # it comes without types
@@ -80,17 +60,21 @@ class _Sound(soundfile.SoundFile):  # type: ignore[misc]  # it comes without typ
 
 
 class _Stored:
-    """What the decoder calls while reading from memory or an open file. A broken file makes it seek
+    """What a decoder calls while reading from memory or an open file. A broken file makes it seek
     before the beginning: refused here without an exception, which could only be printed."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.read, self.tell, self._seek = file.read, file.tell, file.seek
+    def __init__(self, file: BinaryIO | io.FileIO, begin: int = 0) -> None:
+        self.read, self._tell, self._seek, self._begin = file.read, file.tell, file.seek, begin
+
+    def tell(self) -> int:
+        return self._tell() - self._begin
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         try:
-            return self._seek(offset, whence)
+            at = self._seek(offset + self._begin if whence == io.SEEK_SET else offset, whence)
         except (ValueError, OSError):
             return -1
+        return at - self._begin
 
 
 @dataclass(frozen=True)
@@ -103,29 +87,14 @@ class Limits:
     max_rate: int = 192_000
 
 
-def sniff(head: bytes) -> str | None:
-    """The container named by a file's first bytes (64 are enough), or None if it is not read here."""
-    if head[:4] in (b"RIFF", b"RF64") and head[8:12] in (b"WAVE", b""):
-        return "wav"
-    if head[:4] == b"fLaC":
-        return "flac"
-    if head[:4] == b"OggS":
-        codecs = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC")
-        return "ogg" if len(head) < 40 or any(codec in head[28:] for codec in codecs) else None
-    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC", b""):
-        return "aiff"
-    if head[:3] == b"ID3" or _is_mpeg_audio(head):
-        return "mp3"
-    return None
-
-
 def stream(
     source: Source, *, limits: Limits = Limits(), start_s: float = 0.0, stop_s: float | None = None
 ) -> Iterator[Waveform]:
     """Decode in blocks: 16 kHz, mono (the mean of the channels), constant memory.
 
-    `start_s` and `stop_s` choose a part, which is sought, not decoded from the beginning; the part is
-    resampled as if nothing were around it. Never yields an empty block.
+    `start_s` and `stop_s` choose a part, resampled as if nothing were around it. It is sought; only with
+    FFmpeg's formats, where a seek does not lead to an exact sample, is what comes before it decoded too.
+    Never yields an empty block.
 
     Raises AudioError, from the first block on, and OSError where the file itself cannot be opened.
     """
@@ -148,7 +117,8 @@ def decode(
 
 
 def duration(path: str | Path) -> float:
-    """Seconds, by the header where audio is found at the end that it claims, else by decoding.
+    """Seconds, by the header where audio is found at the end that it claims, else (and always with
+    FFmpeg's formats) by decoding.
 
     Raises as `stream` does.
     """
@@ -161,20 +131,14 @@ def duration(path: str | Path) -> float:
         return float(samples / sound.samplerate)
 
 
-def _ends_as_claimed(sound: _Sound) -> bool:
+def _ends_as_claimed(sound: _Sound | Clip) -> bool:
+    if not sound.can_seek:
+        return False
     try:
         sound.seek(sound.frames - 1)
         return len(sound.read(out=np.empty((1, sound.channels), dtype=np.float32))) == 1
     except soundfile.SoundFileError:
         return False
-
-
-def _is_mpeg_audio(head: bytes) -> bool:
-    """A frame header: 11 sync bits, then version, layer, bit rate and sample rate, none of them reserved."""
-    if len(head) < 3 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
-        return False
-    version, layer = head[1] >> 3 & 3, head[1] >> 1 & 3
-    return version != 1 and layer != 0 and head[2] >> 4 != 15 and head[2] >> 2 & 3 != 3
 
 
 def _name(source: Source) -> str:
@@ -194,7 +158,7 @@ def _regular(path: str | Path) -> io.FileIO:
 
 
 @contextmanager
-def _opened(source: Source, name: str, limits: Limits) -> Iterator[_Sound]:
+def _opened(source: Source, name: str, limits: Limits) -> Iterator[_Sound | Clip]:
     if isinstance(source, str | Path):
         # Unbuffered, for the descriptor's position has to be the file's.
         with _regular(source) as file, _sound(file, file.fileno(), name, limits) as sound:
@@ -208,19 +172,42 @@ def _opened(source: Source, name: str, limits: Limits) -> Iterator[_Sound]:
 
 
 @contextmanager
-def _sound(file: BinaryIO | io.FileIO, handle: int | _Stored, name: str, limits: Limits) -> Iterator[_Sound]:
-    _check_format(file, name)
-    file.seek(0)
-    try:
-        sound = _Sound(handle, closefd=False)
-    except (soundfile.SoundFileError, ValueError, TypeError) as error:
-        raise AudioError("undecodable", f"{name}: cannot be decoded ({_reason(error)})") from error
-    with sound:
+def _sound(
+    file: BinaryIO | io.FileIO, handle: int | _Stored, name: str, limits: Limits
+) -> Iterator[_Sound | Clip]:
+    kind, begin = _recognised(file, name)
+    if kind in WITH_PYAV:
+        opened = _by_ffmpeg(_Stored(file, begin), kind, name)
+    else:
+        file.seek(0)
+        opened = _by_libsndfile(handle, name)
+    with opened as sound:
         _check_header(sound, name, limits)
         yield sound
 
 
-def _check_format(file: BinaryIO | io.FileIO, name: str) -> None:
+def _by_libsndfile(handle: int | _Stored, name: str) -> _Sound:
+    try:
+        return _Sound(handle, closefd=False)
+    except (soundfile.SoundFileError, ValueError, TypeError) as error:
+        raise AudioError("undecodable", f"{name}: cannot be decoded ({_reason(error)})") from error
+
+
+def _by_ffmpeg(file: _Stored, kind: Container, name: str) -> AbstractContextManager[Clip]:
+    try:
+        from speech_ssl.audio_av import opened
+    except ImportError as error:
+        raise AudioError(
+            "unsupported_format",
+            f"{name}: to read {WITH_PYAV[kind]}, pip install 'speech-ssl[av]' ({error}); without it are read "
+            + ", ".join(FORMATS),
+        ) from error
+    file.seek(0)
+    return opened(file, kind, name)
+
+
+def _recognised(file: BinaryIO | io.FileIO, name: str) -> tuple[Container, int]:
+    """What it is, and where it begins."""
     head = _head(file, 0)
     if not head:
         raise AudioError("empty", f"{name}: the file is empty")
@@ -231,9 +218,13 @@ def _check_format(file: BinaryIO | io.FileIO, name: str) -> None:
         at += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
         head = _head(file, at)
         kind = sniff(head) if head else kind
+    if kind == "adts":  # twelve bits may be there by chance, but hardly twice
+        following = _head(file, at + adts_frame_bytes(head))
+        kind = kind if not following or sniff(following) == "adts" else None
     if kind is None:
         known = ", ".join(FORMATS)
         raise AudioError("unsupported_format", f"{name}: not a known audio format; known are {known}")
+    return kind, at
 
 
 def _head(file: BinaryIO | io.FileIO, at: int) -> bytes:
@@ -241,7 +232,7 @@ def _head(file: BinaryIO | io.FileIO, at: int) -> bytes:
     return file.read(HEAD_BYTES) or b""
 
 
-def _check_header(sound: _Sound, name: str, limits: Limits) -> None:
+def _check_header(sound: _Sound | Clip, name: str, limits: Limits) -> None:
     if not 1 <= sound.channels <= limits.max_channels:
         raise AudioError(
             "too_many_channels", f"{name}: {sound.channels} channels, at most {limits.max_channels} are read"
@@ -252,7 +243,7 @@ def _check_header(sound: _Sound, name: str, limits: Limits) -> None:
 
 
 def _mono_blocks(
-    sound: _Sound, name: str, limits: Limits, start_s: float, stop_s: float | None
+    sound: _Sound | Clip, name: str, limits: Limits, start_s: float, stop_s: float | None
 ) -> Iterator[Waveform]:
     """Blocks at the file's own rate, counted and checked."""
     rate = sound.samplerate
@@ -276,11 +267,11 @@ def _mono_blocks(
         raise AudioError("empty", f"{name}: no audio in it{where}")
 
 
-def _block_size(sound: _Sound) -> int:
+def _block_size(sound: _Sound | Clip) -> int:
     return BLOCK_SAMPLES // int(sound.channels) or 1
 
 
-def _seek(sound: _Sound, frame: int, name: str) -> None:
+def _seek(sound: _Sound | Clip, frame: int, name: str) -> None:
     if not frame:
         return
     if sound.can_seek and frame < sound.frames < 1 << 40:
@@ -289,14 +280,14 @@ def _seek(sound: _Sound, frame: int, name: str) -> None:
         except soundfile.SoundFileError as error:
             raise AudioError("undecodable", f"{name}: cannot be sought ({_reason(error)})") from error
         return
-    while frame > 0:  # the header does not know the length, or the codec (GSM) cannot seek
+    while frame > 0:  # the header does not know the length, or the codec (GSM, FFmpeg's) cannot seek
         skipped = len(_read(sound, min(frame, _block_size(sound)), name))
         if not skipped:
             return
         frame -= skipped
 
 
-def _read(sound: _Sound, frames: int, name: str) -> NDArray[np.float32]:
+def _read(sound: _Sound | Clip, frames: int, name: str) -> NDArray[np.float32]:
     """At most `frames` frames, shape (frames, channels); none at the end."""
     buffer = np.empty((frames, sound.channels), dtype=np.float32)
     try:
@@ -305,12 +296,17 @@ def _read(sound: _Sound, frames: int, name: str) -> NDArray[np.float32]:
         raise AudioError("undecodable", f"{name}: broken audio data ({_reason(error)})") from error
 
 
+def resampler(rate: int) -> soxr.ResampleStream:
+    """From `rate` to 16 kHz, one channel, block by block: the one way in which all audio is resampled."""
+    return soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+
+
 def _resampled(blocks: Iterator[Waveform], rate: int) -> Iterator[Waveform]:
-    resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    resampling = resampler(rate)
     for block in blocks:
-        if len(wave := resampler.resample_chunk(block)):
+        if len(wave := resampling.resample_chunk(block)):
             yield wave
-    if len(wave := resampler.resample_chunk(np.empty(0, dtype=np.float32), last=True)):
+    if len(wave := resampling.resample_chunk(np.empty(0, dtype=np.float32), last=True)):
         yield wave
 
 

@@ -104,8 +104,8 @@ def riff(kind: str) -> bytes:
     "content",
     [
         pytest.param(b"this is a text, not a sound", id="text"),
-        pytest.param(b"\x1a\x45\xdf\xa3" + bytes(200), id="webm"),
-        pytest.param(b"\x00\x00\x00\x20ftypM4A " + bytes(200), id="mp4"),
+        pytest.param(b"\x1a\x45\xdf\xa3" + bytes(200), id="ebml-of-no-type"),
+        pytest.param(b"\x00\x00\x00\x20ftypheic" + bytes(200), id="picture"),
         pytest.param(b"RIFF\x24\x00\x00\x00AVI " + bytes(200), id="avi"),
         pytest.param(b"OggS\x00\x02" + bytes(22) + b"\x80theora" + bytes(200), id="ogg-video"),
         pytest.param(b"\xff\xff\xff\xff" * 50, id="no-mpeg-header"),

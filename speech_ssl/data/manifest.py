@@ -19,7 +19,10 @@ from speech_ssl.types import SAMPLE_RATE
 
 LONGEST_S = 1e6
 TEXTS = ("text", "speaker", "label", "split", "lang")
-SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"})
+SUFFIXES = frozenset(
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"}
+    | {".m4a", ".m4b", ".mp4", ".aac", ".webm", ".weba", ".mka"}  # with the extra `av`
+)
 """Files of other names are no audio for `scan_folder`."""
 
 
@@ -129,7 +132,7 @@ def scan_folder(
 ) -> tuple[list[Utterance], list[Failure]]:
     """Every audio file (by suffix) below a folder, in order of name, and the files that cannot be read.
 
-    Durations come from headers, see `audio.duration`. `tick` is called after each file.
+    Durations come from headers where they can, see `audio.duration`. `tick` is called after each file.
     """
     folder = Path(folder)
     if not folder.is_dir():

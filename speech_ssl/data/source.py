@@ -23,7 +23,8 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class FileSource:
-    """Reads the files named by the manifest. Parts are sought: a crop of a long file costs a crop."""
+    """Reads the files named by the manifest. Parts are sought: a crop of a long file costs a crop (but
+    see `audio.stream` for FFmpeg's formats)."""
 
     limits: audio.Limits = audio.Limits()
 

@@ -1,4 +1,4 @@
-"""300 uploads that are really malformed, made from real recordings and made-up sound; always the same.
+"""Over 300 uploads that are really malformed, made from real recordings and made-up sound; always the same.
 
 Truncated ones end inside a header, or before the first sample: what ends later is audio up to there.
 """
@@ -17,6 +17,7 @@ import soundfile
 
 from speech_ssl.audio import sniff
 from tests.service.support import encoded, tone
+from tests.sounds_av import encoded_av, referring_to
 
 OTHER_FILES = {
     "png": b"\x89PNG\r\n\x1a\n",
@@ -26,7 +27,7 @@ OTHER_FILES = {
     "html": b"<!doctype html><html>",
     "json": b'{"input": "AAAA"}',
     "playlist": b"#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:0\nfile:///etc/passwd\n",
-    "mp4": b"\x00\x00\x00\x20ftypM4A ",
+    "heic": b"\x00\x00\x00\x20ftypheic",
     "webm": b"\x1a\x45\xdf\xa3\x01\x00\x00\x00",
     "avi": b"RIFF\x00\x10\x00\x00AVI LIST",
     "au": b".snd\x00\x00\x00\x18",
@@ -84,6 +85,15 @@ def truncated(rng: random.Random, recordings: list[bytes]) -> Iterator[tuple]:
     mp3 = encoded(speech, format="MP3", subtype=None)
     for length in (1, 2, 3, 4, 10, 30):
         yield f"mp3 at {length}", mp3[:length], 415, 422
+    m4a = encoded_av(speech)  # its header is at the end
+    for length in (12, 40, 200, 1_000, len(m4a) // 2, len(m4a) - 200):
+        yield f"m4a at {length}", m4a[:length], 422
+    webm = encoded_av(speech, 16_000, "webm", "libopus")
+    for length in (4, 20, 40, 60, 150, 300):
+        yield f"webm at {length}", webm[:length], 400, 415, 422
+    adts = encoded_av(speech, 16_000, "adts")
+    for length in (1, 2, 5, 6, 7, 20):
+        yield f"adts at {length}", adts[:length], 400, 415, 422
     aiff = encoded(speech, format="AIFF", subtype="PCM_16")
     for length in (4, 11, 12, 20, 37, 53):
         yield f"aiff at {length}", aiff[:length], 400, 415, 422
@@ -110,6 +120,21 @@ def lying_headers(rng: random.Random, recordings: list[bytes]) -> Iterator[tuple
     for rate in (0, 1, 3999, 200_000, 655_350):
         info = ((rate << 4) | (flac[20] & 15)).to_bytes(3, "big")
         yield f"flac at {rate} Hz", patched(flac, 18, info), 422
+
+
+def other_codecs(rng: random.Random, recordings: list[bytes]) -> Iterator[tuple]:
+    for container, codec in (
+        ("mp4", "ac3"),
+        ("matroska", "ac3"),
+        ("matroska", "mp2"),
+        ("mov", "adpcm_ima_qt"),
+    ):
+        yield f"{codec} in {container}", encoded_av(tone(1.0, rate=48_000), 48_000, container, codec), 415
+
+
+def elsewhere(rng: random.Random, recordings: list[bytes]) -> Iterator[tuple]:
+    for path in ("/etc/hostname", "/dev/zero", "/proc/self/environ", "/nowhere"):
+        yield f"sound in {path}", referring_to(Path(path), 16_000), 400
 
 
 def many_channels(rng: random.Random, recordings: list[bytes]) -> Iterator[tuple]:
@@ -150,6 +175,9 @@ def bombs(rng: random.Random, recordings: list[bytes]) -> Iterator[tuple]:
             for _ in range(130):  # in pieces, for the encoder's stack
                 sound.write(np.zeros(rate, np.float32))
         yield f"Opus, {rate} Hz, {len(file.getvalue())} bytes", file.getvalue(), 422
+    for container, codec in (("ipod", "aac"), ("webm", "libopus"), ("adts", "aac"), ("matroska", "flac")):
+        data = encoded_av(np.zeros(8000 * 130, np.float32), 8000, container, codec)
+        yield f"{codec} in {container}, {len(data)} bytes", data, 422
 
 
 def mutated(rng: random.Random, recordings: list[bytes]) -> Iterator[tuple]:
@@ -167,6 +195,8 @@ FAMILIES: tuple[Callable[[random.Random, list[bytes]], Iterator[tuple]], ...] = 
     other_files,
     truncated,
     lying_headers,
+    other_codecs,
+    elsewhere,
     many_channels,
     zero_or_few_samples,
     not_finite,

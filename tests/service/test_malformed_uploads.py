@@ -9,8 +9,10 @@ from collections import Counter
 import httpx
 import pytest
 
+from speech_ssl.audio import decode
 from tests.service.malformed import as_wav, cases, patched, scrambled, with_total
 from tests.service.support import error_of
+from tests.sounds_av import FORMATS_AV, encoded_av
 
 URL = "/v1/embeddings"
 
@@ -62,6 +64,24 @@ def test_lies_about_the_length_do_not_change_the_answer(real_service, hello):
         assert sent(client, lie, 1).json() == honest, size
     unknown = with_total(hello, 0)  # a stream's: the format allows it
     assert sent(client, unknown, 1).json() == sent(client, hello, 1).json()
+
+
+def test_mutated_films_and_webm_are_answered_or_refused_but_never_fail(real_service, hello):
+    client, rng = real_service.client, random.Random(8)
+    speech = decode(hello)[:16_000]
+    whole = [encoded_av(speech, 16_000, *form) for form in FORMATS_AV]
+    statuses = set()
+    for index in range(90):
+        data = bytearray(whole[index % len(whole)])
+        begin = max(data.rfind(b"moov"), 0)
+        for _ in range(rng.choice((1, 5, 40))):
+            data[rng.randrange(begin, min(len(data), begin + 1_000))] = rng.randrange(256)
+        answer = sent(client, bytes(data), index)
+        assert answer.status_code in (200, 400, 415, 422), answer.text[:300]
+        if answer.status_code != 200:
+            error_of(answer)
+        statuses.add(answer.status_code)
+    assert {200, 422} <= statuses
 
 
 def test_mutations_are_answered_or_refused_but_never_fail(real_service, prompts, hello):
