@@ -37,6 +37,11 @@ class Passed(NamedTuple):
         heads = {name: x_TO[rows] for name, x_TO in self.heads.items()}
         return Passed(self.frames[rows], heads, self.loudness[rows])
 
+    def only(self, heads: Sequence[str]) -> Passed:
+        """What one wanted of a pass that others shared."""
+        loudness = self.loudness if heads else NO_FRAMES
+        return self._replace(heads={name: self.heads[name] for name in heads}, loudness=loudness)
+
     def without_frames(self) -> Passed:
         """The heads' outputs alone: frames of hours would fill the memory."""
         return self._replace(frames=NO_FRAMES)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import Artifact, ArtifactError, load_artifact
 from speech_ssl.inference import answers
-from speech_ssl.inference.answers import Analysis, Choice, Classification, Clock, Decoder, Task, Transcript
+from speech_ssl.inference.answers import Analysis, Choice, Classification, Decoder, Task, Transcript
 from speech_ssl.inference.batching import Piece, batches
+from speech_ssl.inference.card import Card
 from speech_ssl.inference.chunking import Chunker, Window
 from speech_ssl.inference.clips import Clip, Memory, Whole, checked_clips, key_of, naming
 from speech_ssl.inference.engines import Passed, Precision, TorchEngine
 from speech_ssl.inference.pooling import Pool
-from speech_ssl.model.heads import CTCSpec, EventsSpec, HeadSpec
+from speech_ssl.model.heads import CTCSpec, EventsSpec
 from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE, Features, Pooling, Waveform
 
@@ -31,15 +33,10 @@ if TYPE_CHECKING:
 WINDOW_S = 20.0
 CONTEXT_S = 2.0
 BATCH_S = {"cpu": 20.0, "cuda": 160.0}
-HeadTask: TypeAlias = Literal["transcription", "classification"]
-HEADS: dict[HeadTask, tuple[type[HeadSpec], str, str]] = {
-    "transcription": (CTCSpec, "transcribe", "ctc"),
-    "classification": (EventsSpec, "classify", "events"),
-}
 LOOKAHEAD = 8  # batches' worth of audio that is gathered to group it by length
 
 
-class Runtime:
+class Runtime(Card):
     """A model, ready to encode. Synchronous, for one thread at a time.
 
     Clips longer than `window_s` are computed in overlapping windows, each normalised by itself; the
@@ -49,10 +46,6 @@ class Runtime:
 
     The answers of all heads for the last clips are kept for a while: `classify` after `transcribe` of the
     same clips costs no second pass.
-
-    name, sha256: of the artifact. width: D of the frames. num_layers: N; layers are 0 to N, as
-    transformers' hidden_states. hop, min_samples: in samples at 16 kHz. batch_s: seconds of padded
-    audio that one pass should have at most. heads: name -> what it was made for.
     """
 
     sample_rate = SAMPLE_RATE
@@ -69,31 +62,24 @@ class Runtime:
         encoder = artifact.encoder
         modules = {name: head.module for name, head in artifact.heads.items()}
         self._engine = TorchEngine(encoder, device, precision, modules)
-        self.heads: dict[str, HeadSpec] = {name: head.spec for name, head in artifact.heads.items()}
         self._memory = Memory()
-        self.name, self.sha256 = artifact.name, artifact.sha256
         self.device, self.precision = self._engine.device, self._engine.precision
-        self.width, self.num_layers = encoder.config.width, encoder.config.depth
-        self.hop, self.min_samples = encoder.hop, encoder.receptive_field
-        self.chunker = Chunker.of_seconds(self.hop, self.min_samples, window_s=window_s, context_s=context_s)
-        self.batch_s = max(BATCH_S[self.device.type], self.window_s)
+        chunker = Chunker.of_seconds(
+            encoder.hop, encoder.receptive_field, window_s=window_s, context_s=context_s
+        )
+        super().__init__(
+            name=artifact.name,
+            sha256=artifact.sha256,
+            width=encoder.config.width,
+            num_layers=encoder.config.depth,
+            batch_s=max(BATCH_S[self.device.type], chunker.window_s),
+            chunker=chunker,
+            heads={name: head.spec for name, head in artifact.heads.items()},
+        )
 
-    @property
-    def window_s(self) -> float:
-        """Seconds of the longest window."""
-        return self.chunker.window_s
-
-    def check_layer(self, layer: int) -> int:
-        """A layer as an index from 0, negatives counted from the end. Raises ValueError out of range."""
-        if not -self.num_layers - 1 <= layer <= self.num_layers:
-            raise ValueError(
-                f"layer {layer} is not there: {self.name} has 0 to {self.num_layers}, or -1 for the last"
-            )
-        return layer if layer >= 0 else layer + self.num_layers + 1
-
-    def plan(self, num_samples: int) -> list[Window]:
-        """The windows of a clip: one if it is short. Raises AudioError `too_short`."""
-        return self.chunker.plan(num_samples)
+    def card(self) -> Card:
+        """What others may know of it, where it is not."""
+        return Card(**{field.name: getattr(self, field.name) for field in fields(Card)})
 
     def encode_windows(self, waves: Sequence[Waveform], layers: Sequence[int]) -> list[NDArray[np.float32]]:
         """One padded forward pass: all frames (T, D) of each wave, each at its own layer."""
@@ -140,9 +126,7 @@ class Runtime:
         spec = self.heads[name]
         assert isinstance(spec, CTCSpec)
         return [
-            answers.align_text(
-                whole.passed.heads[name], text, spec, self._clock(whole), whole.passed.loudness
-            )
+            answers.align_text(whole.passed.heads[name], text, spec, self.clock(whole), whole.passed.loudness)
             for whole, text in zip(self._heard(waves), texts, strict=True)
         ]
 
@@ -178,7 +162,7 @@ class Runtime:
         spec = self.heads[name]
         assert isinstance(spec, EventsSpec)
         return [
-            answers.frame_scores(whole.passed.heads[name], spec, self._clock(whole))
+            answers.frame_scores(whole.passed.heads[name], spec, self.clock(whole))
             for whole in self._heard(waves)
         ]
 
@@ -208,21 +192,6 @@ class Runtime:
             )
             for whole in self._heard(waves, self.check_layer(layer) if "embedding" in tasks else None)
         ]
-
-    def check_head(self, task: HeadTask, name: str | None = None) -> str:
-        """The name of the head for a task: the one named, else the model's first. Raises ValueError."""
-        kind, does, recipe = HEADS[task]
-        names = [n for n, spec in self.heads.items() if isinstance(spec, kind)]
-        if not names:
-            raise ValueError(
-                f"the model {self.name} cannot {does}: it has no head for it. Add one with `python -m "
-                f"recipes.finetune_{recipe}`, or load another model"
-            )
-        if name is not None and name not in names:
-            raise ValueError(
-                f"the model {self.name} has no head {name!r} to {does}: it has {', '.join(names)}"
-            )
-        return name or names[0]
 
     def _wholes(self, clips: list[Clip], layer: int | None, heads: Sequence[str] = ()) -> list[Whole]:
         """Each clip's frames of a layer (None: no frames) and outputs, put together from its windows."""
@@ -255,27 +224,6 @@ class Runtime:
 
     def _features(self, whole: Whole) -> Features:
         return Features(whole.passed.frames, whole.duration_s, self.hop / SAMPLE_RATE)
-
-    def _clock(self, whole: Whole) -> Clock:
-        return Clock(self.hop / SAMPLE_RATE, self.min_samples / SAMPLE_RATE, whole.duration_s)
-
-    def transcript(self, whole: Whole, head: str, decoder: Decoder | None = None) -> Transcript:
-        """What a head heard said in a clip that has been run. In any thread, as `classification`."""
-        spec = self.heads[head]
-        assert isinstance(spec, CTCSpec)
-        passed = whole.passed
-        return answers.transcribe(passed.heads[head], spec, self._clock(whole), decoder, passed.loudness)
-
-    def settled(self, whole: Whole, head: str) -> int:
-        """How many of a clip's first frames have a text that no later frame can change."""
-        spec = self.heads[head]
-        assert isinstance(spec, CTCSpec)
-        return answers.settled(whole.passed.heads[head], spec)
-
-    def classification(self, whole: Whole, head: str, choice: Choice) -> Classification:
-        spec = self.heads[head]
-        assert isinstance(spec, EventsSpec)
-        return answers.classify(whole.passed.heads[head], spec, self._clock(whole), choice)
 
     def stream(self, source: Clip, *, layer: int = -1) -> Iterator[NDArray[np.float32]]:
         """The frames of one clip, piece by piece, in memory that does not grow with its length."""

@@ -3,7 +3,7 @@
 A CTC model emits a unit in one frame or two, somewhere within its sound or a little after it, and blanks
 around it. So the spikes tell which word is where, and roughly when; the loudness tells the rest:
 
-- Between two words, before the first and after the last, a pause is 80 ms or more that are 30 dB below the
+- Between two words, before the first and after the last, a pause is 50 ms or more that are 30 dB below the
   loudest moment around, or as quiet as it gets there. A word ends where the first pause after its last spike
   begins, and begins where the last pause before its first spike ends, if that is within 0.5 s of the spike.
 - With no pause between them, neighbours at most 0.3 s apart, from spike to spike, meet where it is quietest.
@@ -33,7 +33,7 @@ from speech_ssl.text import Vocabulary
 SPACE = " "
 USUAL_STEP_S, LONGEST_STEP_S = 0.08, 0.2
 NEAR_S, HEARD_NEAR_S = 0.2, 0.3
-QUIET_S = 0.08
+QUIET_S = 0.05
 AROUND_S = 0.5
 SILENT, AS_QUIET, UNTOLD = 1e-3, 4.0, 0.1
 """Of the loudest: a pause for sure. Times the quietest: as quiet. Of the loudest: too loud to tell pauses."""
