@@ -8,22 +8,28 @@ makes one, shows it on stderr, and prints its line for the file: the name and th
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import re
 import secrets
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
-from service.errors import ServiceError
+from service.batcher import Overloaded
+from service.errors import ServiceError, as_service_error
+from service.shares import Shares
 
-OPEN = ("/health/live", "/health/ready")
+OPEN = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
 """What a cluster asks without a key."""
+PAGE = "/playground/"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LINE = re.compile(rf"({_NAME.pattern})\s+([0-9a-f]{{64}})")
 
@@ -69,30 +75,63 @@ class Keys:
 class RequireKey:
     """Answers 401 to whoever has no key, before a byte of the body is read."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, shares: Shares, *, public_page: bool) -> None:
         self.app = app
         self.keys = keys
+        self.shares = shares
+        self.public_page = public_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in OPEN:
+        if scope["type"] == "lifespan" or self._is_open(scope["path"]):
             await self.app(scope, receive, send)
             return
-        if self.keys.name_of(_given(Headers(scope=scope))) is None:
-            await _refusal(scope).response()(scope, receive, send)
+        name = self.keys.name_of(_given(Headers(scope=scope)))
+        if name is None:
+            await refuse(_refusal(scope), scope, receive, send)
             return
-        await self.app(scope, receive, send)
+        scope.setdefault("state", {})["key"] = name
+        if scope["type"] == "http" and scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.shares.of(name))
+            except Overloaded as error:
+                await refuse(as_service_error(error), scope, receive, send)
+                return
+            await self.app(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return path in OPEN or (self.public_page and (path == "/" or path.startswith(PAGE)))
+
+
+async def refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
+    """In the words of HTTP; also to who wants a WebSocket."""
+    if scope["type"] == "http":
+        await error.response()(scope, receive, send)
+    elif "websocket.http.response" in scope.get("extensions", {}):
+        await WebSocket(scope, receive, send).send_denial_response(error.response())
+    else:
+        await send({"type": "websocket.close", "code": 1008, "reason": error.code})
 
 
 def _given(headers: Headers) -> str:
+    """A token, or what a browser sends when it has asked its user: any name, and the key for a password."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "basic" and headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
+        with suppress(ValueError):
+            return base64.b64decode(token, validate=True).decode().partition(":")[2]
     return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
 
 
 def _refusal(scope: Scope) -> ServiceError:
+    headers = Headers(scope=scope)
     code, message = "missing_api_key", "an API key is needed: send it as `Authorization: Bearer KEY`"
-    if _given(Headers(scope=scope)):
+    if _given(headers):
         code, message = "invalid_api_key", "this API key is not known"
-    return ServiceError(401, code, message, headers={"WWW-Authenticate": "Bearer"})
+    page = "text/html" in headers.get("accept", "")
+    ways = 'Basic realm="the API key is the password", charset="UTF-8"' if page else "Bearer"
+    return ServiceError(401, code, message, headers={"WWW-Authenticate": ways})
 
 
 def made(name: str) -> tuple[str, str]:

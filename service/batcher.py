@@ -41,6 +41,10 @@ class Stopped(Exception):
     """The batcher no longer runs."""
 
 
+class Again(Exception):
+    """Raised by `run` where its items may not be to blame: even a single one is run a second time."""
+
+
 @dataclass(frozen=True)
 class BatchLimits:
     """`max_queue_s`: seconds waiting and running together. `max_batch_s`: padded seconds of a batch, the
@@ -105,6 +109,7 @@ class Ticket(Generic[P, R]):
         self.arrived = clock
         self.items = 0
         self.submitted_s = 0.0
+        self.finished_s = 0.0
         self.reserved_s = 0.0
         self.first_submit: float | None = None
         self.first_start: float | None = None
@@ -298,7 +303,7 @@ class Batcher(Generic[P, R]):
             self._clock += sum(item.seconds for item in batch) / max(1, len(self._tickets))
             return batch
 
-    def _run(self, run: Run[P, R], items: Sequence[Item[P, R]]) -> None:
+    def _run(self, run: Run[P, R], items: Sequence[Item[P, R]], *, again: bool = True) -> None:
         if not items:
             return
         try:
@@ -306,8 +311,11 @@ class Batcher(Generic[P, R]):
             if len(results) != len(items):
                 raise RuntimeError(f"{len(results)} results for {len(items)} items")
         except Exception as error:
-            if len(items) == 1:
+            if len(items) == 1 and not (again and isinstance(error, Again)):
                 self._finish(items[0], error=error)
+                return
+            if len(items) == 1:
+                self._run(run, items, again=False)
                 return
             logger.warning("a batch of %d failed and is split: %s", len(items), error)
             middle = len(items) // 2
@@ -327,6 +335,7 @@ class Batcher(Generic[P, R]):
     def _release(self, item: Item[P, R]) -> None:
         with self._changed:
             self._queued_s -= item.seconds
+            item.ticket.finished_s += item.seconds
             item.ticket.last_finish = time.monotonic()
 
 

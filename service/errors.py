@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from service.batcher import Overloaded, Stopped, TooLarge, whole_seconds
+from service.batcher import Again, Overloaded, Stopped, TooLarge, whole_seconds
+from service.record import current
 from speech_ssl.audio import AudioError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class ServiceError(Exception):
         return Response(self.body(), self.status, self.headers, "application/json")
 
     def body(self) -> bytes:
-        """ASCII, for what a client sent may not be encodable."""
+        """ASCII, for what a client sent may not be encodable. Noted as what the request was answered."""
+        current().code = self.code
         error = {"message": self.message, "type": _type(self.status), "code": self.code, "param": self.param}
         return json.dumps({"error": error}).encode()
 
@@ -83,6 +85,9 @@ def as_service_error(error: Exception, param: str | None = None) -> ServiceError
             return overloaded(error.retry_after_s)
         case Stopped():
             return unavailable("draining", "the service is shutting down")
+        case Again():
+            lost = "the model's process was lost with this request, twice: try again, or without this file"
+            return ServiceError(503, "model_lost", lost, headers={"Retry-After": "1"})
         case TimeoutError():
             return ServiceError(504, "deadline_exceeded", "there was no answer in time")
         case ValidationError():
@@ -110,6 +115,7 @@ def install(app: FastAPI) -> None:
         TooLarge,
         Overloaded,
         Stopped,
+        Again,
         TimeoutError,
         HTTPException,
         ValidationError,

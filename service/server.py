@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import time
+from collections.abc import Mapping
+from functools import partial
 from types import FrameType
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from service import logs
 from service.app import create_app
-from service.engine import Engine, Loader
+from service.engine import Engine
 from service.errors import bad_request
-from service.settings import Settings
+from service.metrics import Metrics
+from service.models import DEFAULT, Source
+from service.settings import ModelSettings, Settings
+from service.worker import Load, Worker, preload
 
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_TIMEOUT_S = 5
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+MAX_MESSAGE_BYTES = 1 << 20
 
 
 class Server(uvicorn.Server):
     """On the first SIGTERM or SIGINT it goes on answering, 503 to what is new, until all requests have
-    their answers or `drain_timeout_s` is over; on the second it ends at once."""
+    their answers or `drain_timeout_s` is over; on the second it ends at once. On SIGHUP it loads its models
+    anew."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
         super().__init__(config)
         self._engine = engine
         self._deadline = 0.0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._engine.models.reload_soon)
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._engine.draining:
@@ -82,22 +94,33 @@ class Protocol(H11Protocol):
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises ValueError if the address or the model cannot be used."""
+    """Serve until SIGTERM or SIGINT. Raises ValueError if the address or a model cannot be used."""
     from speech_ssl.inference import load
 
-    serve(settings, lambda: load(settings.model, settings.device, settings.precision))
+    all_models = {DEFAULT: ModelSettings(source=settings.model), **settings.models}
+    device, precision = settings.device, settings.precision
+    loads = {
+        name: partial(load, chosen.source, chosen.device or device, chosen.precision or precision)
+        for name, chosen in all_models.items()
+    }
+    serve(settings, loads)
 
 
-def serve(settings: Settings, load: Loader) -> None:
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
-    app = create_app(settings, load)
+def serve(settings: Settings, loads: Mapping[str, Load]) -> None:
+    """`loads`: of each model in `settings.models`, and of "default". They run in processes of their own."""
+    logs.configure(settings)
+    preload()
+    metrics = Metrics()
+    app = create_app(settings, _sources(settings, loads, metrics), metrics)
     engine: Engine = app.state.engine
     config = uvicorn.Config(
         app,
         http=type("Protocol", (Protocol,), {"answer_idle_timeout_s": settings.answer_idle_timeout_s}),
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
         lifespan="on",
         log_config=None,
+        access_log=False,  # it has query strings; `service.requests` tells of each request
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
     )
@@ -107,6 +130,17 @@ def serve(settings: Settings, load: Loader) -> None:
         Server(config, engine).run([listener])
     if (error := engine.load_error) is not None:
         raise error
+
+
+def _sources(settings: Settings, loads: Mapping[str, Load], metrics: Metrics) -> dict[str, Source]:
+    sources = {}
+    for name, load in loads.items():
+        started = partial(Worker, load, timeout_s=settings.batch_timeout_s, lost=metrics.lost_workers.inc)
+        chosen = settings.models.get(name)
+        sources[name] = (
+            Source(started) if chosen is None else Source(started, chosen.preload, chosen.unload_after_s)
+        )
+    return sources
 
 
 def _listening(settings: Settings) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
@@ -10,8 +11,9 @@ from fastapi import Depends
 from starlette.requests import ClientDisconnect, Request
 
 from service.batcher import Stopped
-from service.engine import Engine, Runtime
-from service.errors import ServiceError, bad_request
+from service.engine import Engine
+from service.errors import bad_request
+from service.models import Runtime
 
 T = TypeVar("T")
 
@@ -24,12 +26,6 @@ def _engine(request: Request) -> Engine:
 TheEngine = Annotated[Engine, Depends(_engine)]
 
 
-def checked_model(runtime: Runtime, name: str) -> None:
-    if name not in ("default", runtime.name):
-        message = f"there is no model {name[:80]!r} here; /v1/models lists what there is"
-        raise ServiceError(404, "model_not_found", message, param="model")
-
-
 def checked_layer(runtime: Runtime, layer: int) -> int:
     try:
         return runtime.check_layer(layer)
@@ -37,13 +33,27 @@ def checked_layer(runtime: Runtime, layer: int) -> int:
         raise bad_request(str(error), "layer") from error
 
 
+def seconds_left(request: Request, engine: Engine) -> float:
+    """Until an answer is of no more use: the client's word, within the service's. Raises ServiceError."""
+    asked = request.headers.get("x-request-timeout")
+    if asked is None:
+        return engine.settings.request_timeout_s
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise bad_request("X-Request-Timeout is a number of seconds, more than 0", "X-Request-Timeout")
+    return min(seconds, engine.settings.request_timeout_s)
+
+
 async def attended(request: Request, engine: Engine, work: Coroutine[Any, Any, T]) -> T:
     """Until it is done, or the client leaves, or the deadline passes, or the service stops."""
     task = asyncio.create_task(work)
     left = asyncio.create_task(_disconnect(request))
     stopping = asyncio.create_task(engine.stopping.wait())
-    timeout = engine.settings.request_timeout_s
     try:
+        timeout = seconds_left(request, engine)
         await asyncio.wait({task, left, stopping}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if task.done() and not task.cancelled():
             return task.result()

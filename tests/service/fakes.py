@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.server import serve
 from service.settings import Settings
+from speech_ssl.inference.card import Card
 from speech_ssl.inference.chunking import Chunker, Window
 from speech_ssl.inference.engines import Passed
 
@@ -69,6 +73,9 @@ class FakeRuntime:
         finally:
             self._busy.release()
 
+    def card(self) -> Card:
+        return Card(self.name, "", self.width, self.num_layers, self.batch_s, self.chunker, {})
+
     @staticmethod
     def frames(wave: NDArray[np.float32], layer: int) -> NDArray[np.float32]:
         spans = np.lib.stride_tricks.sliding_window_view(wave, FIELD)[::HOP].astype(np.float64)
@@ -77,19 +84,38 @@ class FakeRuntime:
         return (np.stack(values, axis=1) * (layer + 1)).astype(np.float32)
 
 
+class Deadly(FakeRuntime):
+    """Its process dies of a clip as loud as 0.9, and hangs at one of 0.8."""
+
+    def run_windows(
+        self, waves: Sequence[NDArray[np.float32]], layers: Sequence[int], heads: Sequence[str] = ()
+    ) -> list[Passed]:
+        loudest = max(float(np.abs(wave).max()) for wave in waves)
+        if loudest == np.float32(0.9):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if loudest == np.float32(0.8):
+            time.sleep(3600)
+        return super().run_windows(waves, layers, heads)
+
+
+def load(slowness: float = 0.0, load_time: float = 0.0) -> FakeRuntime:
+    time.sleep(load_time)
+    return Deadly(slowness=slowness)
+
+
 def main() -> None:
-    """A real service process around it."""
+    """A real service around it, in processes as those of `python -m service`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--slowness", type=float, default=0.0)
     parser.add_argument("--load-time", type=float, default=0.0)
     options = parser.parse_args()
-
-    def load() -> FakeRuntime:
-        time.sleep(options.load_time)
-        return FakeRuntime(slowness=options.slowness)
-
-    serve(Settings(), load)
+    settings = Settings()
+    names = ["default", *settings.models]
+    loading = partial(fakes.load, options.slowness, options.load_time)
+    serve(settings, {name: loading for name in names})
 
 
 if __name__ == "__main__":
+    from tests.service import fakes  # by its name, not __main__'s: the processes have to find it
+
     main()

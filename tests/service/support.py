@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from service.app import create_app
-from service.engine import Loader, Runtime
+from service.models import DEFAULT, Runtime, Source
 from service.server import Protocol
 from service.settings import Settings
 
@@ -61,14 +61,19 @@ def until(condition: Callable[[], object], timeout: float = 120.0) -> None:
         time.sleep(0.01)
 
 
-def serving(runtime: Runtime | Loader, **settings: Any) -> AbstractContextManager[httpx.Client]:
+def serving(
+    runtime: Runtime | Callable[[], Runtime], **settings: Any
+) -> AbstractContextManager[httpx.Client]:
     """The application on a real socket, in a thread of this process, so that its model can be handled."""
-    return serving_app(create_app(Settings(**settings), runtime))
+    models = {DEFAULT: Source(runtime)} if callable(runtime) else runtime
+    return serving_app(create_app(Settings(**settings), models))
 
 
 @contextmanager
 def serving_app(app: FastAPI) -> Iterator[httpx.Client]:
-    config = uvicorn.Config(app, port=0, http=Protocol, log_config=None, lifespan="on", ws="none")
+    config = uvicorn.Config(
+        app, port=0, http=Protocol, log_config=None, lifespan="on", ws="websockets-sansio"
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -102,7 +107,7 @@ class Process:
 
     def listening(self) -> str:
         """Its address, once there is one."""
-        pattern = re.compile(r"listening on (http://\S+)")
+        pattern = re.compile(r"listening on (http://[\w.:\[\]-]+)")
         until(lambda: pattern.search(self.log.read_text()) or self.popen.poll() is not None, START_S)
         found = pattern.search(self.log.read_text())
         assert found, self.log.read_text()

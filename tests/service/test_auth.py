@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 
 from service.auth import Keys, made
 from tests.service.fakes import FakeRuntime
-from tests.service.support import ROOT, encoded, error_of, serving, tone
+from tests.service.support import ROOT, encoded, error_of, serving, tone, until
 
 WAV = encoded(tone(1.0))
 
@@ -47,7 +48,9 @@ def test_a_key_opens_in_both_headers(client: httpx.Client, key_and_file: tuple[s
     ("headers", "code"),
     [
         ({}, "missing_api_key"),
-        ({"Authorization": "Basic YTpi"}, "missing_api_key"),
+        ({"Authorization": "Digest YTpi"}, "missing_api_key"),
+        ({"Authorization": "Basic ?"}, "missing_api_key"),
+        ({"Authorization": "Basic YTpi"}, "invalid_api_key"),
         ({"Authorization": "Bearer wrong"}, "invalid_api_key"),
         ({"X-API-Key": "wrong"}, "invalid_api_key"),
     ],
@@ -92,3 +95,41 @@ def test_one_is_made_by_a_command() -> None:
     wrong = subprocess.run([*command, "a b"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: 'a b'")
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 2
+
+
+def test_a_browser_may_ask_its_user(client: httpx.Client, key_and_file: tuple[str, Path]) -> None:
+    key, _ = key_and_file
+    page = client.get("/metrics", headers={"accept": "text/html,*/*"})
+    assert page.status_code == 401 and page.headers["www-authenticate"].startswith("Basic realm=")
+    basic = httpx.BasicAuth("whoever", key)
+    assert client.get("/metrics", auth=basic).status_code == 200
+    assert client.get("/metrics", auth=basic, headers={"sec-fetch-site": "same-origin"}).status_code == 200
+    for elsewhere in ("cross-site", "same-site"):
+        assert client.get("/metrics", auth=basic, headers={"sec-fetch-site": elsewhere}).status_code == 401
+
+
+def test_limits_of_each_key(tmp_path: Path) -> None:
+    """Two requests of anna's, three seconds of ben's; what they have is given back when they end."""
+    (anna, line), (ben, other) = made("anna"), made("ben")
+    (tmp_path / "keys").write_text(f"{line}\n{other}\n")
+    fake = FakeRuntime()
+    limits = {"key_max_requests": 2, "key_max_queue_s": 3.0}
+    with serving(fake, api_keys=tmp_path / "keys", **limits) as client, ThreadPoolExecutor(3) as pool:
+
+        def ask(key: str, seconds: float) -> httpx.Response:
+            data = encoded(tone(seconds))
+            return client.post("/v1/embeddings", files={"file": data}, headers={"X-API-Key": key})
+
+        fake.open_gate.clear()
+        held = [pool.submit(ask, anna, 1.0) for _ in range(2)]
+        metrics = {"Authorization": f"Bearer {anna}"}
+        until(lambda: "speech_ssl_queued_audio_seconds 2.0" in client.get("/metrics", headers=metrics).text)
+        refused = ask(anna, 1.0)
+        assert (refused.status_code, error_of(refused)["code"]) == (429, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert ask(ben, 3.5).status_code == 429
+        held.append(pool.submit(ask, ben, 2.5))
+        until(lambda: "speech_ssl_queued_audio_seconds 4.5" in client.get("/metrics", headers=metrics).text)
+        fake.open_gate.set()
+        assert [each.result().status_code for each in held] == [200] * 3
+        assert ask(anna, 2.9).status_code == ask(ben, 2.9).status_code == 200

@@ -1,0 +1,311 @@
+"""The models that are served: each behind its own queue, loaded when needed and let go when idle."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+
+from service.batcher import Batcher, BatchLimits, Overloaded, Run, Stopped, Ticket
+from service.errors import ServiceError, unavailable
+from service.hearing import Job
+from service.metrics import Metrics
+from service.settings import Settings
+from speech_ssl.inference.answers import Choice, Classification, Decoder, Transcript
+from speech_ssl.inference.card import HeadTask
+from speech_ssl.inference.chunking import Window
+from speech_ssl.inference.clips import Whole
+from speech_ssl.inference.engines import Passed
+from speech_ssl.types import SAMPLE_RATE, Waveform
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = "default"
+JOIN_TIMEOUT_S = 10.0
+LOOK_EVERY_S = 1.0
+
+
+class Runtime(Protocol):
+    """What the service needs of a model; `run_windows` is called in one thread, the others in any."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def window_s(self) -> float: ...
+    @property
+    def batch_s(self) -> float: ...
+
+    def plan(self, num_samples: int) -> list[Window]:
+        """Raises AudioError `too_short`."""
+
+    def run_windows(
+        self, waves: Sequence[Waveform], layers: Sequence[int | None], heads: Sequence[str] = ()
+    ) -> list[Passed]:
+        """The frames (T, D) of each wave, from its own layer, and the outputs of heads."""
+
+    def check_layer(self, layer: int) -> int:
+        """0..num_layers, from that or from a negative number. Raises ValueError."""
+
+    @property
+    def heads(self) -> Mapping[str, object]: ...
+
+    def check_head(self, task: HeadTask, name: str | None = None) -> str:
+        """The head for a task. Raises ValueError."""
+
+    def transcript(self, whole: Whole, head: str, decoder: Decoder | None = None) -> Transcript: ...
+    def settled(self, whole: Whole, head: str) -> int: ...
+    def classification(self, whole: Whole, head: str, choice: Choice) -> Classification: ...
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """A runtime whose model is in another process."""
+
+    @property
+    def running(self) -> bool: ...
+    def close(self) -> None: ...
+
+
+Loader: TypeAlias = Callable[[], Runtime]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from. preload: at the start, before the service is ready; else with the first
+    request. unload_after_s: without a request, until it is let go."""
+
+    load: Loader
+    preload: bool = True
+    unload_after_s: float | None = None
+
+
+class Model:
+    """A loaded model behind its queue. `started` ends when it is loaded, or with why it is not."""
+
+    def __init__(self, load: Loader, settings: Settings, metrics: Metrics) -> None:
+        self._load, self._settings = load, settings
+        self._runtime: Runtime | None = None
+        limits = BatchLimits(settings.max_queue_s, settings.max_batch_s or 0.0, settings.max_padding)
+        self.batcher: Batcher[Job, Passed] = Batcher(self._open, limits, metrics.observe_batch)
+        self.users = 0
+        self.used_at = time.monotonic()
+        self.created = 0
+        self.batcher.start()
+
+    @property
+    def started(self) -> Future[None]:
+        return self.batcher.started
+
+    @property
+    def loaded(self) -> bool:
+        return self._runtime is not None
+
+    @property
+    def running(self) -> bool:
+        """False also while another process takes the place of one that died."""
+        return self.loaded and (not isinstance(self._runtime, Elsewhere) or self._runtime.running)
+
+    @property
+    def runtime(self) -> Runtime:
+        assert self._runtime is not None
+        return self._runtime
+
+    def ticket(self) -> Ticket[Job, Passed]:
+        return self.batcher.ticket()
+
+    async def stop(self) -> None:
+        """Ends its thread and process; waits for the batch under way, and for one that is being loaded."""
+        await asyncio.to_thread(self.batcher.stop, timeout=JOIN_TIMEOUT_S)
+        if isinstance(self._runtime, Elsewhere):
+            await asyncio.to_thread(self._runtime.close)
+
+    def _open(self) -> Run[Job, Passed]:
+        """In the batcher's thread: load, warm up, and only then be ready."""
+        runtime = self._load()
+        batch_s = max(self._settings.max_batch_s or runtime.batch_s, runtime.window_s)
+        self.batcher.limits = replace(self.batcher.limits, max_batch_s=batch_s)
+        noise = np.random.default_rng(0).normal(0, 0.1, SAMPLE_RATE).astype(np.float32)
+        runtime.run_windows([noise], [runtime.check_layer(-1)], list(runtime.heads))
+        self.created = int(time.time())
+        self._runtime = runtime
+        return partial(_run, runtime)
+
+
+class Models:
+    """By name. All methods belong to the event loop."""
+
+    def __init__(self, sources: Mapping[str, Source], settings: Settings, metrics: Metrics) -> None:
+        """sources: with one that is called "default"."""
+        self.sources = dict(sources)
+        self._settings, self._metrics = settings, metrics
+        self._models: dict[str, Model] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: set[Model] = set()
+        self._stopping = False
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.sources)
+
+    def get(self, name: str) -> Model | None:
+        """If it is there, loaded or being loaded."""
+        return self._models.get(name)
+
+    def start(self) -> Future[None]:
+        """Begin to load those that are to be there from the start; the future is the default model's."""
+        for name, source in self.sources.items():
+            if source.preload or name == DEFAULT:
+                self._models[name] = self._made(name)
+        if any(source.unload_after_s is not None for source in self.sources.values()):
+            self._aside(self._unload_idle())
+        return self._models[DEFAULT].started
+
+    def is_running(self, name: str) -> bool:
+        model = self._models.get(name)
+        return model is not None and model.running
+
+    @property
+    def queued_s(self) -> float:
+        return sum(model.batcher.queued_s for model in self._models.values())
+
+    def check_room(self, seconds: float) -> None:
+        """Raises what the last queue raises if none has room for so much."""
+        refusal: Exception | None = None
+        for model in self._models.values():
+            try:
+                model.batcher.check_room(seconds)
+            except (Overloaded, Stopped) as error:
+                refusal = error
+            else:
+                return
+        if refusal is not None:
+            raise refusal
+
+    @property
+    def ready(self) -> bool:
+        """All that are loaded at the start are, and each has its process."""
+        return all(
+            self.is_running(name)
+            for name, source in self.sources.items()
+            if source.preload or name == DEFAULT
+        )
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why a model that is to be there from the start is not."""
+        for model in self._models.values():
+            if model.started.done() and (error := model.started.exception()) is not None:
+                return error
+        return None
+
+    def name_of(self, asked: str) -> str:
+        """Of a model as a client calls it. Raises the 404 of one that is not there."""
+        if asked in self.sources:
+            return asked
+        default = self._models.get(DEFAULT)
+        if default is not None and default.loaded and asked == default.runtime.name:
+            return DEFAULT
+        message = f"there is no model {asked[:80]!r} here; /v1/models lists what there is"
+        raise ServiceError(404, "model_not_found", message, param="model")
+
+    @asynccontextmanager
+    async def serving(self, asked: str) -> AsyncIterator[Model]:
+        """A model, for as long as a request needs it; loads it if it is not there. Raises ServiceError."""
+        name = self.name_of(asked)
+        if self._stopping:
+            raise Stopped
+        if name not in self._models:
+            logger.info("loading the model %s", name)
+            self._models[name] = self._made(name)
+        model = self._models[name]
+        model.users += 1
+        try:
+            if not model.loaded:
+                await self._loaded(name, model)
+            yield model
+        finally:
+            model.users -= 1
+            model.used_at = time.monotonic()
+
+    async def reload(self) -> None:
+        """Load all that are there anew, each beside the old one, which then finishes what it has and goes.
+        One that cannot be loaded any more stays as it is."""
+        for name in [name for name, model in self._models.items() if model.loaded]:
+            fresh = self._made(name)
+            try:
+                await asyncio.wrap_future(fresh.started)
+            except Exception as error:
+                logger.error("the model %s stays as it is: %s", name, error)
+                await fresh.stop()
+                continue
+            old = self._models.get(name)
+            self._models[name] = fresh
+            logger.info("the model %s has been loaded anew", name)
+            if old is not None:
+                self._aside(self._let_go(old))
+
+    def reload_soon(self) -> None:
+        self._aside(self.reload())
+
+    async def stop(self) -> None:
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(model.stop() for model in [*self._models.values(), *self._leaving]))
+
+    def _made(self, name: str) -> Model:
+        return Model(self.sources[name].load, self._settings, self._metrics)
+
+    async def _loaded(self, name: str, model: Model) -> None:
+        if self.sources[name].preload or name == DEFAULT:
+            raise unavailable("loading", "the model is being loaded")
+        try:
+            await asyncio.shield(asyncio.wrap_future(model.started))
+        except (ValueError, OSError) as error:
+            if self._models.get(name) is model:
+                del self._models[name]  # the next request tries again
+            logger.error("the model %s cannot be loaded: %s", name, error)
+            raise unavailable("not_loaded", "the model cannot be loaded: the log says why") from error
+
+    async def _let_go(self, model: Model) -> None:
+        self._leaving.add(model)
+        while model.users:
+            await asyncio.sleep(0.05)
+        await model.stop()
+        self._leaving.discard(model)
+
+    async def _unload_idle(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            for name, model in list(self._models.items()):
+                after = self.sources[name].unload_after_s
+                idle = after is not None and time.monotonic() - model.used_at > after
+                if idle and not model.users and model.loaded:
+                    logger.info("the model %s has had no request for %g s and is let go", name, after)
+                    del self._models[name]
+                    await model.stop()
+
+    def _aside(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _run(runtime: Runtime, jobs: Sequence[Job]) -> list[Passed]:
+    """One pass for what all of them want."""
+    heads = sorted({name for job in jobs for name in job.heads})
+    passed = runtime.run_windows([job.wave for job in jobs], [job.layer for job in jobs], heads)
+    return [one.only(job.heads) for job, one in zip(jobs, passed, strict=True)]

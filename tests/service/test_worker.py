@@ -1,0 +1,167 @@
+"""The model's process: it dies, hangs, cannot be loaded, and the service goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.worker import Worker, WorkerLost
+from speech_ssl.inference.card import Card
+from tests.service import fakes
+from tests.service.support import Process, encoded, error_of, tone, until
+
+URL = "/v1/embeddings"
+FAKE = "tests.service.fakes"
+Start = Callable[..., Process]
+
+
+def clip(loudness: float) -> bytes:
+    wave = np.clip(tone(1.0), -0.7, 0.7)
+    wave[100] = loudness
+    return encoded(wave)
+
+
+def post(process: Process, data: bytes) -> tuple[int, object]:
+    answer = process.client.post(URL, content=data, headers={"content-type": "audio/wav"})
+    return answer.status_code, answer.json() if answer.status_code == 200 else error_of(answer)["code"]
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(line) for line in listed.stdout.split()]
+
+
+def of_models(process: Process) -> list[int]:
+    """Its processes that hold models: children of the one that forks them."""
+    return [each for child in children(process.popen.pid) for each in children(child)]
+
+
+@pytest.fixture
+def lost() -> list[int]:
+    return []
+
+
+@pytest.fixture
+def worker(lost: list[int]) -> Iterator[Worker]:
+    worker = Worker(fakes.load, timeout_s=2.0, lost=lambda: lost.append(1))
+    yield worker
+    worker.close()
+    assert worker.pid is not None and not Path(f"/proc/{worker.pid}").exists()
+
+
+def test_it_is_the_model_elsewhere(worker: Worker) -> None:
+    here = fakes.FakeRuntime()
+    assert (worker.name, worker.width, worker.window_s) == (here.name, here.width, here.window_s)
+    assert worker.check_layer(-1) == 3 and len(worker.plan(160_000)) > 1
+    waves = [tone(1.0), tone(0.5)]
+    for mine, other in zip(worker.run_windows(waves, [1, 2]), here.run_windows(waves, [1, 2]), strict=True):
+        np.testing.assert_array_equal(mine.frames, other.frames)
+
+
+def test_what_the_model_refuses_is_raised_here_and_it_goes_on(worker: Worker) -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match="layer 9 is not there"):
+            worker.run_windows([tone(1.0)], [9])
+    assert len(worker.run_windows([tone(1.0)], [3])) == 1
+
+
+@pytest.mark.parametrize("loudness", [0.9, 0.8], ids=["dies", "hangs"])
+def test_another_takes_its_place(worker: Worker, lost: list[int], loudness: float) -> None:
+    before = worker.pid
+    wave = np.full(16_000, 0.1, dtype=np.float32)
+    wave[0] = loudness
+    with pytest.raises(WorkerLost):
+        worker.run_windows([wave], [3])
+    assert len(worker.run_windows([tone(1.0)], [3])) == 1
+    assert worker.pid != before and lost == [1]
+
+
+def test_one_that_dies_with_nothing_to_do_is_replaced_at_once(worker: Worker, lost: list[int]) -> None:
+    before = worker.pid
+    assert before is not None
+    os.kill(before, signal.SIGKILL)
+    until(lambda: worker.pid != before and worker.running, 20)
+    assert lost == [1]
+
+
+class Once:
+    """A model that can be loaded only while a file is there."""
+
+    def __init__(self, file: Path) -> None:
+        if not file.exists():
+            raise ValueError(f"{file.name} is gone")
+
+    def card(self) -> Card:
+        return fakes.FakeRuntime().card()
+
+    def run_windows(self, *_: object) -> list[object]:
+        os._exit(3)
+
+
+def test_one_that_cannot_be_loaded_again_is_told_and_tried_until_it_can(
+    tmp_path: Path, lost: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model"
+    with pytest.raises(ValueError, match="model is gone"):
+        Worker(partial(Once, file), timeout_s=5, lost=lambda: None)
+    file.touch()
+    worker = Worker(partial(Once, file), timeout_s=5, lost=lambda: lost.append(1))
+    monkeypatch.setattr("service.worker.RESTART_S", 0.2)
+    file.unlink()
+    with pytest.raises(WorkerLost):
+        worker.run_windows([], [])
+    with pytest.raises(WorkerLost, match="not running"):
+        worker.run_windows([], [])
+    assert not worker.running
+    file.touch()
+    until(lambda: worker.running, 20)
+    worker.close()
+
+
+def test_killed_under_load_nobody_else_notices(start: Start) -> None:
+    """kill -9, twice: what was running is run again, and all get the answers that they would have got."""
+    process = start(FAKE, "--slowness", "0.02")
+    process.ready()
+    right = post(process, clip(0.5))
+    (victim,) = of_models(process)
+    with ThreadPoolExecutor(16) as pool:
+        answers = [pool.submit(post, process, clip(0.5)) for _ in range(200)]
+        for _ in range(2):
+            until(lambda: process.metric("queued_audio_seconds") > 3)
+            os.kill(victim, signal.SIGKILL)
+            until(lambda old=victim: len(found := of_models(process)) == 1 and found != [old], 30)
+            until(lambda: process.metric("ready") == 1, 30)
+            (victim,) = of_models(process)
+        assert [each.result() for each in answers] == [right] * 200
+    assert process.metric("lost_workers_total") == 2
+
+
+def test_a_clip_that_kills_the_model_fails_alone(start: Start) -> None:
+    process = start(FAKE, "--slowness", "0.2", SPEECH_SSL_BATCH_TIMEOUT_S="5")
+    process.ready()
+    right = post(process, clip(0.5))
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(post, process, clip(0.9 if i == 3 else 0.5)) for i in range(8)]
+        results = [each.result() for each in answers]
+    assert results.pop(3) == (503, "model_lost")
+    assert results == [right] * 7
+    assert process.client.get("/health/ready").status_code == 200
+
+
+def test_no_process_outlives_the_service(start: Start) -> None:
+    for end in (signal.SIGKILL, signal.SIGTERM):
+        process = start(FAKE)
+        process.ready()
+        below = [*children(process.popen.pid), *of_models(process)]
+        assert len(below) >= 4, "two decoders, one that forks, a model"
+        process.popen.send_signal(end)
+        process.popen.wait(30)
+        until(lambda below=below: not any(Path(f"/proc/{pid}").exists() for pid in below), 30)
