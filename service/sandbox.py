@@ -4,6 +4,7 @@ refused, and the service goes on."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import select
@@ -21,6 +22,8 @@ import numpy as np
 from service.decoder import BLOCK, END, ENOUGH, ERROR, GO_ON, HEAD
 from speech_ssl.audio import AudioError, Limits
 from speech_ssl.types import Waveform
+
+logger = logging.getLogger(__name__)
 
 PIECE = 1 << 20
 FILES = 1_000
@@ -148,6 +151,7 @@ class Sandbox:
             yield from decoder.blocks(source, limits, time.monotonic() + self._timeout_s)
         except _Crashed as error:
             self._lost()
+            logger.warning("a decoder was lost, with exit status %s: %s", decoder.popen.poll(), error)
             raise AudioError("undecodable", str(error)) from None
         finally:
             self._give_back(decoder)
