@@ -1,0 +1,125 @@
+"""A clip that is still being said: its windows run as soon as later audio cannot change them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import numpy as np
+
+from service.batcher import Overloaded, Ticket
+from service.engine import Engine
+from service.hearing import Job, Windows
+from service.models import Model
+from speech_ssl.audio import AudioError
+from speech_ssl.inference.chunking import Window
+from speech_ssl.inference.clips import Whole
+from speech_ssl.inference.engines import Passed
+from speech_ssl.types import SAMPLE_RATE, Waveform
+
+
+class Live:
+    """What is run and kept of a stream. The windows, and so the answers, are those of the finished clip: only
+    the last two of a plan depend on how long the clip will be."""
+
+    def __init__(
+        self, engine: Engine, model: Model, ticket: Ticket[Job, Passed], heads: Sequence[str]
+    ) -> None:
+        self._model, self._ticket, self._heads = model, ticket, tuple(heads)
+        self._reserve = engine.reserving(ticket)
+        self._most_s = engine.settings.max_clip_s
+        self._blocks: list[Waveform] = []
+        self._begin = 0  # of the blocks, in samples of the clip
+        self._submitted = 0
+        self._windows: Windows = deque()
+        self._kept: list[Passed] = []
+        self.samples = 0
+        self.ended = False
+        self.changed = asyncio.Event()
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / SAMPLE_RATE
+
+    @property
+    def waiting_s(self) -> float:
+        """Of audio that is in no window yet."""
+        return (self.samples - self._begin) / SAMPLE_RATE
+
+    def add(self, block: Waveform) -> None:
+        """Raises AudioError `too_long`, Overloaded, Stopped."""
+        if self.seconds + len(block) / SAMPLE_RATE > self._most_s:
+            raise AudioError("too_long", f"longer than {self._most_s:g} s")
+        self._reserve(len(block) / SAMPLE_RATE)
+        self._blocks.append(block)
+        self.samples += len(block)
+        self._submit(self._plan()[self._submitted : -2])
+        self.changed.set()
+
+    def end(self) -> None:
+        """Raises AudioError `too_short`."""
+        self._submit(self._model.runtime.plan(self.samples)[self._submitted :])
+        self.ended = True
+        self.changed.set()
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a window whose result can be waited for."""
+        return bool(self._windows)
+
+    async def next_part(self) -> Passed:
+        """The next window's, without what overlaps; kept for the end."""
+        window, future = self._windows.popleft()
+        part = (await asyncio.wrap_future(future)).kept(window.skip, window.keep)
+        self._kept.append(part)
+        return part
+
+    async def tentative(self) -> list[Passed] | None:
+        """What the rest would give if the clip ended here; None if it is too short or the queue is full."""
+        windows = self._plan()[self._submitted :]
+        if not windows or self._heads == ():
+            return None
+        waves = [self._wave(window) for window in windows]
+        with self._model.ticket() as ticket:
+            try:
+                ticket.reserve(sum(len(wave) for wave in waves) / SAMPLE_RATE)
+            except Overloaded:
+                return None
+            running = [self._run(ticket, wave) for wave in waves]
+            passed = [await asyncio.wrap_future(future) for future in running]
+        return [one.kept(window.skip, window.keep) for window, one in zip(windows, passed, strict=True)]
+
+    def whole(self) -> Whole:
+        """At the end, when all parts have been had."""
+        return Whole(Passed.joined(self._kept), self.seconds)
+
+    def with_rest(self, parts: Sequence[Passed], seconds: float) -> Whole:
+        """All that has been had, and what is tentative."""
+        return Whole(Passed.joined([*self._kept, *parts]), seconds)
+
+    def _plan(self) -> list[Window]:
+        try:
+            return self._model.runtime.plan(self.samples)
+        except AudioError:
+            return []
+
+    def _submit(self, windows: Sequence[Window]) -> None:
+        for window in windows:
+            self._windows.append((window, self._run(self._ticket, self._wave(window))))
+            self._submitted += 1
+        if windows and (plan := self._plan()[self._submitted :]):
+            self._blocks = [self._joined()[plan[0].start - self._begin :].copy()]
+            self._begin = plan[0].start
+
+    def _run(self, ticket: Ticket[Job, Passed], wave: Waveform) -> Future[Passed]:
+        return ticket.submit(Job(wave, None, self._heads), len(wave) / SAMPLE_RATE)
+
+    def _wave(self, window: Window) -> Waveform:
+        return self._joined()[window.start - self._begin : window.stop - self._begin].copy()
+
+    def _joined(self) -> Waveform:
+        if len(self._blocks) > 1:
+            self._blocks = [np.concatenate(self._blocks)]
+        return self._blocks[0]

@@ -1,0 +1,243 @@
+"""The Open Inference Protocol, version 2, over HTTP: clips as a tensor, answers as tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Depends
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.answering import head_of, labels_of, possible
+from service.encoding import Answer, response_of
+from service.engine import Engine, File
+from service.errors import ServiceError, bad_request
+from service.hearing import Heard, Vectors, Wanted
+from service.models import Runtime
+from service.schemas import ERRORS
+from service.schemas_v2 import (
+    INFER_BODY,
+    VERSION,
+    InferParameters,
+    InferRequest,
+    InferResponse,
+    Live,
+    ModelMetadata,
+    ModelReady,
+    OutputName,
+    Ready,
+    ServerMetadata,
+    TensorMetadata,
+    TensorParameters,
+)
+from service.serving import TheEngine, attended, checked_layer
+from service.tensors import Tensor, clips_of
+from service.uploads import body_of, json_object
+from speech_ssl.inference.answers import Choice
+from speech_ssl.inference.pooling import Pool
+from speech_ssl.types import Pooling
+
+SOME: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (400, 401, 404, 503, 504)}
+BINARY = "Inference-Header-Content-Length"
+"""Says that a body goes on after its JSON."""
+router = APIRouter(prefix="/v2")
+of_a_model = APIRouter()
+
+
+@router.get("", responses={401: ERRORS[401]})
+async def server() -> ServerMetadata:
+    """What this is."""
+    return ServerMetadata()
+
+
+@router.get("/health/live")
+async def live() -> Live:
+    """The process answers."""
+    return Live()
+
+
+@router.get("/health/ready", responses={503: ERRORS[503]})
+async def ready(engine: TheEngine) -> Ready:
+    """The models are loaded and requests are taken."""
+    engine.check_open()
+    return Ready()
+
+
+@of_a_model.get("", response_model_exclude_none=True, responses=SOME)
+async def metadata(request: Request, engine: TheEngine, model: str) -> ModelMetadata:
+    """What goes into a model and comes out. One that is not loaded is loaded for it."""
+    engine.check_open()
+    return await attended(request, engine, _metadata(engine, model))
+
+
+@of_a_model.get("/ready", responses=SOME)
+async def model_ready(engine: TheEngine, model: str) -> ModelReady:
+    """Requests to this model are taken; the first one loads it, if it is not loaded at the start."""
+    engine.check_open()
+    engine.models.name_of(model)
+    return ModelReady(name=model)
+
+
+@of_a_model.post(
+    "/infer",
+    response_model=None,
+    responses={200: {"model": InferResponse}, **ERRORS},
+    openapi_extra=INFER_BODY,
+)
+async def infer(request: Request, engine: TheEngine, model: str) -> Response:
+    """Answers about one or more clips, all from one pass through the encoder."""
+    engine.check_room()
+    engine.models.name_of(model)
+    if BINARY in request.headers:
+        raise bad_request("binary tensor data is an extension that is not served: data is JSON", BINARY)
+    body = await body_of(request)
+    return await attended(request, engine, _inferred(engine, model, body))
+
+
+def _check_version(version: str) -> None:
+    if version != VERSION:
+        raise ServiceError(
+            404, "version_not_found", f"every model has the version {VERSION} and no other", param="version"
+        )
+
+
+router.include_router(of_a_model, prefix="/models/{model}")
+router.include_router(
+    of_a_model, prefix="/models/{model}/versions/{version}", dependencies=[Depends(_check_version)]
+)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is wanted of a model that has it. pooling: of `embedding`. speech, sounds: heads."""
+
+    outputs: list[OutputName]
+    layer: int | None
+    pooling: Pooling
+    speech: str | None
+    sounds: str | None
+
+    @classmethod
+    def of(cls, runtime: Runtime, request: InferRequest) -> _Asked:
+        """Raises ServiceError."""
+        outputs = [output.name for output in request.outputs or []] or _outputs(runtime)
+        options = request.parameters or InferParameters()
+        layer = speech = sounds = None
+        if "embedding" in outputs or "frames" in outputs:
+            layer = checked_layer(runtime, options.layer)
+        if "transcription" in outputs:
+            speech = head_of(runtime, "transcription", options.speech_head)
+        if "classification" in outputs:
+            sounds = head_of(runtime, "classification", options.sounds_head)
+        return cls(outputs, layer, options.pooling, speech, sounds)
+
+    @property
+    def wanted(self) -> Wanted:
+        heads = tuple(name for name in (self.speech, self.sounds) if name is not None)
+        return Wanted(self.layer, "none" if "frames" in self.outputs else self.pooling, heads)
+
+
+async def _inferred(engine: Engine, name: str, body: bytes) -> Response:
+    request, files = await engine.aside(partial(_read, body, engine.settings.max_files))
+    async with engine.models.serving(name) as model:
+        asked = _Asked.of(model.runtime, request)
+        result = await engine.hear(model, files, asked.wanted)
+        answer = partial(_tensors, model.runtime, asked, result.clips)
+        text = _text(name, request.id, await engine.aside(answer))
+    return response_of(Answer(text, long="frames" in asked.outputs), result)
+
+
+def _read(body: bytes, max_files: int) -> tuple[InferRequest, list[File]]:
+    """A request without its inputs, whose numbers are large in this form, and the clips that these were.
+    Raises ServiceError that says where in the body it is wrong."""
+    try:
+        request = InferRequest.model_validate(json_object(body))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in first["loc"])[1:81]
+        raise bad_request(f"{where}: {first['msg']}", where) from error
+    files = clips_of(request.inputs[0], max_files)
+    names = [output.name for output in request.outputs or []]
+    if len(set(names)) < len(names):
+        raise bad_request("outputs: a tensor is asked for twice", "outputs")
+    if "frames" in names and len(files) > 1:
+        raise bad_request(f"the output tensor `frames` is of one clip, not of {len(files)}", "outputs")
+    return request.model_copy(update={"inputs": []}), files
+
+
+def _tensors(runtime: Runtime, asked: _Asked, clips: Sequence[Heard]) -> list[Tensor]:
+    return [Tensor(output, _values(runtime, asked, output, clips)) for output in asked.outputs]
+
+
+def _values(
+    runtime: Runtime, asked: _Asked, output: OutputName, clips: Sequence[Heard]
+) -> Vectors | list[str]:
+    match output:
+        case "embedding":
+            return np.stack([_pooled(clip, asked.pooling) for clip in clips])
+        case "frames":
+            return _vectors(clips[0])
+        case "transcription":
+            assert asked.speech is not None
+            return [runtime.transcript(clip.whole, asked.speech).text for clip in clips]
+    assert asked.sounds is not None
+    return np.stack([_probabilities(runtime, clip, asked.sounds) for clip in clips])
+
+
+def _vectors(clip: Heard) -> Vectors:
+    assert clip.vectors is not None
+    return clip.vectors
+
+
+def _pooled(clip: Heard, pooling: Pooling) -> Vectors:
+    """Its frames are there if they were asked for too."""
+    vectors = _vectors(clip)
+    if vectors.ndim == 1:
+        return vectors
+    pool = Pool(pooling)
+    pool.add(vectors)
+    return pool.result()
+
+
+def _probabilities(runtime: Runtime, clip: Heard, head: str) -> Vectors:
+    """In the order of the head's labels."""
+    heard = runtime.classification(clip.whole, head, Choice())
+    scores = {label.label: label.score for label in heard.labels}
+    return np.array([scores[label] for label in labels_of(runtime, head)], dtype=np.float32)
+
+
+def _text(model: str, given_id: str | None, tensors: Sequence[Tensor]) -> Iterator[str]:
+    head = {"model_name": model, "model_version": VERSION} | ({} if given_id is None else {"id": given_id})
+    yield json.dumps(head)[:-1] + ', "outputs": ['
+    for index, tensor in enumerate(tensors):
+        yield ", " if index else ""
+        yield from tensor.text()
+    yield "]}"
+
+
+async def _metadata(engine: Engine, name: str) -> ModelMetadata:
+    async with engine.models.serving(name) as model:
+        outputs: list[OutputName] = [*_outputs(model.runtime), "frames"]
+        return ModelMetadata(name=name, outputs=[_described(model.runtime, output) for output in outputs])
+
+
+def _outputs(runtime: Runtime) -> list[OutputName]:
+    """Those that there are if none are named."""
+    return [*possible(runtime)]
+
+
+def _described(runtime: Runtime, output: OutputName) -> TensorMetadata:
+    match output:
+        case "embedding" | "frames":
+            return TensorMetadata(name=output, datatype="FP32", shape=[-1, runtime.width])
+        case "transcription":
+            return TensorMetadata(name=output, datatype="BYTES", shape=[-1])
+    labels = labels_of(runtime, head_of(runtime, output, None))
+    parameters = TensorParameters(labels=labels)
+    return TensorMetadata(name=output, datatype="FP32", shape=[-1, len(labels)], parameters=parameters)

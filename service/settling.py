@@ -1,0 +1,39 @@
+"""Text of a clip as it becomes certain, window by window."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from service.engine import Engine
+from service.models import Runtime
+from speech_ssl.inference.clips import Whole
+from speech_ssl.inference.engines import Passed
+
+
+class Settling:
+    """All words but the last are certain, with which the next window may go on. `told`, the pieces joined, is
+    the text of the whole clip at its end."""
+
+    def __init__(self, engine: Engine, runtime: Runtime, head: str) -> None:
+        self._engine, self._runtime, self._head = engine, runtime, head
+        self._pending: list[Passed] = []
+        self.told = ""
+
+    async def more(self, part: Passed, seconds: float, *, last: bool) -> str:
+        """What is new, with the next window's outputs; `seconds`: of the clip, as far as it is known."""
+        heard = Passed.joined([*self._pending, part])
+        frames = len(heard.heads[self._head])
+        cut = frames if last else self._runtime.settled(Whole(heard, seconds), self._head)
+        self._pending = [heard.kept(cut, frames - cut)]
+        text = await self._text(heard.kept(0, cut), seconds)
+        delta = f" {text}" if text and self.told else text
+        self.told += delta
+        return delta
+
+    async def rest(self, parts: list[Passed], seconds: float) -> str:
+        """What follows `told` if the clip ended with these."""
+        return await self._text(Passed.joined([*self._pending, *parts]), seconds)
+
+    async def _text(self, heard: Passed, seconds: float) -> str:
+        work = partial(self._runtime.transcript, Whole(heard, seconds), self._head)
+        return (await self._engine.aside(work)).text

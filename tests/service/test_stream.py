@@ -1,0 +1,201 @@
+"""Audio over a WebSocket: the final answer is that of the finished file, whatever the pieces were."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from service.auth import made
+from speech_ssl import audio
+from speech_ssl.checkpoints.artifact import load_artifact
+from speech_ssl.inference import Runtime
+from tests.service.fakes import FakeRuntime
+from tests.service.support import encoded, serving, until
+
+PATH = "/v1/audio/stream"
+END = json.dumps({"type": "end"})
+
+
+@pytest.fixture(scope="module")
+def client(answering_artifact: Path) -> Iterator[httpx.Client]:
+    """With windows of two seconds, so that short clips have several."""
+    with serving(Runtime(load_artifact(answering_artifact), window_s=2.0, context_s=0.5)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def speech(prompts: Path) -> np.ndarray:
+    """Some prompts as 16-bit samples, eleven seconds or so."""
+    paths = sorted((prompts / "audio").glob("*.flac"))
+    wave = np.concatenate([audio.decode(path) for path in paths[:12]])[: 11 * 16_000]
+    return np.round(wave * 32767).astype("<i2")
+
+
+@contextmanager
+def opened(client: httpx.Client, query: str = "", **options: Any) -> Iterator[ClientConnection]:
+    address = str(client.base_url).replace("http", "ws", 1).rstrip("/") + PATH + query
+    with connect(address, max_size=None, proxy=None, **options) as stream:
+        yield stream
+
+
+def told(stream: ClientConnection, *, until_kind: str = "final") -> list[dict[str, Any]]:
+    """All messages up to the last, after which the service closes."""
+    messages = []
+    while not messages or messages[-1]["type"] not in (until_kind, "error"):
+        messages.append(json.loads(stream.recv(timeout=60)))
+    with pytest.raises(ConnectionClosed) as closing:
+        stream.recv(timeout=60)
+    messages[-1]["closed"] = closing.value.rcvd.code if closing.value.rcvd else None
+    return messages
+
+
+def asked(client: httpx.Client, route: str, data: bytes, **fields: Any) -> Any:
+    answer = client.post(f"/v1/audio/{route}", files={"file": ("a.wav", data)}, data=fields)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def nearly(value: Any) -> Any:
+    """Other batches round otherwise."""
+    if isinstance(value, dict):
+        return {key: nearly(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [nearly(each) for each in value]
+    return pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize(
+    ("rate", "piece"), [(16_000, 1_600), (16_000, 40_001), (16_000, 10**6), (44_100, 7_777)]
+)
+def test_the_final_answer_is_that_of_the_file(
+    client: httpx.Client, speech: np.ndarray, rate: int, piece: int
+) -> None:
+    with opened(client, f"?sample_rate={rate}&top_k=2&threshold=0.2&sounds_head=sounds") as stream:
+        for start in range(0, len(speech), piece):
+            stream.send(speech[start : start + piece].tobytes())
+        stream.send(END)
+        first, *_, final = messages = told(stream)
+    file = encoded(speech, rate=rate, subtype="PCM_16")
+    said = asked(
+        client,
+        "transcriptions",
+        file,
+        response_format="verbose_json",
+        **{"timestamp_granularities[]": "word"},
+    )
+    heard = asked(client, "classifications", file, head="sounds", top_k=2, threshold=0.2)
+    assert first == {"type": "ready", "model": heard["model"], "sample_rate": rate}
+    assert final["closed"] == 1000
+    assert final["text"] == said["text"] and len(final["words"]) > 1
+    assert final["words"] == nearly(said["words"])
+    assert final["labels"] == nearly(heard["labels"]) and final["events"] == nearly(heard["events"])
+    assert final["usage"] == nearly(heard["usage"])
+    assert "".join(m["text"] for m in messages if m["type"] == "delta") == said["text"]
+
+
+def test_partial_answers_come_while_it_is_being_said(client: httpx.Client, speech: np.ndarray) -> None:
+    """What is certain and what is not, joined, is what would be said of the clip up to there."""
+    with opened(client, "?tasks=transcription") as stream:
+        assert json.loads(stream.recv())["type"] == "ready"
+        stream.send(speech[: 5 * 16_000].tobytes())
+        messages = []
+        while not messages or messages[-1]["type"] != "partial":
+            messages.append(json.loads(stream.recv(timeout=60)))
+        stream.send(END)
+        assert told(stream)[-1]["type"] == "final"
+    partial = messages[-1]
+    assert set(partial) == {"type", "seconds", "text"}
+    whole = asked(client, "transcriptions", encoded(speech[: 5 * 16_000], subtype="PCM_16"))["text"]
+    certain = "".join(m["text"] for m in messages if m["type"] == "delta")
+    assert " ".join(filter(None, (certain, partial["text"]))) == whole
+
+
+def test_one_task_and_not_the_other(client: httpx.Client, speech: np.ndarray) -> None:
+    with opened(client, "?tasks=classification&sounds_head=moods") as stream:
+        stream.send(speech[:32_000].tobytes())
+        stream.send(END)
+        final = told(stream)[-1]
+    assert "text" not in final and {label["label"] for label in final["labels"]} == {"calm", "tense"}
+
+
+@pytest.mark.parametrize(
+    ("query", "sent", "code", "closed"),
+    [
+        ("?model=none", [], "model_not_found", 1008),
+        ("?speed=2", [], "invalid_value", 1008),
+        ("?sample_rate=100", [], "invalid_value", 1008),
+        ("?speech_head=sounds", [], "unsupported_task", 1008),
+        ("", [b"abc"], "malformed_pcm", 1008),
+        ("", ["stop"], "malformed_message", 1008),
+        ("", [bytes(20), END], "too_short", 1008),
+        ("", [END], "too_short", 1008),
+    ],
+)
+def test_mistakes_are_told_before_it_is_closed(
+    client: httpx.Client, query: str, sent: list[bytes | str], code: str, closed: int
+) -> None:
+    with opened(client, query) as stream:
+        for message in sent:
+            stream.send(message)
+        last = told(stream)[-1]
+    assert (last["type"], last["error"]["code"], last["closed"]) == ("error", code, closed)
+    assert last["error"]["message"]
+
+
+def test_limits(answering_artifact: Path) -> None:
+    second = np.zeros(16_000, dtype="<i2").tobytes()
+    limits = {"max_clip_s": 3.0, "upload_idle_timeout_s": 0.3, "max_queue_s": 20.0}
+    runtime = Runtime(load_artifact(answering_artifact))
+    with serving(runtime, **limits) as client:
+        with opened(client) as stream:
+            stream.send(4 * second)
+            assert told(stream)[-1]["error"]["code"] == "too_long"
+        with opened(client) as stream:
+            stream.send(second)
+            last = told(stream)[-1]
+            assert (last["error"]["code"], last["closed"]) == ("upload_stalled", 1008)
+        until(lambda: "speech_ssl_queued_audio_seconds 0.0" in client.get("/metrics").text, 20)
+
+
+def test_a_full_queue_refuses_a_stream_and_one_that_is_left_gives_its_room_back(
+    answering_artifact: Path,
+) -> None:
+    runtime = Runtime(load_artifact(answering_artifact))
+    with serving(runtime, max_queue_s=20.0) as client:
+        with opened(client) as first:
+            first.send(np.zeros(19 * 16_000, dtype="<i2").tobytes())
+            until(lambda: "speech_ssl_queued_audio_seconds 19" in client.get("/metrics").text, 20)
+            with opened(client) as second:
+                second.send(np.zeros(2 * 16_000, dtype="<i2").tobytes())
+                last = told(second)[-1]
+                assert (last["error"]["code"], last["closed"]) == ("overloaded", 1013)
+            first.socket.shutdown(socket.SHUT_RDWR)  # without a word
+        until(lambda: "speech_ssl_queued_audio_seconds 0.0" in client.get("/metrics").text, 20)
+        until(lambda: "speech_ssl_in_flight_requests 0.0" in client.get("/metrics").text, 20)
+
+
+def test_a_model_without_heads_has_nothing_to_tell() -> None:
+    with serving(FakeRuntime()) as client, opened(client) as stream:
+        assert told(stream)[-1]["error"]["code"] == "unsupported_task"
+
+
+def test_keys_are_asked_for(tmp_path: Path) -> None:
+    key, line = made("anna")
+    (tmp_path / "keys").write_text(line)
+    with serving(FakeRuntime(), api_keys=tmp_path / "keys") as client:
+        with pytest.raises(InvalidStatus) as refused, opened(client):
+            pass
+        assert refused.value.response.status_code == 401
+        assert json.loads(refused.value.response.body or b"")["error"]["code"] == "missing_api_key"
+        with opened(client, additional_headers={"Authorization": f"Bearer {key}"}) as stream:
+            assert told(stream)[-1]["error"]["code"] == "unsupported_task"
