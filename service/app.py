@@ -3,47 +3,76 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from service import errors, routes, routes_audio
+from service import (
+    errors,
+    routes,
+    routes_audio,
+    routes_jobs,
+    routes_playground,
+    routes_stream,
+    routes_v2,
+    tracing,
+)
 from service.auth import Keys, RequireKey
-from service.engine import Engine, Loader, Runtime
+from service.engine import Engine
+from service.job_runner import Jobs
 from service.metrics import Metrics
 from service.middleware import GuardBody, Observe
+from service.models import DEFAULT, Runtime, Source
 from service.settings import Settings
+from service.shares import Shares
 
 DESCRIPTION = "Self-supervised representations of audio: vectors of clips and of their frames."
 
 
-def create_app(settings: Settings, runtime: Runtime | Loader) -> FastAPI:
-    """`runtime`: a model, ready when the application has started; or a function that loads one, in the
-    thread that will run it, while the application answers 503. Raises ValueError and OSError for a file of
-    keys that cannot be used."""
-    metrics = Metrics()
-    load = runtime if callable(runtime) else lambda: runtime
-    engine = Engine(settings, load, metrics)
+def create_app(
+    settings: Settings, models: Runtime | Mapping[str, Source], metrics: Metrics | None = None
+) -> FastAPI:
+    """`models`: one, ready when the application has started; or where they come from, by name and with one
+    called "default": while that is being loaded, the application answers 503. Raises ValueError and OSError
+    for a file of keys, and ValueError for an address for traces, that cannot be used."""
+    metrics = metrics or Metrics()
+    sources = models if isinstance(models, Mapping) else {DEFAULT: Source(lambda: models)}
+    engine = Engine(settings, sources, metrics)
+    traces = tracing.from_environment()
+    jobs = Jobs(settings, engine, metrics, settings.jobs_dir) if settings.jobs_dir is not None else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         started = engine.start()
-        if not callable(runtime):
+        if not isinstance(models, Mapping):
             await asyncio.wrap_future(started)
+        if jobs is not None:
+            jobs.start()
         try:
             yield
         finally:
+            if jobs is not None:
+                await jobs.stop()
             await engine.stop()
+            if traces is not None:
+                await asyncio.to_thread(traces.stop)
 
     app = FastAPI(title="speech-ssl", description=DESCRIPTION, version="1", lifespan=lifespan)
     app.state.engine = engine
     app.state.metrics = metrics
+    app.state.jobs = jobs
     app.include_router(routes.router)
     app.include_router(routes_audio.router)
+    app.include_router(routes_stream.router)
+    app.include_router(routes_jobs.router)
+    app.include_router(routes_v2.router)
+    app.include_router(routes_playground.router)
     errors.install(app)
     app.add_middleware(GuardBody, engine=engine, settings=settings)
     if settings.api_keys is not None:
-        app.add_middleware(RequireKey, keys=Keys.read(settings.api_keys))
-    app.add_middleware(Observe, engine=engine, metrics=metrics)  # added last: outermost
+        keys = Keys.read(settings.api_keys)
+        shares = Shares(settings.key_max_requests, settings.key_max_queue_s)
+        app.add_middleware(RequireKey, keys=keys, shares=shares, public_page=settings.public_page)
+    app.add_middleware(Observe, engine=engine, metrics=metrics, traces=traces)  # added last: outermost
     return app

@@ -32,7 +32,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what a library prints must not stand between the messages
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for standard in (1, 2):  # what a library prints may be of the file: neither for the service nor its log
+        os.dup2(nowhere, standard)
     requests = sys.stdin.buffer
     while line := requests.readline():
         asked = json.loads(line)

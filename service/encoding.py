@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from starlette.responses import Response, StreamingResponse
@@ -16,12 +17,20 @@ from service.schemas import Embedding, EmbeddingOptions
 PIECE_ROWS = 48  # a multiple of 3, so that pieces of base64 join without padding
 
 
-def embeddings_response(result: Result, options: EmbeddingOptions, model: str) -> Response:
-    text = _text(result, options, model)
+@dataclass(frozen=True)
+class Answer:
+    """A body. long: not to be held as one string."""
+
+    text: Iterable[str]
+    media_type: str = "application/json"
+    long: bool = False
+
+
+def response_of(answer: Answer, result: Result) -> Response:
     headers = timing(result)
-    if options.pooling == "none":
-        return StreamingResponse(text, headers=headers, media_type="application/json")
-    return Response("".join(text), headers=headers, media_type="application/json")
+    if answer.long:
+        return StreamingResponse(answer.text, headers=headers, media_type=answer.media_type)
+    return Response("".join(answer.text), headers=headers, media_type=answer.media_type)
 
 
 def timing(result: Result) -> dict[str, str]:
@@ -41,7 +50,7 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f}"
 
 
-def _text(result: Result, options: EmbeddingOptions, model: str) -> Iterator[str]:
+def embeddings_text(result: Result, options: EmbeddingOptions, model: str) -> Iterator[str]:
     yield '{"object":"list","data":['
     for index, clip in enumerate(result.clips):
         vectors = clip.vectors

@@ -6,9 +6,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.encoding import embeddings_response
-from service.hearing import Wanted
+from service import answering
+from service.engine import Engine
 from service.metrics import CONTENT_TYPE, Metrics
+from service.models import DEFAULT
 from service.schemas import (
     EMBEDDING_BODY,
     ERRORS,
@@ -16,10 +17,10 @@ from service.schemas import (
     EmbeddingOptions,
     Head,
     Health,
-    Model,
+    ModelCard,
     ModelList,
 )
-from service.serving import TheEngine, attended, checked_layer, checked_model
+from service.serving import TheEngine
 from service.uploads import received
 from speech_ssl.types import SAMPLE_RATE
 
@@ -34,29 +35,23 @@ router = APIRouter()
 )
 async def embeddings(request: Request, engine: TheEngine) -> Response:
     """Vectors of audio: a multipart form with one or more `file`, a raw body, or JSON."""
-    runtime = engine.runtime()
     engine.check_room()
     async with received(request, engine, EmbeddingOptions) as upload:
-        options = upload.options
-        checked_model(runtime, options.model)
-        wanted = Wanted(checked_layer(runtime, options.layer), options.pooling)
-        result = await attended(request, engine, engine.hear(runtime, upload.files, wanted))
-    return embeddings_response(result, options, runtime.name)
+        return await answering.respond(request, engine, upload)
 
 
 @router.get("/v1/models", responses={503: ERRORS[503]})
 async def models(engine: TheEngine) -> ModelList:
-    """The model that is served."""
-    runtime = engine.runtime()
-    model = Model(
-        id=runtime.name,
-        created=engine.created,
-        layers=runtime.num_layers,
-        width=runtime.width,
-        sample_rate=SAMPLE_RATE,
-        heads=[_described(name, spec) for name, spec in runtime.heads.items()],
-    )
-    return ModelList(data=[model])
+    """The models that are served."""
+    engine.check_open()
+    return ModelList(data=[_described(engine, name) for name in engine.models.names])
+
+
+@router.get("/v1/models/{model}", responses={404: ERRORS[404], 503: ERRORS[503]})
+async def one_model(engine: TheEngine, model: str) -> ModelCard:
+    """One of them."""
+    engine.check_open()
+    return _described(engine, engine.models.name_of(model))
 
 
 @router.get("/health/live")
@@ -67,8 +62,8 @@ async def live() -> Health:
 
 @router.get("/health/ready", responses={503: ERRORS[503]})
 async def ready(engine: TheEngine) -> Health:
-    """The model is loaded and requests are taken."""
-    engine.runtime()
+    """The models are loaded and requests are taken."""
+    engine.check_open()
     return Health()
 
 
@@ -79,7 +74,24 @@ async def metrics(request: Request) -> Response:
     return Response(values.text(), media_type=CONTENT_TYPE)
 
 
-def _described(name: str, spec: object) -> Head:
+def _described(engine: Engine, name: str) -> ModelCard:
+    """What is known of it: little of one that is not loaded."""
+    model = engine.models.get(name)
+    if model is None or not model.loaded:
+        return ModelCard(id=name, created=engine.started_at, loaded=False)
+    runtime = model.runtime
+    return ModelCard(
+        id=runtime.name if name == DEFAULT else name,
+        created=model.created,
+        loaded=True,
+        layers=runtime.num_layers,
+        width=runtime.width,
+        sample_rate=SAMPLE_RATE,
+        heads=[_head(head, spec) for head, spec in runtime.heads.items()],
+    )
+
+
+def _head(name: str, spec: object) -> Head:
     labels = getattr(spec, "labels", None)
     if labels is None:
         return Head(name=name, task="transcription")

@@ -66,22 +66,24 @@ class Head(BaseModel):
     labels: list[str] | None = Field(default=None, description="Of one that classifies.")
 
 
-class Model(BaseModel):
-    """`layers` and `width`: what `layer` may be at most, and how long a vector is."""
+class ModelCard(BaseModel):
+    """`layers` and `width`: what `layer` may be at most, and how long a vector is. What is null or empty of a
+    model that is not loaded is known once it is: the first request loads it."""
 
     id: str
     object: Literal["model"] = "model"
     created: int = Field(description="When the service loaded it, Unix time.")
     owned_by: str = "speech-ssl"
-    layers: int
-    width: int
-    sample_rate: int
-    heads: list[Head]
+    loaded: bool = True
+    layers: int | None = None
+    width: int | None = None
+    sample_rate: int = 16_000
+    heads: list[Head] = []
 
 
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
-    data: list[Model]
+    data: list[ModelCard]
 
 
 class Health(BaseModel):

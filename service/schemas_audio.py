@@ -10,7 +10,7 @@ from service.schemas import Embedding, Usage
 from speech_ssl.inference.answers import Task
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """A list, repeated fields, or names separated by commas."""
     parts = value if isinstance(value, list) else [value]
     return [name.strip() for part in parts for name in (part.split(",") if isinstance(part, str) else [part])]
@@ -35,7 +35,7 @@ class Labelling(BaseModel):
 class TranscriptionOptions(AudioOptions):
     head: str | None = Field(default=None, description="Which head, where the model has several.")
     response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = "json"
-    timestamp_granularities: Annotated[list[Literal["word", "segment"]], BeforeValidator(_listed)] = Field(
+    timestamp_granularities: Annotated[list[Literal["word", "segment"]], BeforeValidator(listed)] = Field(
         default=["segment"], description="What `verbose_json` tells the times of."
     )
     stream: bool = Field(default=False, description="Server-sent events, with text as it becomes certain.")
@@ -49,7 +49,7 @@ class ClassificationOptions(AudioOptions, Labelling):
 
 
 class AnalysisOptions(AudioOptions, Labelling):
-    tasks: Annotated[list[Task], BeforeValidator(_listed)] | None = Field(
+    tasks: Annotated[list[Task], BeforeValidator(listed)] | None = Field(
         default=None,
         min_length=1,
         description="`embedding`, `transcription`, `classification`, separated by commas; unset: all that "

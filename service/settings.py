@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -17,6 +18,31 @@ from pydantic_settings import (
 PREFIX = "SPEECH_SSL_"
 FILE_VARIABLE = PREFIX + "SETTINGS_FILE"
 MIB = 1 << 20
+
+
+Precision = Literal["auto", "fp32", "bf16", "int8"]
+
+
+class ModelSettings(BaseModel):
+    """A further model. Its device and precision are those of the first one, if they are not set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(description="`default`, or the folder of an artifact.")
+    device: str | None = None
+    precision: Precision | None = None
+    preload: bool = Field(default=False, description="Loaded at the start, not with the first request.")
+    unload_after_s: float | None = Field(
+        default=None, gt=0, description="Let go after so long without a request."
+    )
+
+
+def _model_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or name == "default":
+        raise ValueError(
+            "a name has 1 to 64 letters, digits, dots, dashes, underscores, and is not `default`"
+        )
+    return name
 
 
 class Settings(BaseSettings):
@@ -31,19 +57,40 @@ class Settings(BaseSettings):
         default="default", description="Model to serve: `default`, or the folder of an artifact."
     )
     device: str = Field(default="cpu", description="Where it runs: `cpu`, `cuda`, `cuda:1`.")
-    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
-        default="auto", description="Arithmetic of the model."
+    precision: Precision = Field(default="auto", description="Arithmetic of the model.")
+    models: dict[Annotated[str, AfterValidator(_model_name)], ModelSettings] = Field(
+        default={},
+        description="Further models by name, as a JSON object: `source`, and if wanted `device`, "
+        "`precision`, `preload`, `unload_after_s`.",
+    )
+    batch_timeout_s: float = Field(
+        default=120.0, gt=0, description="Time for one batch; above: the model's process is replaced."
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; `0.0.0.0` for every one.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="What is logged."
+        default="info", description="What is logged; requests are `info`, probes and `/metrics` are `debug`."
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="A line of the log: `text`, or `json`, an object with the same fields."
     )
 
     api_keys: Path | None = Field(
         default=None,
         description="File of API keys, a name and a hash a line (`python -m service.auth NAME` makes one). "
         "Set: every route but the probes asks for one.",
+    )
+
+    public_page: bool = Field(
+        default=False,
+        description="With keys: the playground page is shown without one, and asks for it itself. Else the "
+        "browser asks: any name, and the key for a password.",
+    )
+    key_max_requests: int | None = Field(
+        default=None, ge=1, description="POST requests of one key being served at a time; above: 429."
+    )
+    key_max_queue_s: float | None = Field(
+        default=None, gt=0, description="Seconds of audio in the requests of one key; above: 429."
     )
 
     max_body_bytes: int = Field(
@@ -92,7 +139,10 @@ class Settings(BaseSettings):
     )
 
     request_timeout_s: float = Field(
-        default=300.0, gt=0, description="From a request's last byte to its answer; above: 504."
+        default=300.0,
+        gt=0,
+        description="From a request's last byte to its answer; above: 504. A request may ask for less with "
+        "`X-Request-Timeout`, in seconds.",
     )
     upload_idle_timeout_s: float = Field(
         default=30.0, gt=0, description="Longest pause of a client that is sending; above: 408."
@@ -102,6 +152,20 @@ class Settings(BaseSettings):
     )
     drain_timeout_s: float = Field(
         default=30.0, ge=0, description="After SIGTERM, how long requests may take to finish."
+    )
+
+    jobs_dir: Path | None = Field(
+        default=None,
+        description="Folder that jobs are kept in, for one process at a time. Unset: there is no `/v1/jobs`.",
+    )
+    max_jobs: int = Field(default=100, ge=1, description="Jobs being sent, waiting and running; above: 429.")
+    max_job_files: int = Field(default=1000, ge=1, description="Files of one job; above: 400.")
+    max_job_bytes: int = Field(
+        default=1024 * MIB, ge=1, description="Bytes of one job, in place of those of a body; above: 413."
+    )
+    job_workers: int = Field(default=1, ge=1, description="Jobs run at a time, each file by file.")
+    job_keep_s: float = Field(
+        default=7 * 86400.0, gt=0, description="From a job's end until it is deleted, with its results."
     )
 
     @classmethod

@@ -43,7 +43,7 @@ async def received(
 ) -> AsyncIterator[Upload[Options]]:
     """The whole body, with its temporary files closed at the end. Raises ServiceError."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    query = _once(request.query_params.multi_items())
+    query = once(request.query_params.multi_items())
     if kind == "multipart/form-data":
         form = await _form(request, max_files or engine.settings.max_files)
         try:
@@ -51,12 +51,12 @@ async def received(
         finally:
             await form.close()
     elif kind == "application/json" and options is EmbeddingOptions:
-        body = await _body(request)
+        body = await body_of(request)
         # Not in a decoder's thread: it would wait behind files, with no deadline.
         upload = await asyncio.to_thread(_from_json, body, query, engine.settings.max_files)
         yield upload  # type: ignore[misc]
     elif kind.startswith("audio/") or kind == "application/octet-stream":
-        yield Upload([File("body", await _body(request))], options.model_validate(query))
+        yield Upload([File("body", await body_of(request))], options.model_validate(query))
     else:
         also = ", or application/json with `input`" if options is EmbeddingOptions else ""
         raise ServiceError(
@@ -86,7 +86,8 @@ class _WholeParser(MultiPartParser):
             raise MultiPartException("the form ends before its closing boundary")
 
 
-async def _body(request: Request) -> bytes:
+async def body_of(request: Request) -> bytes:
+    """Raises ServiceError for an empty one."""
     body = await request.body()
     if not body:
         raise bad_request("the body is empty", code="empty")
@@ -119,31 +120,35 @@ def _from_form(form: FormData, query: dict[str, Any], options: type[Options]) ->
             raise bad_request("`file` is text: give it a file name, as in curl -F file=@clip.wav", "file")
         else:
             fields.append((name, value))
-    chosen = options.model_validate(query | _once(fields))
+    chosen = options.model_validate(query | once(fields))
     if not files:
         raise bad_request("no file: send it in the field `file`", "file", "empty")
     return Upload(files, chosen)
 
 
-def _from_json(body: bytes, query: dict[str, Any], max_files: int) -> Upload[EmbeddingOptions]:
+def json_object(body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise bad_request("the body is not JSON", code="malformed_json") from error
     if not isinstance(value, dict):
         raise bad_request("the body is not a JSON object", code="malformed_json")
-    request = EmbeddingRequest.model_validate(query | value)
+    return value
+
+
+def _from_json(body: bytes, query: dict[str, Any], max_files: int) -> Upload[EmbeddingOptions]:
+    request = EmbeddingRequest.model_validate(query | json_object(body))
     inputs = [request.input] if isinstance(request.input, str) else request.input
     if len(inputs) > max_files:
         raise bad_request(f"at most {max_files} files are taken in one request", "input")
     options = EmbeddingOptions.model_validate(request.model_dump(exclude={"input"}))
     names = [f"input[{index}]" for index in range(len(inputs))]
     return Upload(
-        [File(name, _unwrapped(text, name)) for name, text in zip(names, inputs, strict=True)], options
+        [File(name, unwrapped(text, name)) for name, text in zip(names, inputs, strict=True)], options
     )
 
 
-def _unwrapped(text: str, param: str) -> bytes:
+def unwrapped(text: str, param: str) -> bytes:
     """From a data URI or bare base64; what the URI calls the content does not count."""
     if re.match("(https?|file|ftp)://", text[:10], re.IGNORECASE):
         raise bad_request(f"{param}: addresses are not fetched; send the file itself", param)
@@ -160,7 +165,7 @@ def _unwrapped(text: str, param: str) -> bytes:
     return data
 
 
-def _once(items: list[tuple[str, str]]) -> dict[str, Any]:
+def once(items: list[tuple[str, str]]) -> dict[str, Any]:
     """Each option once; those whose names end with "[]" are lists."""
     values: dict[str, Any] = {}
     for name, value in items:

@@ -16,7 +16,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "speech_ssl": ("speech_ssl.inference",),  # the package itself: lazily, for `speech_ssl.load`
     "speech_ssl.types": (),
     "speech_ssl.text": (),  # the one form of a text, for data, decoding and evaluation
-    "speech_ssl.audio": ("speech_ssl.types",),
+    "speech_ssl.audio": ("speech_ssl.types", "speech_ssl.audio_formats", "speech_ssl.audio_av"),
+    "speech_ssl.audio_av": ("speech_ssl.audio_formats",),  # the extra `av`
+    "speech_ssl.audio_formats": (),
     "speech_ssl.model": ("speech_ssl.types",),
     "speech_ssl.checkpoints": ("speech_ssl.types", "speech_ssl.model"),
     "speech_ssl.objectives": ("speech_ssl.types", "speech_ssl.model"),
@@ -42,6 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         f"speech_ssl.{part}"
         for part in ("types", "text", "audio", "model", "checkpoints", "objectives", "data", "inference")
     ),
+    "speech_ssl.client": (),  # of a service elsewhere: no model, no PyTorch
     "speech_ssl.cli": ("speech_ssl", "service"),
     "service": ("speech_ssl.inference", "speech_ssl.audio", "speech_ssl.types"),
     "recipes": ("speech_ssl",),
@@ -51,7 +54,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 SHARED_OBJECTIVES = tuple(f"speech_ssl.objectives.{name}" for name in ("base", "masking", "teacher", "views"))
 NO_THIRD_PARTY = {"service": {"torch", "torchaudio"}}
-ONLY_THIRD_PARTY = {"speech_ssl.types": {"torch", "numpy"}}
+ONLY_THIRD_PARTY = {
+    "speech_ssl.types": {"torch", "numpy"},
+    "speech_ssl.client": {"httpx", "numpy", "pydantic", "tqdm"},
+}
 
 COMPUTED = "<computed>"
 

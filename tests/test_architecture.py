@@ -109,6 +109,8 @@ FORBIDDEN_IMPORTS = [
     ("speech_ssl.inference.runtime", "import importlib\nimportlib.import_module('speech_ssl.training.loop')"),
     ("speech_ssl.inference.runtime", "importlib.import_module(name)"),
     ("speech_ssl.evaluation.probes", "from speech_ssl import training"),
+    ("speech_ssl.client.sync", "from speech_ssl.types import Waveform"),
+    ("speech_ssl.client.aio", "def f():\n    import torch"),
     ("speech_ssl.cli", "from service.app import create_app"),
     ("speech_ssl.cli", "def embed():\n    import service"),
     ("speech_ssl.cli", "import recipes.smoke"),

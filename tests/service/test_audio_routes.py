@@ -12,8 +12,11 @@ import httpx
 import numpy as np
 import pytest
 
+from service.models import _run
+from service.hearing import Job
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime
+from speech_ssl.inference.engines import Passed
 from tests.service.fakes import FakeRuntime
 from tests.service.support import error_of, serving, until
 
@@ -103,6 +106,16 @@ def test_sounds_are_those_of_python(client: httpx.Client, runtime: Runtime, clip
             assert found["labels"] == nearly(expected.labels)
             assert found["events"] == nearly(expected.events)
             assert found["model"] == runtime.name and found["usage"]["type"] == "duration"
+
+
+def test_windows_of_a_clip_join_whoever_shared_their_passes(runtime: Runtime) -> None:
+    """Vectors of a long clip, while others are transcribed: 500, once."""
+    wave = np.linspace(-1, 1, 16_000, dtype=np.float32)
+    silent, heard = Job(wave, 1, ()), Job(wave, None, ("ctc",))
+    alone, (shared, other) = _run(runtime, [silent])[0], _run(runtime, [silent, heard])
+    joined = Passed.joined([alone, shared, alone])
+    assert len(joined.frames) == 3 * len(alone.frames) and not joined.heads
+    assert len(other.loudness) == len(other.heads["ctc"]) == len(alone.frames)
 
 
 def passes(client: httpx.Client) -> float:
