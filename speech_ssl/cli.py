@@ -48,6 +48,7 @@ _precision = click.option(
 def main() -> None:
     """The entry point: `cli`, with its errors turned into one line."""
     _mend_streams()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads wait for each other (LOG.md)
     try:
         status = cli.main(standalone_mode=False)
         sys.stdout.flush()

@@ -17,6 +17,8 @@ MAY_CHANGE = (tempfile.gettempdir(), "/dev/")
 def refuse(event: str, args: tuple[Any, ...]) -> None:
     if event in CHANGES or (event == "open" and args[2] & WRITING):
         path = "" if isinstance(args[0], int) else os.fsdecode(args[0])
+        if event in ("os.mkdir", "os.remove", "os.rmdir") and args[-1] >= 0:  # relative to an open folder
+            path = os.path.join(os.readlink(f"/proc/self/fd/{args[-1]}"), path)  # noqa: PTH115, PTH118
         if path and not path.startswith(MAY_CHANGE):
             print(f"refused: {event} {path}", file=sys.stderr)
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
