@@ -54,8 +54,9 @@ class WorkerLost(Again):
 def preload() -> None:
     """Import all that models need, once, in the process that the others are forked from.
 
-    Threads of OpenMP that wait shall sleep, not spin: with decoders and the event loop beside them on the same
-    cores, a spinning thread holds up the one that it waits for (LOG.md: 944 ms instead of 36 for a clip)."""
+    Threads of OpenMP that wait shall sleep, not spin: with decoders and the event loop beside them on the
+    same cores, a spinning thread holds up the one that it waits for (LOG.md: 944 ms instead of 36 for a
+    clip)."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     context.set_forkserver_preload(["speech_ssl.inference.runtime"])
 

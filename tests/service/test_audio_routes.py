@@ -12,8 +12,8 @@ import httpx
 import numpy as np
 import pytest
 
-from service.models import _run
 from service.hearing import Job
+from service.models import _run
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime
 from speech_ssl.inference.engines import Passed
