@@ -25,6 +25,7 @@ from starlette.websockets import WebSocket
 
 from service.batcher import Overloaded
 from service.errors import ServiceError, as_service_error
+from service.origins import same_origin
 from service.shares import Shares
 
 OPEN = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
@@ -118,7 +119,7 @@ async def refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send
 def _given(headers: Headers) -> str:
     """A token, or what a browser sends when it has asked its user: any name, and the key for a password."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "basic" and headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
+    if scheme.lower() == "basic" and same_origin(headers):
         with suppress(ValueError):
             return base64.b64decode(token, validate=True).decode().partition(":")[2]
     return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, TypeAlias, TypeVar
@@ -29,6 +31,8 @@ from speech_ssl.inference.engines import Passed
 from speech_ssl.types import SAMPLE_RATE, Waveform
 
 ANSWERING_THREADS = 2
+due_at: ContextVar[float] = ContextVar("due_at", default=math.inf)
+"""When nobody waits for the request at hand any more, by `time.monotonic`."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +128,14 @@ class Engine:
         """Raises the 503 of a service that takes nothing now."""
         if self.draining:
             raise unavailable("draining", "the service is shutting down")
-        if not self.models.ready:
+        if not self.models.loaded:
             raise unavailable("loading", "the model is being loaded")
+
+    def check_ready(self) -> None:
+        """For probes: raises as `check_open`, and while the process of a model is being replaced."""
+        self.check_open()
+        if not self.models.ready:
+            raise unavailable("restarting", "the process of a model is being replaced")
 
     def check_room(self) -> None:
         """Before the bytes of a request are read: raises as `check_open`, and Overloaded if no model would
@@ -176,7 +186,7 @@ class Engine:
         """In a decoder's thread; whoever gives up leaves only when that has let go of the file."""
         left = threading.Event()
         began = time.monotonic()
-        work = self._decoding(partial(self._decoded, file, self.reserving(ticket), left))
+        work = self._decoding(partial(self._decoded, file, self.reserving(ticket), left, due_at.get()))
         try:
             return await asyncio.wrap_future(work)
         except asyncio.CancelledError:
@@ -201,14 +211,16 @@ class Engine:
 
         return reserve
 
-    def _decoded(self, file: File, reserve: Callable[[float], None], left: threading.Event) -> Waveform:
+    def _decoded(
+        self, file: File, reserve: Callable[[float], None], left: threading.Event, due: float
+    ) -> Waveform:
         """What it holds counts as queued, block by block. Raises AudioError, Overloaded, TooLarge."""
         if isinstance(file.source, np.ndarray):
             self._check_samples(file.source)
             reserve(len(file.source) / SAMPLE_RATE)
             return file.source
         blocks = []
-        with closing(self._sandbox.stream(file.source, limits=self._limits)) as stream:
+        with closing(self._sandbox.stream(file.source, limits=self._limits, due=due)) as stream:
             for block in stream:
                 if left.is_set():
                     raise Stopped

@@ -15,7 +15,6 @@ from typing import BinaryIO, TypeVar
 
 from service import answering, schemas_jobs
 from service.answering import Options
-from service.batcher import Again
 from service.encoding import Answer
 from service.engine import Engine, File
 from service.errors import ServiceError, as_service_error
@@ -34,6 +33,8 @@ ATTEMPTS = 3
 """A file that was under way when the process died, so often, is given up: it may be what it dies of."""
 FOR_NOW = (429, 503, 507)
 """Refusals that are waited out: a full queue, a model that loads, a disk without room."""
+FOR_GOOD = ("model_lost", "not_loaded")
+"""What would only come again."""
 LONGEST_WAIT_S, SWEEP_S = 30.0, 60.0
 
 T = TypeVar("T")
@@ -204,7 +205,7 @@ class Jobs:
             raise
         except Exception as reason:
             refusal = as_service_error(reason, _param(file))
-            if refusal.status in FOR_NOW and not isinstance(reason, Again):
+            if refusal.status in FOR_NOW and refusal.code not in FOR_GOOD:
                 await self._leave_file(job, file)
                 await _wait(refusal)
                 return

@@ -36,12 +36,16 @@ class Live:
         self._windows: Windows = deque()
         self._kept: list[Passed] = []
         self.samples = 0
-        self.ended = False
+        self.heard_out = asyncio.Event()
         self.changed = asyncio.Event()
 
     @property
     def seconds(self) -> float:
         return self.samples / SAMPLE_RATE
+
+    @property
+    def ended(self) -> bool:
+        return self.heard_out.is_set()
 
     @property
     def waiting_s(self) -> float:
@@ -61,7 +65,7 @@ class Live:
     def end(self) -> None:
         """Raises AudioError `too_short`."""
         self._submit(self._model.runtime.plan(self.samples)[self._submitted :])
-        self.ended = True
+        self.heard_out.set()
         self.changed.set()
 
     @property

@@ -75,6 +75,10 @@ class Elsewhere(Protocol):
 
     @property
     def running(self) -> bool: ...
+    @property
+    def stale(self) -> bool:
+        """What it was loaded from is another model now."""
+
     def close(self) -> None: ...
 
 
@@ -109,8 +113,17 @@ class Model:
         return self.batcher.started
 
     @property
+    def error(self) -> BaseException | None:
+        """Why it cannot be loaded."""
+        return self.started.exception() if self.started.done() else None
+
+    @property
     def loaded(self) -> bool:
         return self._runtime is not None
+
+    @property
+    def stale(self) -> bool:
+        return isinstance(self._runtime, Elsewhere) and self._runtime.stale
 
     @property
     def running(self) -> bool:
@@ -134,13 +147,21 @@ class Model:
     def _open(self) -> Run[Job, Passed]:
         """In the batcher's thread: load, warm up, and only then be ready."""
         runtime = self._load()
+        try:
+            self._warm_up(runtime)
+        except BaseException:
+            if isinstance(runtime, Elsewhere):
+                runtime.close()
+            raise
+        self.created = int(time.time())
+        self._runtime = runtime
+        return partial(_run, runtime)
+
+    def _warm_up(self, runtime: Runtime) -> None:
         batch_s = max(self._settings.max_batch_s or runtime.batch_s, runtime.window_s)
         self.batcher.limits = replace(self.batcher.limits, max_batch_s=batch_s)
         noise = np.random.default_rng(0).normal(0, 0.1, SAMPLE_RATE).astype(np.float32)
         runtime.run_windows([noise], [runtime.check_layer(-1)], list(runtime.heads))
-        self.created = int(time.time())
-        self._runtime = runtime
-        return partial(_run, runtime)
 
 
 class Models:
@@ -153,7 +174,7 @@ class Models:
         self._models: dict[str, Model] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving: set[Model] = set()
-        self._stopping = False
+        self._stopping = self._reloading = False
 
     @property
     def names(self) -> list[str]:
@@ -165,8 +186,8 @@ class Models:
 
     def start(self) -> Future[None]:
         """Begin to load those that are to be there from the start; the future is the default model's."""
-        for name, source in self.sources.items():
-            if source.preload or name == DEFAULT:
+        for name in self.sources:
+            if self._is_from_the_start(name):
                 self._models[name] = self._made(name)
         if any(source.unload_after_s is not None for source in self.sources.values()):
             self._aside(self._unload_idle())
@@ -196,19 +217,23 @@ class Models:
     @property
     def ready(self) -> bool:
         """All that are loaded at the start are, and each has its process."""
-        return all(
-            self.is_running(name)
-            for name, source in self.sources.items()
-            if source.preload or name == DEFAULT
-        )
+        return all(model is not None and model.running for model in self._from_the_start())
+
+    @property
+    def loaded(self) -> bool:
+        """All that are loaded at the start have been; that the process of one is gone is its own matter."""
+        return all(model is not None and model.loaded for model in self._from_the_start())
+
+    def _is_from_the_start(self, name: str) -> bool:
+        return name == DEFAULT or self.sources[name].preload
+
+    def _from_the_start(self) -> list[Model | None]:
+        return [self._models.get(name) for name in self.sources if self._is_from_the_start(name)]
 
     @property
     def error(self) -> BaseException | None:
         """Why a model that is to be there from the start is not."""
-        for model in self._models.values():
-            if model.started.done() and (error := model.started.exception()) is not None:
-                return error
-        return None
+        return next((model.error for model in self._from_the_start() if model and model.error), None)
 
     def name_of(self, asked: str) -> str:
         """Of a model as a client calls it. Raises the 404 of one that is not there."""
@@ -226,10 +251,13 @@ class Models:
         name = self.name_of(asked)
         if self._stopping:
             raise Stopped
-        if name not in self._models:
+        model = self._models.get(name)
+        if model is None or (model.error is not None and not self._is_from_the_start(name)):
             logger.info("loading the model %s", name)
-            self._models[name] = self._made(name)
-        model = self._models[name]
+            model = self._models[name] = self._made(name)
+        if model.stale:
+            self.reload_soon()
+            raise unavailable("loading", "the model has changed and is being loaded anew")
         model.users += 1
         try:
             if not model.loaded:
@@ -242,6 +270,15 @@ class Models:
     async def reload(self) -> None:
         """Load all that are there anew, each beside the old one, which then finishes what it has and goes.
         One that cannot be loaded any more stays as it is."""
+        if self._reloading:
+            return
+        self._reloading = True
+        try:
+            await self._reload()
+        finally:
+            self._reloading = False
+
+    async def _reload(self) -> None:
         for name in [name for name, model in self._models.items() if model.loaded]:
             fresh = self._made(name)
             try:
@@ -270,13 +307,11 @@ class Models:
         return Model(self.sources[name].load, self._settings, self._metrics)
 
     async def _loaded(self, name: str, model: Model) -> None:
-        if self.sources[name].preload or name == DEFAULT:
+        if self._is_from_the_start(name):
             raise unavailable("loading", "the model is being loaded")
         try:
             await asyncio.shield(asyncio.wrap_future(model.started))
-        except (ValueError, OSError) as error:
-            if self._models.get(name) is model:
-                del self._models[name]  # the next request tries again
+        except Exception as error:
             logger.error("the model %s cannot be loaded: %s", name, error)
             raise unavailable("not_loaded", "the model cannot be loaded: the log says why") from error
 

@@ -63,7 +63,7 @@ async def live() -> Health:
 @router.get("/health/ready", responses={503: ERRORS[503]})
 async def ready(engine: TheEngine) -> Health:
     """The models are loaded and requests are taken."""
-    engine.check_open()
+    engine.check_ready()
     return Health()
 
 

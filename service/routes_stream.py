@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -14,11 +15,13 @@ from pydantic import BeforeValidator, Field
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from service.answering import head_of, possible, sounds_of, words_of
+from service.auth import refuse
 from service.batcher import Stopped
 from service.engine import Engine
-from service.errors import ServiceError, as_service_error, bad_request
+from service.errors import ServiceError, as_service_error, bad_request, overloaded
 from service.live import Live
 from service.models import Runtime
+from service.origins import same_origin
 from service.record import current
 from service.schemas import Usage
 from service.schemas_audio import AudioOptions, Labelling, listed
@@ -51,6 +54,10 @@ class StreamOptions(AudioOptions, Labelling):
 async def stream(socket: WebSocket) -> None:
     """Binary messages are 16-bit little-endian mono; the text message `{"type": "end"}` ends the clip."""
     engine: Engine = socket.app.state.engine
+    if not same_origin(socket.headers):
+        refusal = ServiceError(403, "cross_origin", "pages of other sites may not open a stream")
+        await refuse(refusal, socket.scope, socket.receive, socket.send)
+        return
     await socket.accept()
     try:
         await _served(socket, engine)
@@ -65,51 +72,73 @@ async def stream(socket: WebSocket) -> None:
 async def _served(socket: WebSocket, engine: Engine) -> None:
     options = StreamOptions.model_validate(once(socket.query_params.multi_items()))
     engine.check_room()
-    async with engine.models.serving(options.model) as model:
+    if engine.in_flight > engine.settings.max_requests:
+        raise overloaded(1.0)
+    timeout_s = engine.settings.request_timeout_s
+    async with AsyncExitStack() as stack:
+        async with asyncio.timeout(timeout_s):
+            model = await stack.enter_async_context(engine.models.serving(options.model))
         told = _Told(socket, engine, model.runtime, options)
-        with model.ticket() as ticket:
-            current().queued(model.runtime.name, ticket)
-            live = Live(engine, model, ticket, told.heads)
-            await told.send("ready", model=model.runtime.name, sample_rate=options.sample_rate)
-            listening = asyncio.create_task(_listen(socket, live, options, engine))
-            telling = asyncio.create_task(told.tell(live))
-            stopping = asyncio.create_task(engine.stopping.wait())
-            tasks = {listening, telling, stopping}
-            try:
-                while not telling.done():
-                    done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                    if stopping in done:
-                        raise Stopped
-                    for task in done:
-                        task.result()
-            finally:
-                for task in (listening, telling, stopping):
-                    task.cancel()
-                await asyncio.gather(listening, telling, stopping, return_exceptions=True)
+        ticket = stack.enter_context(model.ticket())
+        current().queued(model.runtime.name, ticket)
+        live = Live(engine, model, ticket, told.heads)
+        await told.send("ready", model=model.runtime.name, sample_rate=options.sample_rate)
+        async with asyncio.timeout(None) as limit:
+            await _all(
+                _listen(socket, live, options, engine),
+                _limited(live, limit, timeout_s),
+                engine.stopping.wait(),
+                until=told.tell(live),
+            )
+            if engine.stopping.is_set():
+                raise Stopped
     await socket.close()
 
 
+async def _all(*works: Coroutine[Any, Any, Any], until: Coroutine[Any, Any, Any]) -> None:
+    """At once, until that one or the service ends. Raises what the first to fail raises."""
+    *beside, stopping, told = [asyncio.create_task(work) for work in (*works, until)]
+    waiting = {*beside, stopping, told}
+    try:
+        while not (told.done() or stopping.done()):
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+    finally:
+        for task in (*beside, stopping, told):
+            task.cancel()
+        await asyncio.gather(*beside, stopping, told, return_exceptions=True)
+
+
+async def _limited(live: Live, limit: asyncio.Timeout, timeout_s: float) -> None:
+    """From the end of the audio on there is a deadline, as for other requests."""
+    await live.heard_out.wait()
+    limit.reschedule(asyncio.get_running_loop().time() + timeout_s)
+
+
 async def _listen(socket: WebSocket, live: Live, options: StreamOptions, engine: Engine) -> None:
-    """Until the client says that it is all. Raises ServiceError, WebSocketDisconnect, and as `Live.add`."""
+    """Until the client leaves. Raises ServiceError, WebSocketDisconnect, and as `Live.add`."""
     convert = _converter(options.sample_rate)
     while True:
+        patience_s = None if live.ended else engine.settings.upload_idle_timeout_s
         try:
-            async with asyncio.timeout(engine.settings.upload_idle_timeout_s):
+            async with asyncio.timeout(patience_s):
                 message = await socket.receive()
         except TimeoutError as error:
             raise ServiceError(408, "upload_stalled", "the stream stalled") from error
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1000))
         data = message.get("bytes")
+        if live.ended:
+            raise bad_request("the clip has been ended", code="malformed_message")
         if data is None:
             _check_end(message.get("text") or "")
             if len(rest := convert(b"", True)):
                 live.add(rest)
             live.end()
-            return
-        if len(data) % 2:
+        elif not data or len(data) % 2:
             raise bad_request("a binary message has whole samples of 16 bits", code="malformed_pcm")
-        if len(wave := convert(data, False)):
+        elif len(wave := convert(data, False)):
             live.add(wave)
 
 

@@ -65,7 +65,7 @@ async def live() -> Live:
 @router.get("/health/ready", responses={503: ERRORS[503]})
 async def ready(engine: TheEngine) -> Ready:
     """The models are loaded and requests are taken."""
-    engine.check_open()
+    engine.check_ready()
     return Ready()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import queue
 import select
@@ -143,12 +144,15 @@ class Sandbox:
         for _ in range(self._count):
             self._free.put(Decoder(self._memory))
 
-    def stream(self, source: bytes | BinaryIO, *, limits: Limits) -> Generator[Waveform]:
-        """As `speech_ssl.audio.stream`, in any thread. Raises AudioError, `undecodable` for what killed a
+    def stream(
+        self, source: bytes | BinaryIO, *, limits: Limits, due: float = math.inf
+    ) -> Generator[Waveform]:
+        """As `speech_ssl.audio.stream`, in any thread; `due`: when nobody waits for it any more, by
+        `time.monotonic`. Raises AudioError, `undecodable` for what killed a
         decoder or took too long."""
         decoder = self._taken()
         try:
-            yield from decoder.blocks(source, limits, time.monotonic() + self._timeout_s)
+            yield from decoder.blocks(source, limits, min(time.monotonic() + self._timeout_s, due))
         except _Crashed as error:
             self._lost()
             logger.warning("a decoder was lost, with exit status %s: %s", decoder.popen.poll(), error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
@@ -11,14 +12,14 @@ from fastapi import Depends
 from starlette.requests import ClientDisconnect, Request
 
 from service.batcher import Stopped
-from service.engine import Engine
-from service.errors import bad_request
+from service.engine import Engine, due_at
+from service.errors import ServiceError, bad_request
 from service.models import Runtime
 
 T = TypeVar("T")
 
 
-def _engine(request: Request) -> Engine:
+async def _engine(request: Request) -> Engine:  # not async, it would be called in a thread
     engine: Engine = request.app.state.engine
     return engine
 
@@ -49,12 +50,17 @@ def seconds_left(request: Request, engine: Engine) -> float:
 
 async def attended(request: Request, engine: Engine, work: Coroutine[Any, Any, T]) -> T:
     """Until it is done, or the client leaves, or the deadline passes, or the service stops."""
+    try:
+        seconds = seconds_left(request, engine)
+    except ServiceError:
+        work.close()
+        raise
+    due_at.set(time.monotonic() + seconds)
     task = asyncio.create_task(work)
     left = asyncio.create_task(_disconnect(request))
     stopping = asyncio.create_task(engine.stopping.wait())
     try:
-        timeout = seconds_left(request, engine)
-        await asyncio.wait({task, left, stopping}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, left, stopping}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if task.done() and not task.cancelled():
             return task.result()
         if left.done():

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -35,6 +35,12 @@ class ModelSettings(BaseModel):
     unload_after_s: float | None = Field(
         default=None, gt=0, description="Let go after so long without a request."
     )
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> ModelSettings:
+        if self.preload and self.unload_after_s is not None:
+            raise ValueError("a model that is preloaded stays: leave out preload or unload_after_s")
+        return self
 
 
 def _model_name(name: str) -> str:

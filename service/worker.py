@@ -13,9 +13,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Protocol, TypeAlias
@@ -28,10 +28,11 @@ from speech_ssl.types import Waveform
 logger = logging.getLogger(__name__)
 
 STABLE_S = 30.0
-LONGEST_PAUSE_S = 30.0
+LONGEST_PAUSE_S = 10.0
 """Between two starts of a process that dies within STABLE_S each time."""
-RESTART_S = 15.0
+RESTART_S = 20.0
 """A batch waits so long for the next process."""
+LOAD_TIMEOUT_S = 600.0
 
 context = multiprocessing.get_context("forkserver")
 
@@ -61,32 +62,58 @@ def preload() -> None:
     context.set_forkserver_preload(["speech_ssl.inference.runtime"])
 
 
+@dataclass(eq=False)
+class _Child:
+    """A process with its model. The connection ends with the last who holds it."""
+
+    process: BaseProcess
+    connection: Connection
+
+    @contextmanager
+    def ended_after(self, seconds: float, why: str) -> Iterator[None]:
+        """Whoever waits for it, to send or to receive, then sees its end."""
+
+        def end() -> None:
+            logger.error("%s more than %g s: its process is ended", why, seconds)
+            self.process.kill()
+
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
 class Worker(Card):
     """The model in its process: what is asked of it alone is answered here, the rest there.
 
     Raises ValueError or OSError if it cannot be loaded. lost: told of each process that died or hung.
-    timeout_s: of one pass; a process that takes longer is ended.
+    timeout_s: of one pass; a process that takes longer is ended. stale: what it was loaded from has become
+    another model, so that no further process can take its place.
     """
 
     def __init__(self, load: Load, *, timeout_s: float, lost: Callable[[], object]) -> None:
         self._load, self._timeout_s, self._lost = load, timeout_s, lost
         self._changed = threading.Condition()
-        self._process: BaseProcess | None = None
-        self._connection: Connection | None = None
-        self._closed = False
-        card = self._start()
+        self._child: _Child | None = None
+        self._newest: BaseProcess | None = None
+        self._closed = self.stale = False
+        child, card = self._start()
         super().__init__(**{field.name: getattr(card, field.name) for field in fields(Card)})
-        self._keeper = threading.Thread(target=self._keep, name=f"keeper of {self.name}", daemon=True)
+        self._keeper = threading.Thread(
+            target=self._keep, args=[child], name=f"keeper of {self.name}", daemon=True
+        )
         self._keeper.start()
 
     @property
     def running(self) -> bool:
-        return self._connection is not None
+        return self._child is not None
 
     @property
     def pid(self) -> int | None:
-        process = self._process
-        return None if process is None else process.pid
+        return None if self._newest is None else self._newest.pid
 
     def run_windows(
         self, waves: Sequence[Waveform], layers: Sequence[int | None], heads: Sequence[str] = ()
@@ -94,19 +121,16 @@ class Worker(Card):
         """As the runtime's, for one thread at a time. Raises WorkerLost, and what the model raises as
         ValueError or RuntimeError."""
         with self._changed:
-            self._changed.wait_for(lambda: self._connection or self._closed, RESTART_S)
-            connection = self._connection
-        if connection is None:
+            self._changed.wait_for(lambda: self._child or self._closed or self.stale, RESTART_S)
+            child = self._child
+        if child is None:
             raise WorkerLost("the model's process is not running")
         try:
-            connection.send((list(waves), list(layers), list(heads)))
-            if not connection.poll(self._timeout_s):
-                logger.error("the model takes more than %g s for a batch and is ended", self._timeout_s)
-                self._end(connection)
-                raise WorkerLost("the model took too long")
-            answer: list[Passed] | Exception = connection.recv()
+            with child.ended_after(self._timeout_s, "the model takes for a batch"):
+                child.connection.send((list(waves), list(layers), list(heads)))
+                answer: list[Passed] | Exception = child.connection.recv()
         except (OSError, EOFError) as error:
-            self._end(connection)
+            self._drop(child)
             raise WorkerLost("the model's process died") from error
         if isinstance(answer, Exception):
             raise answer
@@ -115,77 +139,81 @@ class Worker(Card):
     def close(self) -> None:
         with self._changed:
             self._closed = True
-            connection = self._connection
+            self._child = None
+            if self._newest is not None:
+                self._newest.kill()
             self._changed.notify_all()
-        if connection is not None:
-            self._end(connection)
         self._keeper.join(10)
 
-    def _start(self) -> Card:
+    def _start(self) -> tuple[_Child, Card]:
         """A new process, with its model. Raises what loading raised, and OSError if it died of it."""
         ours, its = context.Pipe()
         process = context.Process(target=work, args=(its, self._load), name="model", daemon=True)
-        process.start()
+        with self._changed:
+            if self._closed:
+                raise OSError("closed")
+            process.start()
+            self._newest = process
         its.close()
+        child = _Child(process, ours)
         try:
-            first: Card | Exception = ours.recv()
+            with child.ended_after(LOAD_TIMEOUT_S, "the model takes to load"):
+                first: Card | Exception = ours.recv()
         except (EOFError, OSError):
             process.join()
             first = OSError(f"the model's process died while it loaded (exit status {process.exitcode})")
         if isinstance(first, Exception):
-            ours.close()
             process.join()
             raise first
         with self._changed:
-            self._process, self._connection = process, ours
+            self._child = child
             self._changed.notify_all()
-        return first
+        return child, first
 
-    def _end(self, connection: Connection) -> None:
-        """Of this connection and its process; the keeper does the rest."""
+    def _drop(self, child: _Child) -> None:
+        """No more is asked of it, and it ends; the keeper does the rest."""
         with self._changed:
-            if self._connection is connection:
-                self._connection = None
-            process = self._process
-        connection.close()
-        if process is not None:
-            process.kill()
+            if self._child is child:
+                self._child = None
+        child.process.kill()
 
-    def _keep(self) -> None:
+    def _keep(self, child: _Child) -> None:
         """Waits for the process to end, and starts the next."""
         pause_s = 0.0
         while True:
             began = time.monotonic()
-            assert self._process is not None
-            self._process.join()
-            with self._changed:
-                if self._connection is not None:
-                    self._connection.close()
-                    self._connection = None
-                if self._closed:
-                    return
-            logger.error("the process of %s ended (%s): starting another", self.name, self._process.exitcode)
-            self._lost()
-            pause_s = (
-                0.0 if time.monotonic() - began > STABLE_S else min(max(2 * pause_s, 0.1), LONGEST_PAUSE_S)
-            )
-            while not self._restarted(pause_s):
-                pause_s = min(2 * max(pause_s, 0.5), LONGEST_PAUSE_S)
+            child.process.join()
+            self._drop(child)
             if self._closed:
-                self._process.kill()
                 return
+            logger.error("the process of %s ended (%s): starting another", self.name, child.process.exitcode)
+            self._lost()
+            stable = time.monotonic() - began > STABLE_S
+            pause_s = 0.0 if stable else min(max(2 * pause_s, 0.1), LONGEST_PAUSE_S)
+            while (fresh := self._restarted(pause_s)) is None and not (self._closed or self.stale):
+                pause_s = min(2 * max(pause_s, 0.5), LONGEST_PAUSE_S)
+            if fresh is None:
+                return
+            child = fresh
 
-    def _restarted(self, pause_s: float) -> bool:
-        """After a pause; true also when it is closed."""
+    def _restarted(self, pause_s: float) -> _Child | None:
+        """After a pause; None if it is closed, or cannot be loaded."""
         with self._changed:
             if self._changed.wait_for(lambda: self._closed, pause_s):
-                return True
+                return None
         try:
-            self._start()
-        except (ValueError, OSError) as error:
+            child, card = self._start()
+        except Exception as error:  # whatever it is, the next try may succeed
             logger.error("%s cannot be loaded again: %s", self.name, error)
-            return False
-        return True
+            return None
+        if card.sha256 != self.sha256:
+            logger.error("%s was loaded from what is another model now", self.name)
+            with self._changed:
+                self.stale = True
+                self._changed.notify_all()
+            self._drop(child)
+            return None
+        return child
 
 
 def work(connection: Connection, load: Load) -> None:

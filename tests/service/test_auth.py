@@ -104,6 +104,10 @@ def test_a_browser_may_ask_its_user(client: httpx.Client, key_and_file: tuple[st
     basic = httpx.BasicAuth("whoever", key)
     assert client.get("/metrics", auth=basic).status_code == 200
     assert client.get("/metrics", auth=basic, headers={"sec-fetch-site": "same-origin"}).status_code == 200
+    own = f"http://{client.base_url.host}:{client.base_url.port}"
+    assert client.get("/metrics", auth=basic, headers={"origin": own}).status_code == 200
+    for origin in ("http://elsewhere.example", "null", "http://[", own.replace("http", "https") + "1"):
+        assert client.get("/metrics", auth=basic, headers={"origin": origin}).status_code == 401
     for elsewhere in ("cross-site", "same-site"):
         assert client.get("/metrics", auth=basic, headers={"sec-fetch-site": elsewhere}).status_code == 401
 

@@ -122,6 +122,35 @@ def test_one_that_cannot_be_loaded_is_tried_again_by_the_next_request() -> None:
         assert len(ask(client, "twice")) == 5
 
 
+class Broken(Named):
+    """Cannot be warmed up, and is elsewhere."""
+
+    running, stale, closed = True, False, False
+
+    def run_windows(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    def close(self) -> None:
+        Broken.closed = True
+
+
+def test_whatever_keeps_a_further_model_from_loading_is_its_own_matter() -> None:
+    """The service goes on, and no process of it is left."""
+    sources = {DEFAULT: Source(lambda: Named("single")), "bad": Source(lambda: Broken("bad"), preload=False)}
+    with serving_app(create_app(Settings(), sources)) as client:
+        until(lambda: client.get("/health/ready").status_code == 200)
+        for _ in range(2):
+            refused = client.post(URL, files={"file": WAV}, data={"model": "bad"})
+            assert (refused.status_code, error_of(refused)["code"]) == (503, "not_loaded")
+        assert Broken.closed
+        assert client.get("/health/ready").status_code == 200 and len(ask(client)) == 5
+
+
+def test_one_that_is_preloaded_is_not_let_go() -> None:
+    with pytest.raises(ValueError, match="leave out preload or unload_after_s"):
+        Settings(models={"a": {"source": "x", "preload": True, "unload_after_s": 5}})
+
+
 def test_a_full_queue_is_its_models_own() -> None:
     shelf = Shelf()
     sources = {DEFAULT: Source(lambda: Named("single")), "twice": Source(shelf)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -182,6 +183,40 @@ def test_a_full_queue_refuses_a_stream_and_one_that_is_left_gives_its_room_back(
             first.socket.shutdown(socket.SHUT_RDWR)  # without a word
         until(lambda: "speech_ssl_queued_audio_seconds 0.0" in client.get("/metrics").text, 20)
         until(lambda: "speech_ssl_in_flight_requests 0.0" in client.get("/metrics").text, 20)
+
+
+def test_pages_of_other_sites_open_no_stream(client: httpx.Client) -> None:
+    with pytest.raises(InvalidStatus) as refused, opened(client, origin="http://elsewhere.example"):
+        pass
+    assert refused.value.response.status_code == 403
+    own = f"http://{client.base_url.host}:{client.base_url.port}"
+    with opened(client, origin=own) as stream:
+        assert json.loads(stream.recv())["type"] == "ready"
+
+
+def test_what_nobody_waits_for_is_not_run(answering_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the end on there is a deadline, and what it catches waiting is not run any more."""
+    runtime = Runtime(load_artifact(answering_artifact))
+    may_go_on, run = threading.Event(), runtime.run_windows
+    passes: list[int] = []
+
+    def held(waves: Any, *rest: Any) -> Any:
+        passes.append(len(waves))
+        assert may_go_on.wait(60)
+        return run(waves, *rest)
+
+    may_go_on.set()
+    monkeypatch.setattr(runtime, "run_windows", held)
+    with serving(runtime, request_timeout_s=1.0) as client:
+        may_go_on.clear()
+        with opened(client) as stream:
+            stream.send(np.zeros(32 * 16_000, dtype="<i2").tobytes())
+            stream.send(END)
+            last = told(stream)[-1]
+            assert (last["error"]["code"], last["closed"]) == ("deadline_exceeded", 1013)
+        may_go_on.set()
+        until(lambda: "speech_ssl_queued_audio_seconds 0.0" in client.get("/metrics").text, 20)
+        assert passes == [1, 1], "the warm-up, and the window that was running"
 
 
 def test_a_model_without_heads_has_nothing_to_tell() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +92,45 @@ def test_one_that_dies_with_nothing_to_do_is_replaced_at_once(worker: Worker, lo
     os.kill(before, signal.SIGKILL)
     until(lambda: worker.pid != before and worker.running, 20)
     assert lost == [1]
+
+
+class Hung(fakes.FakeRuntime):
+    """Stops its own process: it neither takes nor gives anything."""
+
+    def run_windows(self, *_: Any, **__: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_one_that_takes_nothing_is_ended_too() -> None:
+    """More than a pipe holds is sent to a process that has been stopped."""
+    worker = Worker(Hung, timeout_s=0.5, lost=lambda: None)
+    for _ in range(2):
+        with pytest.raises(WorkerLost):
+            worker.run_windows([np.zeros(4_000_000, dtype=np.float32)], [3])
+    worker.close()
+
+
+class Versioned(fakes.FakeRuntime):
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file, self.sha256 = file, file.read_text()
+
+    def card(self) -> Card:
+        return dataclasses.replace(super().card(), sha256=self.sha256)
+
+
+def test_another_model_does_not_take_its_place(tmp_path: Path) -> None:
+    """What it was loaded from is replaced, and then its process dies."""
+    file = tmp_path / "model"
+    file.write_text("one")
+    worker = Worker(partial(Versioned, file), timeout_s=5, lost=lambda: None)
+    assert worker.pid is not None and worker.sha256 == "one"
+    file.write_text("two")
+    os.kill(worker.pid, signal.SIGKILL)
+    until(lambda: worker.stale, 30)
+    with pytest.raises(WorkerLost, match="not running"):
+        worker.run_windows([tone(1.0)], [3])
+    worker.close()
 
 
 class Once:
