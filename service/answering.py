@@ -95,7 +95,7 @@ def head_of(runtime: Runtime, task: HeadTask, name: str | None) -> str:
     try:
         return runtime.check_head(task, name)
     except ValueError as error:
-        raise bad_request(str(error), "head" if name else "model", "unsupported_task") from error
+        raise bad_request(str(error), "model" if name is None else "head", "unsupported_task") from error
 
 
 def possible(runtime: Runtime) -> list[Task]:

@@ -19,7 +19,7 @@ from service.job_files import line
 from service.job_runner import Jobs, checked
 from service.job_uploads import Form, received
 from service.jobs import JobFile, NewJob
-from service.schemas import ERRORS, ErrorBody, body_of
+from service.schemas import ERRORS, ErrorBody, as_json, body_of
 from service.schemas_audio import TranscriptionOptions
 from service.schemas_jobs import (
     JOB_BODY,
@@ -116,7 +116,7 @@ async def found(id: str, jobs: TheJobs, owner: Owner) -> Job:
 @router.get(
     "/{id}/results",
     response_class=Lines,
-    responses={200: {"content": {Lines.media_type: {"schema": RESULT}}}, **REFUSED},
+    responses={200: {"content": {Lines.media_type: {"schema": RESULT}}}, **as_json(REFUSED)},
     openapi_extra={"parameters": body_of(ResultOptions)["parameters"]},
 )
 async def results(id: str, request: Request, jobs: TheJobs, owner: Owner) -> Response:

@@ -131,6 +131,15 @@ EMBEDDING_BODY["requestBody"]["content"]["application/json"] = {
     "schema": EmbeddingRequest.model_json_schema()
 }
 
+
+def as_json(errors: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
+    """For a route whose answers are otherwise of another type, which FastAPI would write down for its errors."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}}
+    return {
+        status: {"description": said["description"], "content": content} for status, said in errors.items()
+    }
+
+
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "Malformed request."},
     401: {"description": "No API key, or an unknown one, where they are asked for."},
