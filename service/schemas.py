@@ -133,7 +133,7 @@ EMBEDDING_BODY["requestBody"]["content"]["application/json"] = {
 
 
 def as_json(errors: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
-    """For a route whose answers are otherwise of another type, which FastAPI would write down for its errors."""
+    """For a route that answers in another type, which FastAPI would write down for its errors too."""
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}}
     return {
         status: {"description": said["description"], "content": content} for status, said in errors.items()
