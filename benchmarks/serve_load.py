@@ -15,7 +15,8 @@ machine with the server (`pipx install locust`: a tool of this benchmark, not of
 - peer: FastAPI around transformers' Wav2Vec2Model of the same size, one request at a time (serving/peer.py),
   under the same load.
 
-Each server runs in a process of its own with the same number of threads for torch. Throughput is in seconds
+The bare runtime and the peer have a thread for each core; the service makes of the cores what it does by
+itself. With OMP_WAIT_POLICY=PASSIVE all three are faster where other programs run (LOG.md). Throughput is in seconds
 of audio a second, from the first request to the last answer; latency is of requests that were answered with
 200; processor time is of the server and its processes, for one second of audio: other programs do not count
 in it. Ends with status 1 if an answer is wrong, whatever becomes of the claims.
@@ -118,11 +119,11 @@ class Bench:
         return self._serving("service", **environment, **settings)
 
     def peer(self) -> AbstractContextManager[Server]:
-        return self._serving("benchmarks.serving.peer", self.model)
+        threads = {"OMP_NUM_THREADS": str(self.threads)}
+        return self._serving("benchmarks.serving.peer", self.model, **threads)
 
     def _serving(self, *command: str, **environment: str) -> AbstractContextManager[Server]:
-        threads = {"OMP_NUM_THREADS": str(self.threads)}
-        return serving(command, self.folder / "log", environment | threads)
+        return serving(command, self.folder / "log", environment)
 
     def closed(self, server: Server) -> Served:
         return self._measured(server, lambda: self.generator.closed(server.url, self.clients, self.seconds))
@@ -253,7 +254,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=int, default=30, help="of each measurement")
     parser.add_argument("--manifest", type=Path, help="its files are sent, not made-up ones")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch, in each process")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="of torch, for bare and peer"
+    )
     parser.add_argument("--only", choices=PARTS, action="append", help="default: all of them")
     parser.add_argument("--locust", default="locust", help="the program that sends the requests")
     options = parser.parse_args(arguments)

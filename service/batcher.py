@@ -1,4 +1,4 @@
-"""Batches measured in seconds of audio, made by one worker thread out of what is waiting.
+"""Batches measured in seconds of audio, made out of what is waiting for whoever is free to run one.
 
 A request holds a `Ticket` and submits windows to it. Each item has a virtual start time: the queue's
 clock at the request's arrival, plus the seconds that the request has submitted before. The clock
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import heapq
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -141,11 +140,10 @@ class Ticket(Generic[P, R]):
 
 
 class Batcher(Generic[P, R]):
-    """Owns the queue and the one thread in which `run` is called.
+    """Owns the queue, and a thread for each lane in which batches are run.
 
-    `opening` is called first in that same thread and returns `run` (payloads -> as many results): a model
-    is loaded, used and freed by one thread. `started` holds its outcome. When a batch fails, its halves are
-    run again, down to the single item that fails alone.
+    `opening` is called first in each thread and returns its `run` (payloads -> as many results). `started`
+    holds the outcome. When a batch fails, its halves are run again, down to the item that fails alone.
     """
 
     def __init__(
@@ -153,6 +151,7 @@ class Batcher(Generic[P, R]):
         opening: Callable[[], Run[P, R]],
         limits: BatchLimits,
         observe: Callable[[BatchReport], None] = lambda report: None,
+        lanes: int = 1,
     ) -> None:
         self.limits = limits
         self.started: Future[None] = Future()
@@ -166,10 +165,14 @@ class Batcher(Generic[P, R]):
         self._order = 0
         self._speed = 0.0
         self._stopped = False
-        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._opened = 0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"batcher {lane}", daemon=True) for lane in range(lanes)
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self, timeout: float | None = None) -> None:
         """Refuse what waits, let the batch under way finish, and end the thread."""
@@ -181,8 +184,9 @@ class Batcher(Generic[P, R]):
         for item in refused:
             if item.future.set_running_or_notify_cancel():
                 item.future.set_exception(Stopped())
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout)
 
     @property
     def queued_s(self) -> float:
@@ -193,7 +197,7 @@ class Batcher(Generic[P, R]):
     @property
     def speed(self) -> float:
         """Seconds of audio run per second, a moving mean; 0 before the first batch."""
-        return self._speed
+        return self._speed * len(self._threads)
 
     def check_room(self, seconds: float) -> None:
         """Raises Overloaded or Stopped if `seconds` more could not be reserved now."""
@@ -211,7 +215,7 @@ class Batcher(Generic[P, R]):
             raise Stopped
         excess = self._queued_s + seconds - self.limits.max_queue_s
         if excess > 1e-6:  # sums of floats
-            raise Overloaded(excess / (self._speed or 1.0))
+            raise Overloaded(excess / (self.speed or 1.0))
 
     def _reserve(self, ticket: Ticket[P, R], seconds: float) -> None:
         with self._changed:
@@ -261,9 +265,14 @@ class Batcher(Generic[P, R]):
         except BaseException as error:
             with self._changed:
                 self._stopped = True
-            self.started.set_exception(error)
+                self._changed.notify_all()
+                if not self.started.done():
+                    self.started.set_exception(error)
             return
-        self.started.set_result(None)
+        with self._changed:
+            self._opened += 1
+            if self._opened == len(self._threads) and not self.started.done():
+                self.started.set_result(None)
         while batch := self._next_batch():
             try:
                 self._serve(run, batch)
@@ -286,7 +295,8 @@ class Batcher(Generic[P, R]):
             return
         self._run(run, wanted)
         seconds, ran = sum(item.seconds for item in wanted), max(time.monotonic() - began, 1e-6)
-        self._speed = 0.8 * self._speed + 0.2 * seconds / ran if self._speed else seconds / ran
+        with self._changed:
+            self._speed = 0.8 * self._speed + 0.2 * seconds / ran if self._speed else seconds / ran
         padded = max(item.seconds for item in wanted) * len(wanted)
         waited = [began - item.submitted_at for item in wanted]
         self._observe(BatchReport(len(wanted), seconds, padded, waited, ran))
@@ -337,8 +347,3 @@ class Batcher(Generic[P, R]):
             self._queued_s -= item.seconds
             item.ticket.finished_s += item.seconds
             item.ticket.last_finish = time.monotonic()
-
-
-def whole_seconds(seconds: float) -> int:
-    """For Retry-After: rounded up, at least one."""
-    return max(1, math.ceil(seconds))

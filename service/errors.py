@@ -5,6 +5,7 @@ from __future__ import annotations
 import http
 import json
 import logging
+import math
 from collections.abc import Mapping
 
 from fastapi import FastAPI
@@ -14,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from service.batcher import Again, Overloaded, Stopped, TooLarge, whole_seconds
+from service.batcher import Again, Overloaded, Stopped, TooLarge
 from service.record import current
 from speech_ssl.audio import AudioError
 
@@ -61,6 +62,11 @@ def overloaded(retry_after_s: float) -> ServiceError:
     seconds = whole_seconds(retry_after_s)
     message = f"the service is busy: try again in {seconds} s"
     return ServiceError(429, "overloaded", message, headers={"Retry-After": str(seconds)})
+
+
+def whole_seconds(seconds: float) -> int:
+    """For Retry-After: rounded up, at least one."""
+    return max(1, math.ceil(seconds))
 
 
 def unavailable(code: str, message: str) -> ServiceError:

@@ -87,22 +87,23 @@ Loader: TypeAlias = Callable[[], Runtime]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from. preload: at the start, before the service is ready; else with the first
-    request. unload_after_s: without a request, until it is let go."""
+    """Where a model comes from. preload: before the service is ready, not with the first request.
+    unload_after_s: without a request, until it is let go. copies: each runs batches of its own."""
 
     load: Loader
     preload: bool = True
     unload_after_s: float | None = None
+    copies: int = 1
 
 
 class Model:
     """A loaded model behind its queue. `started` ends when it is loaded, or with why it is not."""
 
-    def __init__(self, load: Loader, settings: Settings, metrics: Metrics) -> None:
-        self._load, self._settings = load, settings
-        self._runtime: Runtime | None = None
+    def __init__(self, source: Source, settings: Settings, metrics: Metrics) -> None:
+        self._load, self._settings = source.load, settings
+        self._runtimes: list[Runtime] = []
         limits = BatchLimits(settings.max_queue_s, settings.max_batch_s or 0.0, settings.max_padding)
-        self.batcher: Batcher[Job, Passed] = Batcher(self._open, limits, metrics.observe_batch)
+        self.batcher: Batcher[Job, Passed] = Batcher(self._open, limits, metrics.observe_batch, source.copies)
         self.users = 0
         self.used_at = time.monotonic()
         self.created = 0
@@ -119,33 +120,33 @@ class Model:
 
     @property
     def loaded(self) -> bool:
-        return self._runtime is not None
+        return self.started.done() and self.error is None
 
     @property
     def stale(self) -> bool:
-        return isinstance(self._runtime, Elsewhere) and self._runtime.stale
+        return any(isinstance(runtime, Elsewhere) and runtime.stale for runtime in self._runtimes)
 
     @property
     def running(self) -> bool:
         """False also while another process takes the place of one that died."""
-        return self.loaded and (not isinstance(self._runtime, Elsewhere) or self._runtime.running)
+        return self.loaded and any(not isinstance(r, Elsewhere) or r.running for r in self._runtimes)
 
     @property
     def runtime(self) -> Runtime:
-        assert self._runtime is not None
-        return self._runtime
+        return self._runtimes[0]
 
     def ticket(self) -> Ticket[Job, Passed]:
         return self.batcher.ticket()
 
     async def stop(self) -> None:
-        """Ends its thread and process; waits for the batch under way, and for one that is being loaded."""
+        """Ends its threads and processes; waits for the batches under way, and for what is being loaded."""
         await asyncio.to_thread(self.batcher.stop, timeout=JOIN_TIMEOUT_S)
-        if isinstance(self._runtime, Elsewhere):
-            await asyncio.to_thread(self._runtime.close)
+        for runtime in self._runtimes:
+            if isinstance(runtime, Elsewhere):
+                await asyncio.to_thread(runtime.close)
 
     def _open(self) -> Run[Job, Passed]:
-        """In the batcher's thread: load, warm up, and only then be ready."""
+        """In a thread of the batcher: load, warm up, and only then be ready."""
         runtime = self._load()
         try:
             self._warm_up(runtime)
@@ -154,7 +155,7 @@ class Model:
                 runtime.close()
             raise
         self.created = int(time.time())
-        self._runtime = runtime
+        self._runtimes.append(runtime)
         return partial(_run, runtime)
 
     def _warm_up(self, runtime: Runtime) -> None:
@@ -254,6 +255,8 @@ class Models:
         model = self._models.get(name)
         if model is None or (model.error is not None and not self._is_from_the_start(name)):
             logger.info("loading the model %s", name)
+            if model is not None:
+                self._aside(model.stop())
             model = self._models[name] = self._made(name)
         if model.stale:
             self.reload_soon()
@@ -304,7 +307,7 @@ class Models:
         await asyncio.gather(*(model.stop() for model in [*self._models.values(), *self._leaving]))
 
     def _made(self, name: str) -> Model:
-        return Model(self.sources[name].load, self._settings, self._metrics)
+        return Model(self.sources[name], self._settings, self._metrics)
 
     async def _loaded(self, name: str, model: Model) -> None:
         if self._is_from_the_start(name):

@@ -94,7 +94,11 @@ class Process:
 
     def __init__(self, command: list[str], log: Path, **environment: str) -> None:
         self.log = log
-        environment = {"SPEECH_SSL_PORT": "0", "OMP_NUM_THREADS": "1"} | environment
+        environment = {
+            "SPEECH_SSL_PORT": "0",
+            "SPEECH_SSL_PROCESSES": "1",
+            "OMP_NUM_THREADS": "1",
+        } | environment
         with log.open("wb") as stderr:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", *command],

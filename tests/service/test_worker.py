@@ -185,6 +185,21 @@ def test_killed_under_load_nobody_else_notices(start: Start) -> None:
     assert process.metric("lost_workers_total") == 2
 
 
+def test_copies_share_the_work_and_stand_in_for_each_other(start: Start) -> None:
+    process = start(FAKE, "--slowness", "0.3", SPEECH_SSL_PROCESSES="2", SPEECH_SSL_MAX_BATCH_S="4")
+    process.ready()
+    right = post(process, clip(0.5))
+    first, second = of_models(process)
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(post, process, clip(0.5)) for _ in range(40)]
+        until(lambda: process.metric("queued_audio_seconds") >= 6)
+        os.kill(first, signal.SIGKILL)
+        assert process.metric("ready") == 1, "there is another"
+        assert [each.result() for each in answers] == [right] * 40
+    until(lambda: len(found := of_models(process)) == 2 and first not in found, 30)
+    assert second in of_models(process) and process.metric("lost_workers_total") == 1
+
+
 def test_a_clip_that_kills_the_model_fails_alone(start: Start) -> None:
     process = start(FAKE, "--slowness", "0.2", SPEECH_SSL_BATCH_TIMEOUT_S="5")
     process.ready()
