@@ -16,10 +16,10 @@ machine with the server (`pipx install locust`: a tool of this benchmark, not of
   under the same load.
 
 The bare runtime and the peer have a thread for each core; the service makes of the cores what it does by
-itself. With OMP_WAIT_POLICY=PASSIVE all three are faster where other programs run (LOG.md). Throughput is in seconds
-of audio a second, from the first request to the last answer; latency is of requests that were answered with
-200; processor time is of the server and its processes, for one second of audio: other programs do not count
-in it. Ends with status 1 if an answer is wrong, whatever becomes of the claims.
+itself. With OMP_WAIT_POLICY=PASSIVE all three are faster where other programs run (LOG.md). Throughput is in
+seconds of audio a second, from the first request to the last answer; latency is of requests that were
+answered with 200; processor time is of the server and its processes, for one second of audio: other programs
+do not count in it. Ends with status 1 if an answer is wrong, whatever becomes of the claims.
 """
 
 from __future__ import annotations

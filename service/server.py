@@ -22,12 +22,11 @@ from service.errors import bad_request
 from service.metrics import Metrics
 from service.models import DEFAULT, Source
 from service.settings import ModelSettings, Settings
-from service.worker import Load, Worker, cores, preload
+from service.worker import Load, Worker, preload
 
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_TIMEOUT_S = 5
-MOST_COPIES = 4
 MAX_MESSAGE_BYTES = 1 << 20
 
 
@@ -110,7 +109,7 @@ def run(settings: Settings) -> None:
 def serve(settings: Settings, loads: Mapping[str, Load]) -> None:
     """`loads`: of each model in `settings.models`, and of "default". They run in processes of their own."""
     logs.configure(settings)
-    preload(_copies(settings.processes, settings.device))
+    preload(settings.processes)
     metrics = Metrics()
     app = create_app(settings, _sources(settings, loads, metrics), metrics)
     engine: Engine = app.state.engine
@@ -138,15 +137,10 @@ def _sources(settings: Settings, loads: Mapping[str, Load], metrics: Metrics) ->
     for name, load in loads.items():
         started = partial(Worker, load, timeout_s=settings.batch_timeout_s, lost=metrics.lost_workers.inc)
         chosen = settings.models.get(name)
-        copies = _copies(settings.processes, (chosen and chosen.device) or settings.device)
         preloaded = chosen is None or chosen.preload
-        sources[name] = Source(started, preloaded, None if chosen is None else chosen.unload_after_s, copies)
+        unload_after_s = None if chosen is None else chosen.unload_after_s
+        sources[name] = Source(started, preloaded, unload_after_s, settings.processes)
     return sources
-
-
-def _copies(wanted: int | None, device: str) -> int:
-    """Of a small model two copies on a core each do more than one on two."""
-    return wanted or (min(cores(), MOST_COPIES) if device == "cpu" else 1)
 
 
 def _listening(settings: Settings) -> socket.socket:

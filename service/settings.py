@@ -69,11 +69,10 @@ class Settings(BaseSettings):
         description="Further models by name, as a JSON object: `source`, and if wanted `device`, "
         "`precision`, `preload`, `unload_after_s`.",
     )
-    processes: int | None = Field(
-        default=None,
+    processes: int = Field(
+        default=1,
         ge=1,
-        description="Copies of each model, in a process each, that share the processor's cores. Unset: one a "
-        "core, four at most, on a CPU; one on a GPU.",
+        description="Copies of each model, in a process each, that share the processor's cores.",
     )
     batch_timeout_s: float = Field(
         default=120.0, gt=0, description="Time for one batch; above: the model's process is replaced."
