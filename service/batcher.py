@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 P = TypeVar("P")
 R = TypeVar("R")
 
+LARGEST_USUAL = 0.05
+"""Of the queue: no request is refused unseen while more than that is free."""
+
 
 class Overloaded(Exception):
     """The queue is full. `retry_after_s` is when there should be room, at the speed measured so far."""
@@ -163,7 +166,7 @@ class Batcher(Generic[P, R]):
         self._queued_s = 0.0
         self._clock = 0.0
         self._order = 0
-        self._speed = 0.0
+        self._speed = self._usual_s = 0.0
         self._stopped = False
         self._opened = 0
         self._threads = [
@@ -200,9 +203,11 @@ class Batcher(Generic[P, R]):
         return self._speed * len(self._threads)
 
     def check_room(self, seconds: float) -> None:
-        """Raises Overloaded or Stopped if `seconds` more could not be reserved now."""
+        """Raises Overloaded or Stopped if `seconds` more could not be reserved now, or what requests usually
+        bring: to find out what one brings costs more than to refuse it."""
         with self._changed:
-            self._check_room(seconds)
+            usual_s = min(self._usual_s, LARGEST_USUAL * self.limits.max_queue_s)
+            self._check_room(max(seconds, usual_s))
 
     def ticket(self) -> Ticket[P, R]:
         with self._changed:
@@ -251,6 +256,8 @@ class Batcher(Generic[P, R]):
     def _close(self, ticket: Ticket[P, R]) -> None:
         with self._changed:
             self._tickets.discard(ticket)
+            if ticket.submitted_s:
+                self._usual_s += (ticket.submitted_s - self._usual_s) / 20
             gone = [item for item in self._waiting if item.ticket is ticket]
             if gone:
                 self._waiting = [item for item in self._waiting if item.ticket is not ticket]

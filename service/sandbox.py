@@ -3,6 +3,7 @@ refused, and the service goes on."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
@@ -53,6 +54,9 @@ class Decoder:
         )
         assert self.popen.stdin and self.popen.stdout
         self._in, self._out = self.popen.stdin.fileno(), self.popen.stdout.fileno()
+        for pipe in (self._in, self._out):
+            with suppress(OSError):  # of a user who has many
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIECE)  # a clip in few turns, not in ten
         os.set_blocking(self._in, False)
         os.set_blocking(self._out, False)
         self.files = 0

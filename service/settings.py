@@ -69,10 +69,11 @@ class Settings(BaseSettings):
         description="Further models by name, as a JSON object: `source`, and if wanted `device`, "
         "`precision`, `preload`, `unload_after_s`.",
     )
-    processes: int = Field(
-        default=1,
+    processes: int | None = Field(
+        default=None,
         ge=1,
-        description="Copies of each model, in a process each, that share the processor's cores.",
+        description="Copies of each model, in a process each, that share the processor's cores. Unset: 2 on "
+        "the CPU, if it has so many cores, and 1 on a GPU.",
     )
     batch_timeout_s: float = Field(
         default=120.0, gt=0, description="Time for one batch; above: the model's process is replaced."

@@ -46,6 +46,7 @@ class Loaded(Protocol):
     def run_windows(
         self, waves: Sequence[Waveform], layers: Sequence[int | None], heads: Sequence[str] = ()
     ) -> list[Passed]: ...
+    def use_threads(self, count: int) -> None: ...
 
 
 Load: TypeAlias = Callable[[], Loaded]
@@ -61,16 +62,38 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def preload(copies: int) -> None:
-    """Import all that models need, once, in the process that the others are forked from. copies: of a model,
-    which share the cores.
+class Threads:
+    """The cores of the machine, shared by all passes that are under way."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._passes = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def shared(self) -> Iterator[int]:
+        """So many for one more pass: all of them, if it is the only one."""
+        with self._lock:
+            self._passes += 1
+            passes = self._passes
+        try:
+            yield max(1, self.count // passes)
+        finally:
+            with self._lock:
+                self._passes -= 1
+
+
+def preload() -> Threads:
+    """Import all that models need, once, in the process that the others are forked from; the threads that
+    they share.
 
     Threads of OpenMP that wait shall sleep, not spin: with decoders and the event loop beside them on the
     same cores, a spinning thread holds up the one that it waits for (LOG.md: 944 ms instead of 36 for a
     clip)."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // copies)))
+    threads = os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     context.set_forkserver_preload(["speech_ssl.inference.runtime"])
+    return Threads(int(threads) if threads.isdecimal() and int(threads) else cores())
 
 
 @dataclass(eq=False)
@@ -101,12 +124,15 @@ class Worker(Card):
     """The model in its process: what is asked of it alone is answered here, the rest there.
 
     Raises ValueError or OSError if it cannot be loaded. lost: told of each process that died or hung.
-    timeout_s: of one pass; a process that takes longer is ended. stale: what it was loaded from has become
-    another model, so that no further process can take its place.
+    timeout_s: of one pass; a process that takes longer is ended. threads: what it shares with others.
+    stale: what it was loaded from has become another model, so that no further process can take its place.
     """
 
-    def __init__(self, load: Load, *, timeout_s: float, lost: Callable[[], object]) -> None:
+    def __init__(
+        self, load: Load, *, timeout_s: float, lost: Callable[[], object], threads: Threads | None = None
+    ) -> None:
         self._load, self._timeout_s, self._lost = load, timeout_s, lost
+        self._threads = threads or Threads(cores())
         self._changed = threading.Condition()
         self._child: _Child | None = None
         self._newest: BaseProcess | None = None
@@ -137,8 +163,11 @@ class Worker(Card):
         if child is None:
             raise WorkerLost("the model's process is not running")
         try:
-            with child.ended_after(self._timeout_s, "the model takes for a batch"):
-                child.connection.send((list(waves), list(layers), list(heads)))
+            with (
+                child.ended_after(self._timeout_s, "the model takes for a batch"),
+                self._threads.shared() as threads,
+            ):
+                child.connection.send((threads, list(waves), list(layers), list(heads)))
                 answer: list[Passed] | Exception = child.connection.recv()
         except (OSError, EOFError) as error:
             self._drop(child)
@@ -239,8 +268,9 @@ def work(connection: Connection, load: Load) -> None:
             return
         connection.send(loaded.card())
         while True:
-            waves, layers, heads = connection.recv()
+            threads, waves, layers, heads = connection.recv()
             try:
+                loaded.use_threads(threads)
                 connection.send(loaded.run_windows(waves, layers, heads))
             except (BrokenPipeError, ConnectionResetError):
                 return

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from speech_ssl import audio
@@ -80,6 +81,11 @@ class Runtime(Card):
     def card(self) -> Card:
         """What others may know of it, where it is not."""
         return Card(**{field.name: getattr(self, field.name) for field in fields(Card)})
+
+    @staticmethod
+    def use_threads(count: int) -> None:
+        """So many for each pass from now on, of all models in this process."""
+        torch.set_num_threads(count)
 
     def encode_windows(self, waves: Sequence[Waveform], layers: Sequence[int]) -> list[NDArray[np.float32]]:
         """One padded forward pass: all frames (T, D) of each wave, each at its own layer."""

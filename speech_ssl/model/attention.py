@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.frontend import LayerNorm
+
+SCORES_BYTES = 1 << 21
+"""Of attention at a time, in bf16 on the CPU: what stays in a core's cache."""
 
 
 class SelfAttention(nn.Module):
@@ -20,8 +24,28 @@ class SelfAttention(nn.Module):
         B, T, D = x_BTD.shape
         q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        y_BHTD = F.scaled_dot_product_attention(q, k, v, attn_mask=valid_B11T, dropout_p=dropout)
+        if x_BTD.dtype == torch.bfloat16 and x_BTD.device.type == "cpu" and not torch.is_grad_enabled():
+            y_BHTD = attend_in_parts(q, k, v, valid_B11T)
+        else:
+            y_BHTD = F.scaled_dot_product_attention(q, k, v, attn_mask=valid_B11T, dropout_p=dropout)
         return self.out(y_BHTD.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
+
+
+def attend_in_parts(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, valid_B11T: Tensor) -> Tensor:
+    """What `scaled_dot_product_attention` computes, without gradients, a few heads at a time: in bf16 on the
+    CPU less than half of its time, since it leaves the products to oneDNN. Scores are rounded to bf16,
+    which doubles the error of this step, to 0.4 %."""
+    B, H, T, D = q_BHTD.shape
+    q, k, v = (x.reshape(B * H, T, D) for x in (q_BHTD * D**-0.5, k_BHTD, v_BHTD))
+    bias_B1T = q.new_zeros(B, 1, T).masked_fill_(~valid_B11T[:, 0], float("-inf"))
+    bias = bias_B1T.repeat_interleave(H, dim=0)
+    y = torch.empty_like(q)
+    at_once = max(1, SCORES_BYTES // (T * T * q.element_size()))
+    for first in range(0, B * H, at_once):
+        part = slice(first, first + at_once)
+        scores = torch.baddbmm(bias[part], q[part], k[part].transpose(1, 2))
+        torch.bmm(scores.softmax(-1), v[part], out=y[part])
+    return y.view(B, H, T, D)
 
 
 class FeedForward(nn.Module):

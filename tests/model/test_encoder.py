@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from speech_ssl.model import presets
+from speech_ssl.model import attention, presets
 from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.convolution import conv_over_time
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.frontend import ValidGroupNorm, normalize_waves
 from speech_ssl.types import Frames
@@ -222,6 +224,35 @@ def test_frame_count_is_what_the_convolutions_make(config: EncoderConfig) -> Non
             assert made == encoder.frame_count(n)
     assert encoder.frame_count(lengths).tolist() == [encoder.frame_count(n) for n in lengths.tolist()]
     assert encoder.frame_count(shortest - 1) == 0
+
+
+@pytest.mark.parametrize("kernel, stride, bias", [(10, 5, True), (3, 2, False), (4, 7, True)])
+def test_a_convolution_out_of_one_channel_is_torchs(kernel: int, stride: int, bias: bool) -> None:
+    """Forward and backward: on the CPU it is a matrix product."""
+    x_BTC = torch.randn(2, 57, 1)
+    weight = torch.randn(5, 1, kernel, requires_grad=True)
+    offset = torch.randn(5, requires_grad=True) if bias else None
+    ours = conv_over_time(x_BTC, weight, offset, stride=stride)
+    theirs = F.conv1d(x_BTC.transpose(1, 2), weight, offset, stride=stride).transpose(1, 2)
+    torch.testing.assert_close(ours, theirs)
+    chosen = [weight] if offset is None else [weight, offset]
+    torch.testing.assert_close(
+        torch.autograd.grad(ours.square().sum(), chosen), torch.autograd.grad(theirs.square().sum(), chosen)
+    )
+
+
+@pytest.mark.parametrize("scores_bytes", [1, 5000, 1 << 21])
+def test_attention_in_parts_is_torchs(scores_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One head at a time, a few, all at once; in fp32 exactly, in bf16 as near as its roundings."""
+    monkeypatch.setattr(attention, "SCORES_BYTES", scores_bytes)
+    q, k, v = (3 * torch.randn(3, 4, 21, 8) for _ in range(3))
+    valid_B11T = (torch.arange(21) < torch.tensor([21, 13, 1])[:, None])[:, None, None]
+    wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=valid_B11T)
+    torch.testing.assert_close(attention.attend_in_parts(q, k, v, valid_B11T), wanted)
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    rounded = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=valid_B11T)
+    error = attention.attend_in_parts(q, k, v, valid_B11T).float() - rounded
+    assert error.norm() / rounded.norm() < 0.01
 
 
 def test_folding_the_weight_norm_changes_nothing() -> None:

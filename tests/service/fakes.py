@@ -73,6 +73,10 @@ class FakeRuntime:
         finally:
             self._busy.release()
 
+    @staticmethod
+    def use_threads(count: int) -> None:
+        assert count >= 1
+
     def card(self) -> Card:
         return Card(self.name, "", self.width, self.num_layers, self.batch_s, self.chunker, {})
 

@@ -229,6 +229,33 @@ def test_a_full_queue_says_when_there_is_room_and_keeps_its_word():
     batcher.stop(30)
 
 
+def test_what_requests_usually_bring_is_asked_for_before_they_are_read():
+    """But no more than a twentieth of the queue, and nothing more is asked of what is known."""
+    worker = Worker()
+    worker.gate.set()
+    batcher = started(worker, queue_s=100.0)
+    for _ in range(200):
+        with batcher.ticket() as ticket:
+            ticket.submit(1, 4.0).result(30)
+    with batcher.ticket() as ticket:
+        ticket.reserve(95.5)
+        batcher.check_room(4.5)
+        batcher.check_room(0.5)
+        ticket.reserve(1.0)
+        with pytest.raises(Overloaded):
+            batcher.check_room(0.5)
+        with batcher.ticket() as known:
+            known.reserve(3.5)
+    for _ in range(200):
+        with batcher.ticket() as ticket:
+            for _ in range(3):
+                ticket.submit(1, 9.0).result(30)
+    with batcher.ticket() as ticket:
+        ticket.reserve(94.5)
+        batcher.check_room(0.5)
+    batcher.stop(30)
+
+
 def test_more_than_the_whole_queue_is_refused_at_once():
     worker = Worker()
     batcher = started(worker, queue_s=30.0)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.worker import Worker, WorkerLost
+from service.worker import Threads, Worker, WorkerLost
 from speech_ssl.inference.card import Card
+from speech_ssl.inference.engines import Passed
 from tests.service import fakes
 from tests.service.support import Process, encoded, error_of, tone, until
 
@@ -94,6 +96,40 @@ def test_one_that_dies_with_nothing_to_do_is_replaced_at_once(worker: Worker, lo
     assert lost == [1]
 
 
+def test_passes_that_are_under_way_share_the_threads() -> None:
+    threads = Threads(4)
+    with threads.shared() as first:
+        with threads.shared() as second, threads.shared() as third:
+            assert (first, second, third) == (4, 2, 1)
+        with suppress(ValueError), threads.shared():
+            raise ValueError
+        with threads.shared() as again:
+            assert again == 2
+    with Threads(1).shared() as one, Threads(1).shared() as other:
+        assert (one, other) == (1, 1)
+
+
+class Threaded(fakes.FakeRuntime):
+    """Answers with how many threads it was told to take."""
+
+    threads = 0
+
+    def use_threads(self, count: int) -> None:  # type: ignore[override]
+        self.threads = count
+
+    def run_windows(self, waves: Any, layers: Any, heads: Any = ()) -> Any:
+        return [Passed(np.full((1, 1), self.threads, np.float32), {})]
+
+
+def test_a_pass_is_told_its_threads() -> None:
+    threads = Threads(6)
+    worker = Worker(Threaded, timeout_s=5, lost=lambda: None, threads=threads)
+    assert worker.run_windows([tone(1.0)], [3])[0].frames == 6
+    with threads.shared():
+        assert worker.run_windows([tone(1.0)], [3])[0].frames == 3
+    worker.close()
+
+
 class Hung(fakes.FakeRuntime):
     """Stops its own process: it neither takes nor gives anything."""
 
@@ -142,6 +178,10 @@ class Once:
 
     def card(self) -> Card:
         return fakes.FakeRuntime().card()
+
+    @staticmethod
+    def use_threads(count: int) -> None:
+        pass
 
     def run_windows(self, *_: object) -> list[object]:
         os._exit(3)
