@@ -209,7 +209,7 @@ Made = TypeVar("Made")
 
 def _built(folder: Path, what: str, build: Callable[[], Made]) -> Made:
     try:
-        with _NoRandomInit():
+        with no_random_init():
             return build()
     except (ValueError, TypeError, RuntimeError) as error:
         raise ArtifactError(f"{folder / CONFIG}: no {what} can be made of it: {error}") from None
@@ -234,7 +234,7 @@ def load_extra(folder: str | Path) -> dict[str, Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
-class _NoRandomInit(TorchFunctionMode):
+class no_random_init(TorchFunctionMode):
     """Random initial weights cost seconds for a large encoder, only to be replaced by those in the file.
     (The meta device would do the same, but importing what it needs takes almost a second.)"""
 

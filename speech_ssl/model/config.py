@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 ConvNorm = Literal["group", "layer"]
 Init = Literal["published", "smooth"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+Relative = Literal["none", "gated", "rotary", "sinusoidal", "clipped"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +49,32 @@ class EncoderConfig:
     init: Init = "published"
     """"published": normal, as fairseq. "smooth": for short runs, see `frontend.smooth_convolutions_`."""
 
+    # What the relatives of wav2vec 2.0 have. All fields from here on may be missing in a stored config.
+    activation: Activation = "gelu"
+    """In the feed-forward parts."""
+    conv_activation: Activation = "gelu"
+    feature_norm: bool = True
+    """A layer norm before the features are projected; some HuBERT models have none."""
+    position_depth: int = 0
+    """0: one wide convolution for positions. N: data2vec's N narrow ones, with norms between them."""
+    relative: Relative = "none"
+    """Positions in attention. "gated": WavLM. "rotary", "sinusoidal": the two of wav2vec2-conformer, which
+    take the place of the convolution. "clipped": by distance up to a limit (w2v-BERT 2.0)."""
+    relative_buckets: int = 320
+    relative_distance: int = 800
+    """Of "gated", as WavLM calls them. "clipped" keeps distances from -relative_left to relative_right."""
+    relative_left: int = 64
+    relative_right: int = 8
+    rotary_base: int = 10000
+    adapter_width: int = 0
+    """Of the adapters after each block (MMS); 0: none."""
+    conformer_kernel: int = 0
+    """Of the convolution in each block; 0: Transformer blocks. Else Conformer blocks (Gulati et al. 2020)."""
+    conformer_norm: Literal["batch", "layer"] = "batch"
+    """After that convolution: over the batch and both sides of it, or over channels and causal (w2v-BERT)."""
+    mel_bins: int = 0
+    """0: convolutions on samples. Else that many log-mel bins, two steps of 10 ms to a frame (w2v-BERT)."""
+
     def __post_init__(self) -> None:
         depth = len(self.conv_channels)
         if not depth or not depth == len(self.conv_kernels) == len(self.conv_strides):
@@ -76,10 +104,15 @@ class EncoderConfig:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown field {unknown[0]!r} in the encoder config")
-        if missing := sorted(known - set(values)):
+        if missing := sorted(known - set(values) - _LATER):
             raise ValueError(f"field {missing[0]!r} is missing in the encoder config")
         fitted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
             return cls(**fitted)
         except TypeError as error:
             raise ValueError(f"a field of the encoder config has the wrong type: {error}") from None
+
+
+_NAMES = [f.name for f in fields(EncoderConfig)]
+_LATER = frozenset(_NAMES[_NAMES.index("activation") :])
+"""Fields that artifacts of the first version do not have."""

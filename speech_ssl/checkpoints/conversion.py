@@ -1,0 +1,103 @@
+"""What the readers of other libraries' checkpoints share: what they make, and how they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speech_ssl.checkpoints.artifact import ArtifactError, Head, no_random_init
+from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.encoder import Encoder
+
+
+class ConversionError(ArtifactError):
+    """A checkpoint that cannot be converted. One line: which file, key or field, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a reader makes of a checkpoint: the parts of an artifact, weights in float32.
+
+    training: where it comes from, as JSON can hold it. extra: tensors of pre-training, by our objective's
+    names.
+    """
+
+    encoder: Encoder
+    name: str
+    training: Mapping[str, object]
+    licence: str = "unknown"
+    heads: Mapping[str, Head] = field(default_factory=dict)
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Tensors:
+    """A checkpoint's tensors by name, each to be taken once. `where`: the file, for error messages."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        self.where = where
+        self._left = dict(tensors)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._left
+
+    def keys(self) -> list[str]:
+        """Those that nobody has taken yet, sorted."""
+        return sorted(self._left)
+
+    def take(self, key: str) -> Tensor:
+        """In float32. Raises ConversionError if it is not there."""
+        try:
+            tensor = self._left.pop(key)
+        except KeyError:
+            raise ConversionError(f"{self.where}: key {key!r} is missing") from None
+        return tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+
+    def below(self, prefix: str) -> Tensors:
+        """Takes all whose names begin so, and leaves the beginning out."""
+        found = [key for key in self._left if key.startswith(prefix)]
+        return Tensors({key.removeprefix(prefix): self._left.pop(key) for key in found}, self.where)
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Without these, if they are there: they have no meaning."""
+        for key in keys:
+            self._left.pop(key, None)
+
+    def check_empty(self) -> None:
+        """Raises ConversionError that names what nobody has taken."""
+        if self._left:
+            more = f" (and {len(self._left) - 1} more)" if len(self._left) > 1 else ""
+            raise ConversionError(f"{self.where}: key {self.keys()[0]!r} is not known{more}")
+
+
+def field_of(config: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
+    """A field of a checkpoint's config. Raises ConversionError that names it if it is missing or of another
+    type."""
+    if name not in config:
+        raise ConversionError(f"{where}: field {name!r} is missing")
+    value = config[name]
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(each.__name__ for each in kinds)
+        raise ConversionError(f"{where}: field {name!r} is {value!r}, not of type {wanted}")
+    return value
+
+
+def built_encoder(config: EncoderConfig, state: Mapping[str, Tensor], where: str) -> Encoder:
+    """The encoder with these weights. Raises ConversionError for a name or shape that does not fit."""
+    with no_random_init():
+        encoder = Encoder(config)
+    wanted = encoder.state_dict()
+    if odd := sorted(wanted.keys() ^ state.keys()):
+        what = "is missing" if odd[0] in wanted else "is not known"
+        raise ConversionError(f"{where}: {odd[0]!r} {what}")
+    for key, tensor in wanted.items():
+        if state[key].shape != tensor.shape:
+            found, asked = tuple(state[key].shape), tuple(tensor.shape)
+            raise ConversionError(f"{where}: {key!r} has shape {found}, its config asks for {asked}")
+    copies = {key: value.to(torch.float32, copy=True).contiguous() for key, value in state.items()}
+    encoder.load_state_dict(copies, assign=True)
+    return encoder.eval()
