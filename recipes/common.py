@@ -8,6 +8,8 @@ import json
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,14 @@ import torch
 from speech_ssl.checkpoints.artifact import (
     Artifact,
     check_replaceable,
-    load_artifact,
-    load_extra,
     save_artifact,
 )
+from speech_ssl.checkpoints.opening import pretraining_of
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.data.loader import Loader, LoaderState, OnFailure, Targets, evaluation
 from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.data.splits import split_utterances
-from speech_ssl.inference.runtime import model_folder
+from speech_ssl.inference.runtime import named_artifact
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
 from speech_ssl.training.checkpoint import BEST, LAST, RunState, load_checkpoint
@@ -35,6 +36,8 @@ from speech_ssl.training.run import Run, open_run_folder
 from speech_ssl.types import Batch
 
 SKIPPED = "skipped.jsonl"
+ENGINES = ("local", "fairseq2", "fairseq2-fsdp2")
+"""Our own loop; or fairseq2's Trainer with DDP; or with FSDP2, for what is too large for one GPU."""
 
 
 def command(*variants: Callable[[], Run], doc: str | None) -> Callable[..., None]:
@@ -47,6 +50,7 @@ def command(*variants: Callable[[], Run], doc: str | None) -> Callable[..., None
         parser.add_argument(
             "--probe", type=Path, help="manifest with labels: log how well they can be told from the features"
         )
+        parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="what runs the steps")
         options = parser.parse_args(arguments)
         run = named[options.variant]()
         with orderly_exit(), joined_ranks(options.device) as ranks:
@@ -58,6 +62,7 @@ def command(*variants: Callable[[], Run], doc: str | None) -> Callable[..., None
                 init=options.init,
                 resume=options.resume,
                 probe=options.probe,
+                engine=options.engine,
             )
 
     return main
@@ -108,14 +113,21 @@ def pretrain(  # noqa: PLR0913 - what the command line asks
     init: str | None,
     resume: bool,
     probe: Path | None = None,
+    engine: str = ENGINES[0],
 ) -> None:
     """Train `run` on the manifests' training split and leave the best weights in `out`/artifact, those
     so far if a signal stops it."""
+    run_steps = trainer_of(engine)
     utterances = [utterance for path in manifests for utterance in read_manifest(path)]
     training, held_out = split_utterances(utterances)
-    artifact = None if init is None else load_artifact(model_folder(init))
+    artifact = None if init is None else named_artifact(init)
     inputs = fingerprint(utterances, artifact)
+    if engine != ENGINES[0]:  # its checkpoints are of another kind
+        inputs["engine"] = engine
     torch.manual_seed(run.train.seed)
+    if artifact is not None:  # waves as it knows them
+        normalize = artifact.encoder.config.normalize_wave
+        run = replace(run, encoder=replace(run.encoder, normalize_wave=normalize))
     objective = run.objective.build(Encoder(run.encoder))
     if artifact is not None:
         start_from(objective, artifact)
@@ -130,7 +142,21 @@ def pretrain(  # noqa: PLR0913 - what the command line asks
         describe(run, loader, training, held_out)
     valid = fixed_validation(held_out, data, note if ranks.first else None)
     with leaving_artifact(ranks, lambda: leave_pretrained(objective, run, out)):
-        train(objective, batches_of(loader, ranks), valid, run.train, out=out, ranks=ranks, probe=watch)
+        run_steps(objective, batches_of(loader, ranks), valid, run.train, out=out, ranks=ranks, probe=watch)
+
+
+def trainer_of(engine: str) -> Callable[..., RunState]:
+    """The function of one of ENGINES. Raises ValueError where its library is not installed."""
+    if engine == ENGINES[0]:
+        return train
+    try:
+        from speech_ssl.training import fairseq2
+    except ImportError as error:
+        raise ValueError(
+            f"--engine {engine} needs fairseq2 ({error}): make an environment with it by "
+            "scripts/install-fairseq2, and run with .venv-fairseq2/bin/python"
+        ) from None
+    return partial(fairseq2.train, sharded=engine == ENGINES[2])
 
 
 def _online_probe(manifest: Path | None) -> Probe | None:
@@ -195,15 +221,15 @@ def fixed_validation(
 
 def start_from(objective: Objective, artifact: Artifact) -> None:
     """Copy an artifact's encoder into the objective, and its pre-training parts if all of them fit."""
-    if artifact.encoder.config.to_dict() != objective.encoder.config.to_dict():
-        mine, theirs = objective.encoder.config.to_dict(), artifact.encoder.config.to_dict()
+    mine, theirs = objective.encoder.config.architecture(), artifact.encoder.config.architecture()
+    if mine != theirs:
         name = next(k for k in mine if mine[k] != theirs[k])
         raise ValueError(
             f"{artifact.folder} holds another encoder than this variant: {name} is {theirs[name]}, "
             f"wanted {mine[name]}"
         )
     objective.encoder.load_state_dict(artifact.encoder.state_dict())
-    extra, wanted = load_extra(artifact.folder), pretraining_parts(objective)
+    extra, wanted = pretraining_of(artifact), pretraining_parts(objective)
     if {k: v.shape for k, v in extra.items()} == {k: v.shape for k, v in wanted.items()}:
         objective.load_state_dict(extra, strict=False)
 

@@ -38,7 +38,7 @@ from speech_ssl.data.batching import DataConfig
 from speech_ssl.data.loader import FILES, Loader, OnFailure, Targets, evaluation
 from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.inference.clips import Clip
-from speech_ssl.inference.runtime import Runtime, model_folder
+from speech_ssl.inference.runtime import Runtime, named_artifact
 from speech_ssl.model import presets
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
@@ -178,7 +178,7 @@ def finetune(
 ) -> dict[str, Any]:
     """Train, leave the best weights in `out`/artifact, measure them, and write `out`/results.json."""
     head_file(request.head)
-    artifact = None if request.init is None else load_artifact(model_folder(request.init))
+    artifact = None if request.init is None else named_artifact(request.init)
     if artifact is not None and artifact.folder.resolve() == (request.out / "artifact").resolve():
         raise ValueError(
             f"{request.init} would be overwritten by the run's own artifact: choose another --out"
@@ -309,7 +309,18 @@ def leave_tuned(objective: Tuned, run: Run, request: Request, artifact: Artifact
     if artifact is not None and objective.frozen:
         if request.head in artifact.heads:
             print(f"the head {request.head} of {artifact.name} is replaced", file=sys.stderr)
-        add_head(artifact.folder, folder, request.head, head)
+        if artifact.extra is None:
+            add_head(artifact.folder, folder, request.head, head)
+        else:  # another library's
+            save_artifact(
+                artifact.encoder,
+                folder,
+                name=artifact.name,
+                training=artifact.config["training"],
+                licence=artifact.config["licence"],
+                heads={**artifact.heads, request.head: head},
+                extra=artifact.extra,
+            )
     else:
         if artifact is not None:
             objective.encoder.config = artifact.encoder.config

@@ -29,7 +29,7 @@ from recipes.common import orderly_exit, recipe_parser
 from recipes.event_tasks import ClipLabels
 from recipes.finetune_events import tiny as events_tiny
 from recipes.finetuning import Examples, FineTuning, Request, finetune
-from speech_ssl.checkpoints.artifact import Artifact, load_artifact
+from speech_ssl.checkpoints.artifact import Artifact
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.data.folds import hold_out
 from speech_ssl.data.manifest import Utterance, read_manifest
@@ -51,7 +51,7 @@ from speech_ssl.evaluation.label_efficiency import (
     save_trial,
 )
 from speech_ssl.evaluation.label_report import write_report
-from speech_ssl.inference.runtime import model_folder
+from speech_ssl.inference.runtime import named_artifact
 from speech_ssl.training.ranks import Ranks, joined_ranks
 
 TEST_SHARE, MOST_VALID, LEAST_SPEAKERS = 0.2, 60, 5
@@ -167,7 +167,7 @@ class Options:
 
 def study(plan: Plan, manifests: Mapping[str, Path], options: Options) -> Path:
     """All trials that are not there yet, then the report. Cheap shares come first."""
-    artifact = load_artifact(model_folder(options.init))
+    artifact = named_artifact(options.init)
     examples = {name: divided(read_manifest(path)) for name, path in manifests.items()}
     before = load_study(options.out)
     now = described(plan, examples, artifact, before)

@@ -27,14 +27,13 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from speech_ssl.checkpoints.artifact import Artifact, load_artifact
+from speech_ssl.checkpoints.artifact import Artifact
 from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.evaluation import probe_tasks
 from speech_ssl.evaluation.figures_probes import Column, draw_layers
@@ -50,6 +49,7 @@ from speech_ssl.evaluation.representations import (
     random_encoder,
 )
 from speech_ssl.inference.progress import Progress
+from speech_ssl.inference.runtime import named_artifact
 
 SEED = 0
 MIXED, BEST, RANDOM = "all layers", "best layer", "random weights"
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         jobs = _jobs(options.variant, options.manifest)
         for job in jobs:  # what cannot be probed is refused before an hour of audio is read
             job.task.problems(job.task.clips(job.utterances))
-        artifact = load_artifact(_artifact_folder(options.init))
+        artifact = named_artifact(options.init)
         device = _device(options.device)
         _check_out(options.out)
         run(jobs, artifact, options.out, device)
@@ -313,10 +313,6 @@ def _jobs(variant: str, manifests: Sequence[str]) -> list[Job]:
         data = path.resolve().parent.name
         jobs += [Job(task, data, utterances) for task in chosen]
     return jobs
-
-
-def _artifact_folder(init: str) -> Path:
-    return Path(str(files("speech_ssl") / "assets" / "default")) if init == "default" else Path(init)
 
 
 def _device(name: str) -> str:

@@ -23,8 +23,7 @@ logger = logging.getLogger(__name__)
 P = TypeVar("P")
 R = TypeVar("R")
 
-LARGEST_USUAL = 0.05
-"""Of the queue: no request is refused unseen while more than that is free."""
+LARGEST_USUAL = 0.05  # of the queue: no request is refused unseen while more than that is free
 
 
 class Overloaded(Exception):
@@ -44,7 +43,7 @@ class Stopped(Exception):
 
 
 class Again(Exception):
-    """Raised by `run` where its items may not be to blame: even a single one is run a second time."""
+    """Raised by `run` where its items may not be to blame: even a single one is run again, once."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +202,7 @@ class Batcher(Generic[P, R]):
         return self._speed * len(self._threads)
 
     def check_room(self, seconds: float) -> None:
-        """Raises Overloaded or Stopped if `seconds` more could not be reserved now, or what requests usually
-        bring: to find out what one brings costs more than to refuse it."""
+        """Raises Overloaded or Stopped if `seconds` more, or what requests usually bring, has no room now."""
         with self._changed:
             usual_s = min(self._usual_s, LARGEST_USUAL * self.limits.max_queue_s)
             self._check_room(max(seconds, usual_s))
@@ -328,12 +326,10 @@ class Batcher(Generic[P, R]):
             if len(results) != len(items):
                 raise RuntimeError(f"{len(results)} results for {len(items)} items")
         except Exception as error:
-            if len(items) == 1 and not (again and isinstance(error, Again)):
-                self._finish(items[0], error=error)
-                return
             if len(items) == 1:
-                self._run(run, items, again=False)
-                return
+                if again and isinstance(error, Again):
+                    return self._run(run, items, again=False)
+                return self._finish(items[0], error=error)
             logger.warning("a batch of %d failed and is split: %s", len(items), error)
             middle = len(items) // 2
             self._run(run, items[:middle])
@@ -344,10 +340,7 @@ class Batcher(Generic[P, R]):
 
     def _finish(self, item: Item[P, R], result: R | None = None, error: BaseException | None = None) -> None:
         self._release(item)
-        if error is not None:
-            item.future.set_exception(error)
-        else:
-            item.future.set_result(cast(R, result))
+        item.future.set_exception(error) if error else item.future.set_result(cast(R, result))
 
     def _release(self, item: Item[P, R]) -> None:
         with self._changed:

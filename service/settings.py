@@ -28,7 +28,7 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str = Field(description="`default`, or the folder of an artifact.")
+    source: str = Field(description="As `model`: `default`, a folder, or OWNER/NAME.")
     device: str | None = None
     precision: Precision | None = None
     preload: bool = Field(default=False, description="Loaded at the start, not with the first request.")
@@ -60,7 +60,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     model: str = Field(
-        default="default", description="Model to serve: `default`, or the folder of an artifact."
+        default="default",
+        description="Model to serve: `default`, a folder of an artifact or of transformers, or OWNER/NAME of the "
+        "Hugging Face hub.",
     )
     device: str = Field(default="cpu", description="Where it runs: `cpu`, `cuda`, `cuda:1`.")
     precision: Precision = Field(default="auto", description="Arithmetic of the model.")

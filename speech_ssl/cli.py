@@ -9,7 +9,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,17 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 import speech_ssl
+from speech_ssl.cli_output import PoolOption, complain, each, embedding, message_of, plain_name
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from speech_ssl.inference import Runtime
     from speech_ssl.inference.progress import Progress
 
-PoolOption = Literal["mean", "max", "none"]
-
-_model = click.option("--model", default="default", show_default=True, help="Folder of an artifact.")
+MODEL = "Folder of an artifact or of transformers, or OWNER/NAME of the Hugging Face hub."
+_model = click.option("--model", default="default", show_default=True, help=MODEL)
 _layer = click.option("--layer", default=-1, show_default=True, help="0 (what enters the first block) to N.")
 _pool = click.option(
     "--pool",
@@ -64,9 +60,9 @@ def main() -> None:
         status = 2
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        status = _complain(error.format_message(), f"see {context.command_path} --help" if context else "")
+        status = complain(error.format_message(), f"see {context.command_path} --help" if context else "")
     except (ValueError, OSError) as error:
-        status = _complain(_message(error))
+        status = complain(message_of(error))
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -105,7 +101,7 @@ def embed(
     """
     runtime = speech_ssl.load(model, **options)
     layer = runtime.check_layer(layer)
-    return _each("embed", files, partial(_embedding, runtime, layer, pool, as_json))
+    return each("embed", files, partial(embedding, runtime, layer, pool, as_json))
 
 
 @cli.command()
@@ -134,9 +130,10 @@ def transcribe(files: tuple[str, ...], model: str, as_json: bool, **options: Any
         progress.advance(said.duration_s)
         about = {"path": path, "model": runtime.name, "duration_s": said.duration_s}
         answer = {"text": said.text, "words": [asdict(word) for word in said.words]}
-        yield json.dumps(about | answer, ensure_ascii=False) if as_json else f"{_name(path)}\t{said.text}"
+        line = f"{plain_name(path)}\t{said.text}"
+        yield json.dumps(about | answer, ensure_ascii=False) if as_json else line
 
-    return _each("transcribe", files, lines)
+    return each("transcribe", files, lines)
 
 
 @cli.command()
@@ -165,9 +162,9 @@ def classify(files: tuple[str, ...], model: str, as_json: bool, **options: Any) 
             about = {"path": path, "model": runtime.name, "head": head}
             yield json.dumps(about | asdict(heard), ensure_ascii=False)
         else:
-            yield from (f"{_name(path)}\t{label.label}\t{label.score:.4f}" for label in heard.labels)
+            yield from (f"{plain_name(path)}\t{label.label}\t{label.score:.4f}" for label in heard.labels)
 
-    return _each("classify", files, lines)
+    return each("classify", files, lines)
 
 
 @cli.command()
@@ -227,7 +224,7 @@ def manifest(folder: Path, out: Path) -> int:
     utterances, failures = scan_folder(folder, tick=tally.tick)
     tally.close()
     for path, reason in failures:
-        _complain(reason if str(path) in reason else f"{path}: {reason}")
+        complain(reason if str(path) in reason else f"{path}: {reason}")
     if not utterances:
         raise ValueError(f"{folder}: no audio files that can be read below it")
     write_manifest(out, utterances)
@@ -238,7 +235,36 @@ def manifest(folder: Path, out: Path) -> int:
 
 
 @cli.command()
-@click.option("--model", help="Folder of an artifact.  [default: SPEECH_SSL_MODEL, or the packaged model]")
+@click.argument("source", metavar="SRC")
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False), metavar="OUT_DIR")
+@click.option(
+    "--to",
+    "form",
+    type=click.Choice(["artifact", "huggingface", "fairseq2"]),
+    default="artifact",
+    show_default=True,
+    help="What to make of it: an artifact, a folder for transformers, a checkpoint for fairseq2.",
+)
+def convert(source: str, out: Path, form: Literal["artifact", "huggingface", "fairseq2"]) -> int:
+    """Convert a checkpoint of another library, or an artifact, to OUT_DIR.
+
+    SRC is an artifact, a folder of transformers, the id of a model of the Hugging Face hub, or a file of
+    fairseq, fairseq2 or torchaudio. Nothing in it is executed.
+    """
+    from speech_ssl.checkpoints.opening import convert
+
+    artifact = convert(source, out, form)
+    size = sum(weights.numel() for weights in artifact.encoder.parameters())
+    parts = [f"{artifact.name}: {size / 1e6:.1f} M parameters"]
+    parts += [f"head {name}" for name in artifact.heads]
+    left = artifact.config["training"].get("left_out")
+    parts += [f"left out: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}"] if left else []
+    print(f"{out}: {'; '.join(parts)}")
+    return 0
+
+
+@cli.command()
+@click.option("--model", help=f"{MODEL}  [default: SPEECH_SSL_MODEL, or the packaged model]")
 @click.option("--host", help="Address to listen on.  [default: SPEECH_SSL_HOST, or 127.0.0.1]")
 @click.option("--port", type=int, help="[default: SPEECH_SSL_PORT, or 8000]")
 def serve(**options: Any) -> None:
@@ -255,89 +281,6 @@ def serve(**options: Any) -> None:
         name = ".".join(map(str, first["loc"]))
         raise ValueError(f"--{name} or {PREFIX}{name.upper()}: {first['msg']}") from None
     run(settings)
-
-
-def _each(what: str, files: Sequence[str], lines: Callable[[str, Progress], Iterator[str]]) -> int:
-    """Print the lines of each file. One that fails is named, and the others are done all the same."""
-    from speech_ssl.inference.progress import Progress
-
-    progress = Progress(what, sum(map(_duration, files)))
-    failed = 0
-    for path in files:
-        try:
-            for line in lines(path, progress):
-                progress.hide()
-                print(line, flush=True)
-            progress.advance(0, clips=1)
-        except BrokenPipeError:
-            raise
-        except (ValueError, OSError) as error:
-            progress.hide()
-            _complain(_message(error))
-            failed += 1
-    progress.close()
-    return 2 if failed else 0
-
-
-def _name(path: str) -> str:
-    """A path on one line and in one column."""
-    return path.translate({ord(c): repr(c)[1:-1] for c in "\t\n\r"})
-
-
-def _duration(path: str) -> float:
-    """Seconds by the header, to show progress by; 0 for a file that will fail anyway."""
-    from speech_ssl import audio
-
-    try:
-        return audio.duration(path)
-    except (ValueError, OSError):
-        return 0.0
-
-
-def _embedding(
-    runtime: Runtime, layer: int, pool: PoolOption, as_json: bool, path: str, progress: Progress
-) -> Iterator[str]:
-    """The lines of output for one file."""
-    from speech_ssl.inference.pooling import Pool
-
-    hop_s = runtime.hop / runtime.sample_rate
-
-    def frames() -> Iterator[NDArray[np.float32]]:
-        for piece in runtime.stream(path, layer=layer):
-            progress.advance(len(piece) * hop_s)
-            yield piece
-
-    name = _name(path)
-    about = {"path": path, "model": runtime.name, "layer": layer, "pooling": pool}
-    if pool != "none":
-        pooled = Pool(pool)
-        for piece in frames():
-            pooled.add(piece)
-        vector = pooled.result()
-        yield json.dumps(about | {"embedding": vector.tolist()}) if as_json else _tabbed((name,), vector)
-    elif as_json:
-        rows = [row.tolist() for piece in frames() for row in piece]
-        yield json.dumps(about | {"hop_s": hop_s, "frames": rows})
-    else:
-        for index, row in enumerate(row for piece in frames() for row in piece):
-            yield _tabbed((name, f"{index * hop_s:.6g}"), row)
-
-
-def _tabbed(head: tuple[str, ...], values: NDArray[np.float32]) -> str:
-    """The shortest digits that give the same float32 again."""
-    return "\t".join((*head, *map(str, values)))
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
-
-
-def _complain(message: str, hint: str = "") -> int:
-    line = " ".join(message.split())
-    print(f"speech-ssl: {line}{f' ({hint})' if hint else ''}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "speech_ssl.audio_av": ("speech_ssl.audio_formats",),  # the extra `av`
     "speech_ssl.audio_formats": (),
     "speech_ssl.model": ("speech_ssl.types",),
-    "speech_ssl.checkpoints": ("speech_ssl.types", "speech_ssl.model"),
+    "speech_ssl.checkpoints": ("speech_ssl.types", "speech_ssl.text", "speech_ssl.model"),
     "speech_ssl.objectives": ("speech_ssl.types", "speech_ssl.model"),
     "speech_ssl.data": ("speech_ssl.types", "speech_ssl.audio", "speech_ssl.text"),
     "speech_ssl.training": ("speech_ssl.types", "speech_ssl.objectives.base"),
@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "speech_ssl.client": (),  # of a service elsewhere: no model, no PyTorch
     "speech_ssl.cli": ("speech_ssl", "service"),
+    "speech_ssl.cli_output": ("speech_ssl",),
     "service": ("speech_ssl.inference", "speech_ssl.audio", "speech_ssl.types"),
     "recipes": ("speech_ssl",),
     "benchmarks": ("speech_ssl",),

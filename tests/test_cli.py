@@ -23,6 +23,7 @@ import soundfile
 import speech_ssl
 from speech_ssl.data.manifest import read_manifest
 from speech_ssl.inference.parquet import read_rows
+from tests.checkpoints.transformers_models import made, saved
 from tests.command_line import Run, without_progress
 from tests.narrow import save_narrow
 
@@ -40,7 +41,7 @@ def test_version_and_help(run: Run):
     assert run("--version") == (0, f"speech-ssl {speech_ssl.__version__}\n", "")
     status, out, err = run("--help")
     assert (status, err) == (0, "")
-    for command in ("embed", "extract", "manifest", "serve"):
+    for command in ("embed", "extract", "manifest", "convert", "serve"):
         assert f"\n  {command} " in out
         assert run(command, "--help")[0] == 0
     status, out, err = run()
@@ -103,7 +104,6 @@ def mistakes(artifact: Path, clip: Path, folder: Path) -> dict[str, tuple[list[o
         "no such option": (["embed", clip, "--modle", "x"], "No such option '--modle'"),
         "no files": (["embed"], "Missing argument 'FILE...'"),
         "no such model": (["embed", clip, "--model", folder / "x"], "no such folder"),
-        "hub": (["embed", clip, "--model", "org/name"], "Hugging Face hub cannot be loaded"),
         "layer": (["embed", clip, "--layer", 5, *model], "layer 5 is not there: tiny-random has 0 to 4"),
         "pool": (["embed", clip, "--pool", "median", *model], "'median' is not one of"),
         "device": (["embed", clip, "--device", "tpu", *model], "device 'tpu' is not"),
@@ -121,7 +121,7 @@ def mistakes(artifact: Path, clip: Path, folder: Path) -> dict[str, tuple[list[o
     }
 
 
-MISTAKES = """no such command|no such option|no files|no such model|hub|layer|pool|device|no manifest|
+MISTAKES = """no such command|no such option|no files|no such model|layer|pool|device|no manifest|
 no audio listed|engine|shard|shard's form|occupied|out is a file|no folder|no audio|port|served model"""
 
 
@@ -164,6 +164,35 @@ def test_nothing_but_failures_is_an_error(run: Run, tiny_artifact: Path, tmp_pat
     status, out, err = run("extract", manifest, tmp_path / "out", "--model", tiny_artifact)
     assert status == 2 and "2 failed" in out and "every clip" in err and err.count("\n") == 1
     assert len((tmp_path / "out" / "failures.jsonl").read_text().splitlines()) == 2
+
+
+def test_convert_there_and_back(run: Run, tmp_path: Path, clips: list[Path]):
+    folder = saved(made("Wav2Vec2", "ForCTC"), tmp_path / "theirs")
+    status, out, err = run("convert", folder, tmp_path / "ours")
+    assert (status, err) == (0, "")
+    assert out == f"{tmp_path / 'ours'}: theirs: 0.0 M parameters; head ctc\n"
+    before = embedding(folder, clips[0])
+    np.testing.assert_array_equal(embedding(tmp_path / "ours", clips[0]), before)
+    assert run("convert", tmp_path / "ours", tmp_path / "back", "--to", "huggingface")[0] == 0
+    np.testing.assert_array_equal(embedding(tmp_path / "back", clips[0]), before)
+    assert run("transcribe", clips[0], "--model", folder) == run(
+        "transcribe", clips[0], "--model", tmp_path / "ours"
+    )
+
+
+def test_what_cannot_be_converted_is_one_line(run: Run, tmp_path: Path, tiny_artifact: Path):
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for source, out, said in (
+        (tmp_path / "none", tmp_path / "out", "no such folder or file"),
+        (tmp_path / "text.pt", tmp_path / "out", "text.pt"),
+        (tiny_artifact, tmp_path / "full", "other than an artifact"),
+        (tmp_path / "full", tmp_path / "out", "full"),
+    ):
+        status, printed, err = run("convert", source, out)
+        assert (status, printed) == (2, "") and said in err and err.count("\n") == 1
+        assert not (tmp_path / "out").exists()
 
 
 def command(*args: object) -> list[str]:

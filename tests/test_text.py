@@ -57,10 +57,27 @@ def test_unknown_characters_are_named() -> None:
         Vocabulary((BLANK, "a")).encode("yax")
 
 
-@pytest.mark.parametrize("symbols", [(), (BLANK,), ("a", "b"), (BLANK, "a", "a"), (BLANK, "ab")])
+@pytest.mark.parametrize("symbols", [(), (BLANK,), ("a", "b"), (BLANK, "a", "a"), (BLANK, "")])
 def test_what_is_no_vocabulary(symbols: tuple[str, ...]) -> None:
     with pytest.raises(ValueError):
         Vocabulary(symbols)
+
+
+def test_units_of_several_characters_go_before_shorter_ones() -> None:
+    vocabulary = Vocabulary((BLANK, "a", "b", "ab", "abc", "c"))
+    assert vocabulary.encode("ababcb") == [3, 4, 2]
+    assert vocabulary.decode([3, 4, 2]) == "ababcb"
+
+
+def test_special_units_are_never_said_nor_meant() -> None:
+    vocabulary = Vocabulary((BLANK, "<s>", "a", "[UNK]", "<", ">", "s", "[]"))
+    assert vocabulary.silent == {0, 1, 3}
+    assert vocabulary.decode([1, 2, 3, 4]) == "a<"
+    assert vocabulary.encode("<s>") == [4, 6, 5]
+
+
+def test_capital_letters_stand_in_for_small_ones() -> None:
+    assert Vocabulary((BLANK, "A", "B", "b", "\u00c9")).encode("abB\u00e9") == [1, 3, 2, 4]
 
 
 def test_texts_without_characters_make_none() -> None:

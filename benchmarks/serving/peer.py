@@ -22,8 +22,7 @@ from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from speech_ssl.checkpoints.artifact import load_artifact
-from speech_ssl.inference.runtime import model_folder
+from speech_ssl.inference.runtime import named_artifact
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.types import SAMPLE_RATE
 
@@ -89,7 +88,7 @@ def create_app(config: EncoderConfig) -> FastAPI:
 
 def main() -> None:
     model = sys.argv[1] if len(sys.argv) > 1 else "default"
-    app = create_app(load_artifact(model_folder(model)).encoder.config)
+    app = create_app(named_artifact(model).encoder.config)
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         port = listener.getsockname()[1]
         print(f"listening on http://127.0.0.1:{port}", file=sys.stderr, flush=True)

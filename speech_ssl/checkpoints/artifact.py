@@ -76,6 +76,8 @@ class Artifact:
     encoder: Encoder
     sha256: str
     heads: Mapping[str, Head] = field(default_factory=dict)
+    extra: Mapping[str, Tensor] | None = None
+    """Of pre-training; None: they are in the folder, if there are any, for `load_extra`."""
 
     @property
     def name(self) -> str:
@@ -225,8 +227,7 @@ def _load_weights(folder: Path, config: Mapping[str, Any], name: str, module: nn
 
 def load_extra(folder: str | Path) -> dict[str, Tensor]:
     """The tensors that were saved as `extra`, in float32; empty if there were none."""
-    folder = Path(folder)
-    config, _ = _read_config(folder)
+    config, _ = _read_config(folder := Path(folder))
     if EXTRA not in config["files"]:
         return {}
     _check_sum(folder, config, EXTRA)

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from speech_ssl.inference.ctc import align, greedy, split_at_blanks
-from speech_ssl.inference.word_times import SPACE, Loudness, Word
+from speech_ssl.inference.word_times import Loudness, Word
 from speech_ssl.model.heads import CTCSpec, EventsSpec, clip_logits, frame_logits, scores
-from speech_ssl.text import Vocabulary, normalize
+from speech_ssl.text import SPACE, Vocabulary, normalize
 from speech_ssl.types import Features
 
 PART_S = 30.0

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from speech_ssl.inference.beam_words import Context, LanguageModel, Lexicon, Words
 from speech_ssl.inference.ctc import LEAST_LOG_PROB, check_log_probs
-from speech_ssl.inference.word_times import SPACE
-from speech_ssl.text import Vocabulary
+from speech_ssl.text import SPACE, Vocabulary
 
 BEAM, LM_WEIGHT, WORD_SCORE = 32, 0.5, 1.5
 
@@ -99,7 +98,9 @@ class BeamSearch:
         """Up to n texts of those in the beam, the best first; at least one."""
         check_log_probs(log_probs_TV, self.vocabulary)
         kept = self._begin()
-        for row_V in np.maximum(log_probs_TV.astype(np.float64), LEAST_LOG_PROB):
+        log_probs_TV = np.maximum(log_probs_TV.astype(np.float64), LEAST_LOG_PROB)
+        log_probs_TV[:, [unit for unit in self.vocabulary.silent if unit]] = LEAST_LOG_PROB
+        for row_V in log_probs_TV:
             kept = self._step(kept, row_V)
         return self._texts(kept)[:n]
 

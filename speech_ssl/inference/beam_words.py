@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speech_ssl.inference.word_times import SPACE
-from speech_ssl.text import Vocabulary
+from speech_ssl.text import SPACE, Vocabulary
 
 UNKNOWN = "<unk>"
 CHARACTER_SCORE = -1.5

@@ -14,8 +14,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from speech_ssl.inference.word_times import SPACE, Loudness, Span, Word, words_of
-from speech_ssl.text import Vocabulary
+from speech_ssl.inference.word_times import Loudness, Span, Word, words_of
+from speech_ssl.text import SPACE, Vocabulary
 
 LEAST_LOG_PROB = -200.0  # as good as never, and float32 sums stay exact enough
 
@@ -36,13 +36,13 @@ def greedy(
     log-probabilities of another form.
     """
     check_log_probs(log_probs_TV, vocabulary)
-    path_T = log_probs_TV.argmax(axis=1)
+    path_T, silent = log_probs_TV.argmax(axis=1), vocabulary.silent
     best_T = np.maximum(log_probs_TV[np.arange(len(path_T)), path_T], LEAST_LOG_PROB)
     ends = [0, *(np.flatnonzero(np.diff(path_T)) + 1).tolist(), len(path_T)] if len(path_T) else []
     spans = [
         Span(int(path_T[start]), start, stop, float(best_T[start:stop].mean()))
         for start, stop in pairwise(ends)
-        if path_T[start]
+        if int(path_T[start]) not in silent
     ]
     words = words_of(spans, len(path_T), vocabulary, hop_s, loudness_TE)
     return SPACE.join(word.word for word in words), words

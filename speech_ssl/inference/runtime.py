@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from importlib.resources import files
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import Artifact, ArtifactError, load_artifact
+from speech_ssl.checkpoints.opening import open_checkpoint
 from speech_ssl.inference import answers
 from speech_ssl.inference.answers import Analysis, Choice, Classification, Decoder, Task, Transcript
 from speech_ssl.inference.batching import Piece, batches
@@ -263,23 +263,19 @@ class Runtime(Card):
 
 
 def load(model: str | Path = "default", device: str = "cpu", precision: Precision = "auto") -> Runtime:
-    """A runtime for the artifact in a folder, or for the packaged model, "default".
+    """A runtime for the artifact in a folder, for a folder of transformers, a model of the Hugging Face hub
+    by its id (OWNER/NAME, extra `hub`), or for the packaged model, "default".
 
-    Raises ValueError (ArtifactError where the artifact is at fault).
+    Raises ValueError (ArtifactError where the model is at fault).
     """
-    return Runtime(load_artifact(model_folder(model)), device=device, precision=precision)
+    return Runtime(named_artifact(model), device=device, precision=precision)
 
 
-def model_folder(model: str | Path) -> Path:
-    """Where the artifact of that name is. Raises ArtifactError."""
-    if model == "default":
-        folder = Path(str(files("speech_ssl") / "assets" / "default"))
-        if not folder.is_dir():
-            raise ArtifactError("this installation has no default model: name the folder of an artifact")
-        return folder
-    if isinstance(model, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists():
-        raise ArtifactError(
-            f"{model}: no such folder, and models of the Hugging Face hub cannot be loaded in this version: "
-            "name the folder of an artifact"
-        )
-    return Path(model)
+def named_artifact(model: str | Path) -> Artifact:
+    """What `load` makes a runtime of. Raises ArtifactError."""
+    if model != "default":
+        return open_checkpoint(model)
+    folder = Path(str(files("speech_ssl") / "assets" / "default"))
+    if not folder.is_dir():
+        raise ArtifactError("this installation has no default model: name the folder of an artifact")
+    return load_artifact(folder)

@@ -28,9 +28,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from speech_ssl.text import Vocabulary
+from speech_ssl.text import SPACE, Vocabulary
 
-SPACE = " "
 USUAL_STEP_S, LONGEST_STEP_S = 0.08, 0.2
 NEAR_S, HEARD_NEAR_S = 0.2, 0.3
 QUIET_S = 0.05

@@ -6,32 +6,49 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_ssl.model.config import EncoderConfig
-from speech_ssl.model.frontend import LayerNorm
+from speech_ssl.model.config import Activation, EncoderConfig
+from speech_ssl.model.frontend import ACTIVATIONS, LayerNorm
+from speech_ssl.model.relative import GatedBias, PositionGate
 
 SCORES_BYTES = 1 << 21
 """Of attention at a time, in bf16 on the CPU: what stays in a core's cache."""
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    """gated: with WavLM's positions, whose bias `forward` then needs."""
+
+    def __init__(self, width: int, heads: int, dropout: float, *, gated: bool = False) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
+        self.gate = PositionGate(heads, width // heads) if gated else None
 
-    def forward(self, x_BTD: Tensor, valid_B11T: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, valid_B11T: Tensor, bias_HTT: Tensor | None = None) -> Tensor:
         B, T, D = x_BTD.shape
         q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
+        positions: GatedBias | None = None
+        if self.gate is not None:
+            assert bias_HTT is not None
+            positions = GatedBias(self.gate(x_BTD).to(q.dtype), bias_HTT.to(q.dtype))
         if x_BTD.dtype == torch.bfloat16 and x_BTD.device.type == "cpu" and not torch.is_grad_enabled():
-            y_BHTD = attend_in_parts(q, k, v, valid_B11T)
+            y_BHTD = attend_in_parts(q, k, v, valid_B11T, positions)
         else:
-            y_BHTD = F.scaled_dot_product_attention(q, k, v, attn_mask=valid_B11T, dropout_p=dropout)
+            seen = valid_B11T
+            if positions is not None:
+                seen = positions.whole().masked_fill(~valid_B11T, float("-inf"))
+            y_BHTD = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
         return self.out(y_BHTD.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
 
 
-def attend_in_parts(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, valid_B11T: Tensor) -> Tensor:
+def attend_in_parts(
+    q_BHTD: Tensor,
+    k_BHTD: Tensor,
+    v_BHTD: Tensor,
+    valid_B11T: Tensor,
+    positions: GatedBias | None = None,
+) -> Tensor:
     """What `scaled_dot_product_attention` computes, without gradients, a few heads at a time: in bf16 on the
     CPU less than half of its time, since it leaves the products to oneDNN. Scores are rounded to bf16,
     which doubles the error of this step, to 0.4 %."""
@@ -43,20 +60,41 @@ def attend_in_parts(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, valid_B11T: 
     at_once = max(1, SCORES_BYTES // (T * T * q.element_size()))
     for first in range(0, B * H, at_once):
         part = slice(first, first + at_once)
-        scores = torch.baddbmm(bias[part], q[part], k[part].transpose(1, 2))
+        offset = bias[part]
+        if positions is not None:
+            heads = torch.arange(first, first + len(offset)) % H
+            offset = torch.addcmul(
+                offset, positions.gate_BHT1.view(B * H, T, 1)[part], positions.bias_HTT[heads]
+            )
+        scores = torch.baddbmm(offset, q[part], k[part].transpose(1, 2))
         torch.bmm(scores.softmax(-1), v[part], out=y[part])
     return y.view(B, H, T, D)
 
 
 class FeedForward(nn.Module):
-    def __init__(self, width: int, ffn_width: int, dropout: float) -> None:
+    def __init__(self, width: int, ffn_width: int, dropout: float, activation: Activation = "gelu") -> None:
         super().__init__()
         self.up = nn.Linear(width, ffn_width)
+        self.activation = ACTIVATIONS[activation]
         self.dropout = nn.Dropout(dropout)
         self.down = nn.Linear(ffn_width, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down(self.dropout(F.gelu(self.up(x_BTD))))  # type: ignore[no-any-return]
+        return self.down(self.dropout(self.activation(self.up(x_BTD))))  # type: ignore[no-any-return]
+
+
+class Adapter(nn.Module):
+    """A bottleneck of few weights, trained for one language while the encoder stays (MMS: Pratap et al.
+    2023, arXiv 2305.13516). Adds nothing itself."""
+
+    def __init__(self, width: int, adapter_width: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm(width)
+        self.down = nn.Linear(width, adapter_width)
+        self.up = nn.Linear(adapter_width, width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.up(F.relu(self.down(self.norm(x_BTD))))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -65,15 +103,20 @@ class Block(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.pre_norm = config.pre_norm
-        self.attention = SelfAttention(config.width, config.heads, config.attention_dropout)
+        gated = config.relative == "gated"
+        self.attention = SelfAttention(config.width, config.heads, config.attention_dropout, gated=gated)
         self.attention_norm = LayerNorm(config.width, eps=config.norm_eps)
-        self.ffn = FeedForward(config.width, config.ffn_width, config.activation_dropout)
+        self.ffn = FeedForward(config.width, config.ffn_width, config.activation_dropout, config.activation)
         self.ffn_norm = LayerNorm(config.width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
+        self.adapter = Adapter(config.width, config.adapter_width) if config.adapter_width else None
 
-    def forward(self, x_BTD: Tensor, valid_B11T: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, valid_B11T: Tensor, bias_HTT: Tensor | None = None) -> Tensor:
+        """bias_HTT: of `RelativeBias`, where there is one."""
         if self.pre_norm:
-            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), valid_B11T))
-            return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))  # type: ignore[no-any-return]
-        x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, valid_B11T)))
-        return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD)))  # type: ignore[no-any-return]
+            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), valid_B11T, bias_HTT))
+            x_BTD = x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))
+        else:
+            x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, valid_B11T, bias_HTT)))
+            x_BTD = self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD)))
+        return x_BTD if self.adapter is None else x_BTD + self.adapter(x_BTD)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 ConvNorm = Literal["group", "layer"]
 Init = Literal["published", "smooth"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 Relative = Literal["none", "gated", "rotary", "sinusoidal", "clipped"]
+
+
+MEL_FIELD, MEL_HOP = 560, 320
+"""Samples under a frame of log-mel features, and from one to the next."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +61,8 @@ class EncoderConfig:
     """A layer norm before the features are projected; some HuBERT models have none."""
     position_depth: int = 0
     """0: one wide convolution for positions. N: data2vec's N narrow ones, with norms between them."""
+    position_batch_norm: bool = False
+    """A batch norm before the wide convolution, which then has no weight norm; some HuBERT models have it."""
     relative: Relative = "none"
     """Positions in attention. "gated": WavLM. "rotary", "sinusoidal": the two of wav2vec2-conformer, which
     take the place of the convolution. "clipped": by distance up to a limit (w2v-BERT 2.0)."""
@@ -73,7 +79,8 @@ class EncoderConfig:
     conformer_norm: Literal["batch", "layer"] = "batch"
     """After that convolution: over the batch and both sides of it, or over channels and causal (w2v-BERT)."""
     mel_bins: int = 0
-    """0: convolutions on samples. Else that many log-mel bins, two steps of 10 ms to a frame (w2v-BERT)."""
+    """0: convolutions on samples. Else that many log-mel bins, two steps of 10 ms to a frame (w2v-BERT): in
+    the words of convolutions conv_channels (2 * mel_bins,), conv_kernels (560,), conv_strides (320,)."""
 
     def __post_init__(self) -> None:
         depth = len(self.conv_channels)
@@ -94,9 +101,58 @@ class EncoderConfig:
             raise ValueError(f"conv_norm must be 'group' or 'layer', not {self.conv_norm!r}")
         if self.init not in ("published", "smooth"):
             raise ValueError(f"init must be 'published' or 'smooth', not {self.init!r}")
+        self._check_relatives()
+        self._check_conformers()
+
+    def _check_relatives(self) -> None:
+        """The fields of Transformer-type relatives."""
+        choices = {"activation": Activation, "conv_activation": Activation, "relative": Relative}
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}")
+        for name in ("feature_norm", "position_batch_norm"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        if self.position_batch_norm and self.position_depth:
+            raise ValueError("position_batch_norm must be false where position_depth is not 0")
+        for name in ("position_depth", "adapter_width"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.relative == "gated" and self.relative_buckets < 4:
+            raise ValueError(f"relative_buckets must be at least 4, not {self.relative_buckets}")
+        if self.relative == "gated" and self.relative_distance <= self.relative_buckets // 4:
+            raise ValueError(
+                f"relative_distance {self.relative_distance} must be more than relative_buckets // 4, "
+                f"{self.relative_buckets // 4}"
+            )
+
+    def _check_conformers(self) -> None:
+        """The fields of Conformers and of those that hear log-mel features."""
+        if self.conformer_kernel < 0 or (self.conformer_kernel and self.conformer_kernel % 2 == 0):
+            raise ValueError(f"conformer_kernel must be 0 or odd, not {self.conformer_kernel}")
+        if self.conformer_norm not in ("batch", "layer"):
+            raise ValueError(f"conformer_norm must be 'batch' or 'layer', not {self.conformer_norm!r}")
+        of_transformers = self.relative in ("none", "gated")
+        if self.relative != "none" and bool(self.conformer_kernel) == of_transformers:
+            kind = "Conformer" if self.conformer_kernel else "Transformer"
+            raise ValueError(f"relative is {self.relative!r}, which {kind} blocks do not have")
+        if min(self.relative_left, self.relative_right) < 0 or self.rotary_base < 1:
+            raise ValueError("relative_left and relative_right must be at least 0, rotary_base at least 1")
+        if self.relative in ("rotary", "sinusoidal") and self.width // self.heads % 2:
+            raise ValueError(f"relative {self.relative!r} needs an even width of heads")
+        heard = (self.conv_channels, self.conv_kernels, self.conv_strides)
+        if self.mel_bins and heard != ((2 * self.mel_bins,), (MEL_FIELD,), (MEL_HOP,)):
+            raise ValueError(
+                f"mel_bins {self.mel_bins} needs conv_channels ({2 * self.mel_bins},), conv_kernels "
+                f"({MEL_FIELD},) and conv_strides ({MEL_HOP},)"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def architecture(self) -> dict[str, Any]:
+        """What decides the weights' shapes and what is computed with them, not what training alone sees."""
+        return {name: value for name, value in self.to_dict().items() if name not in _TRAINING}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EncoderConfig:
@@ -116,3 +172,5 @@ class EncoderConfig:
 _NAMES = [f.name for f in fields(EncoderConfig)]
 _LATER = frozenset(_NAMES[_NAMES.index("activation") :])
 """Fields that artifacts of the first version do not have."""
+_TRAINING = {name for name in _NAMES if name.endswith("dropout")}
+_TRAINING |= {"layer_drop", "feature_grad_scale", "init"}

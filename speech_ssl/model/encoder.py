@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from speech_ssl.model.attention import Block
 from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.conformer import ConformerBlock
 from speech_ssl.model.convolution import Lengths
 from speech_ssl.model.frontend import Frontend, LayerNorm
-from speech_ssl.model.positions import ConvPositions
+from speech_ssl.model.mel import MelFrontend
+from speech_ssl.model.positions import conv_positions
+from speech_ssl.model.relative import RelativeBias
 from speech_ssl.types import Frames
 
 
@@ -39,20 +42,30 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.frontend = Frontend(config)
-        self.feature_norm = LayerNorm(config.conv_channels[-1], eps=config.norm_eps)
+        self.frontend = MelFrontend(config) if config.mel_bins else Frontend(config)
+        self.feature_norm: nn.Module = nn.Identity()
+        if config.feature_norm:
+            self.feature_norm = LayerNorm(config.conv_channels[-1], eps=config.norm_eps)
         self.feature_projection = nn.Linear(config.conv_channels[-1], config.width)
         self.feature_dropout = nn.Dropout(config.feature_dropout)
         self.hidden_vector = nn.Parameter(torch.empty(config.width).uniform_())
-        self.positions = ConvPositions(config.width, config.position_kernel, config.position_groups)
-        self.norm = LayerNorm(config.width, eps=config.norm_eps)
+        conformer = config.conformer_kernel > 0
+        self.positions = None if conformer else conv_positions(config)
+        self.relative: RelativeBias | None = None
+        if config.relative == "gated":
+            self.relative = RelativeBias(config.heads, config.relative_buckets, config.relative_distance)
+        self.norm: nn.Module = nn.Identity()
+        if not conformer or config.conformer_norm == "batch":
+            self.norm = LayerNorm(config.width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        block = ConformerBlock if conformer else Block
+        self.blocks = nn.ModuleList(block(config) for _ in range(config.depth))
         published = config.init == "published"
         for module in (self.blocks if published else self).modules():
             if isinstance(module, nn.Linear):  # 0.02 as BERT and fairseq, made for wide layers
                 nn.init.normal_(module.weight, std=0.02 if published else module.in_features**-0.5)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     @property
     def hop(self) -> int:
@@ -70,7 +83,8 @@ class Encoder(nn.Module):
 
     def fold_weight_norm_(self) -> None:
         """Compute the positional convolution's weight once, for inference."""
-        self.positions.fold_()
+        if self.positions is not None:
+            self.positions.fold_()
 
     def convolve(self, wave_BS: Tensor, lengths_B: Tensor) -> Frames:
         """The front end's output (B, T, C), not normalised; gradients scaled as the config says."""
@@ -104,15 +118,17 @@ class Encoder(nn.Module):
         if hidden_BD is not None:
             x_BTD = x_BTD.masked_fill(hidden_BD[:, None, :], 0.0)
         x_BTD = x_BTD * valid_BT[:, :, None]
-        x_BTD = x_BTD + self.positions(x_BTD)
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions(Frames(x_BTD, features.lengths_B))
         if not self.config.pre_norm:
             x_BTD = self.norm(x_BTD)
         x_BTD = self.dropout(x_BTD) * valid_BT[:, :, None]
         valid_B11T = valid_BT[:, None, None, :]
+        shared = () if self.relative is None else (self.relative(x_BTD.shape[1]),)
         yield x_BTD
         for i, (block, dropped) in enumerate(zip(self.blocks, self._dropped_layers(), strict=True)):
             if not dropped:
-                x_BTD = block(x_BTD, valid_B11T)
+                x_BTD = block(x_BTD, valid_B11T, *shared)
             if i < len(self.blocks) - 1:
                 yield x_BTD
         if self.config.pre_norm:

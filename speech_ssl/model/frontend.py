@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import Activation, EncoderConfig
 from speech_ssl.model.convolution import Lengths, conv_over_time, output_length
 from speech_ssl.types import Frames, valid_mask
+
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
 def normalize_waves(wave_BS: Tensor, lengths_B: Tensor) -> Tensor:
@@ -48,24 +56,28 @@ class ValidGroupNorm(nn.Module):
 
 
 class ConvLayer(nn.Module):
-    """Convolution, norm, GELU."""
+    """Convolution, norm, activation: one of the front end, by its number."""
 
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int, *, bias: bool, norm: nn.Module
-    ) -> None:
+    def __init__(self, config: EncoderConfig, number: int) -> None:
         super().__init__()
-        self.kernel, self.stride = kernel, stride
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel))
-        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
-        self.norm = norm
+        inputs, outputs = (1, *config.conv_channels)[number : number + 2]
+        self.kernel, self.stride = config.conv_kernels[number], config.conv_strides[number]
+        self.activation = ACTIVATIONS[config.conv_activation]
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, self.kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if config.conv_bias else None
+        self.norm: nn.Module = nn.Identity()
+        if config.conv_norm == "layer":
+            self.norm = LayerNorm(outputs)
+        elif number == 0:
+            self.norm = ValidGroupNorm(outputs, eps=1e-5)
         nn.init.kaiming_normal_(self.weight)
 
     def forward(self, frames: Frames) -> Frames:
         x_BTC = conv_over_time(frames.x_BTD, self.weight, self.bias, stride=self.stride)
         out = Frames(x_BTC, output_length(frames.lengths_B, self.kernel, self.stride))
         if isinstance(self.norm, ValidGroupNorm):
-            return Frames(F.gelu(self.norm(out)), out.lengths_B)
-        return Frames(F.gelu(self.norm(x_BTC)), out.lengths_B)
+            return Frames(self.activation(self.norm(out)), out.lengths_B)
+        return Frames(self.activation(self.norm(x_BTC)), out.lengths_B)
 
 
 @torch.no_grad()
@@ -106,18 +118,7 @@ class Frontend(nn.Module):
         super().__init__()
         self.normalize_wave = config.normalize_wave
         self.kernels, self.strides = config.conv_kernels, config.conv_strides
-        layers: list[ConvLayer] = []
-        inputs = 1
-        for i, outputs in enumerate(config.conv_channels):
-            norm: nn.Module = nn.Identity()
-            if config.conv_norm == "layer":
-                norm = LayerNorm(outputs)
-            elif i == 0:
-                norm = ValidGroupNorm(outputs, eps=1e-5)
-            layers.append(
-                ConvLayer(inputs, outputs, self.kernels[i], self.strides[i], bias=config.conv_bias, norm=norm)
-            )
-            inputs = outputs
+        layers = [ConvLayer(config, number) for number in range(len(config.conv_channels))]
         self.layers = nn.ModuleList(layers)
         if config.init == "smooth":
             smooth_convolutions_(layers)

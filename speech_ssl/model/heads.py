@@ -18,18 +18,17 @@ from torch import Tensor, nn
 from speech_ssl.model.config import EncoderConfig
 
 EventPooling = Literal["mean", "max", "attentive"]
+Mixing = Literal["normalized", "plain", "last"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CTCSpec:
-    """vocabulary: one symbol a unit; the first is the blank, the others single characters."""
+    """vocabulary: one symbol a unit; the first is the blank, the others as `text.Vocabulary` has them."""
 
     vocabulary: tuple[str, ...]
 
     def __post_init__(self) -> None:
         _check_names("vocabulary", self.vocabulary, least=2)
-        if any(len(symbol) != 1 for symbol in self.vocabulary[1:]):
-            raise ValueError("vocabulary must have single characters after the blank")
 
     def build(self, encoder: EncoderConfig, dropout: float = 0.0) -> CTCHead:
         return CTCHead(encoder.width, len(self.vocabulary), dropout)
@@ -38,17 +37,25 @@ class CTCSpec:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EventsSpec:
     """labels: what may be heard. exclusive: exactly one of them in a clip (softmax), or any number
-    (sigmoid). hidden: width of the layer before the outputs; 0: none, the head is linear."""
+    (sigmoid). hidden: width of the layer before the outputs; 0: none, the head is linear.
+    mixing: of the hidden states: a sum of "normalized" or of "plain" ones, or the "last" alone. bent: whether
+    a GELU follows the hidden layer. The last two may be missing in a stored spec."""
 
     labels: tuple[str, ...]
     exclusive: bool = True
     pooling: EventPooling = "attentive"
     hidden: int = 256
+    mixing: Mixing = "normalized"
+    bent: bool = True
 
     def __post_init__(self) -> None:
         _check_names("labels", self.labels, least=2 if self.exclusive else 1)
         if self.pooling not in get_args(EventPooling):
             raise ValueError(f"pooling must be 'mean', 'max' or 'attentive', not {self.pooling!r}")
+        if self.mixing not in get_args(Mixing):
+            raise ValueError(f"mixing must be 'normalized', 'plain' or 'last', not {self.mixing!r}")
+        if not isinstance(self.bent, bool):
+            raise ValueError(f"bent must be true or false, not {self.bent!r}")
         if not isinstance(self.exclusive, bool):
             raise ValueError(f"exclusive must be true or false, not {self.exclusive!r}")
         if not isinstance(self.hidden, int) or self.hidden < 0:
@@ -59,6 +66,7 @@ class EventsSpec:
 
 
 HeadSpec: TypeAlias = CTCSpec | EventsSpec
+_LATER = {"mixing", "bent"}
 KINDS: dict[str, type[CTCSpec] | type[EventsSpec]] = {"ctc": CTCSpec, "events": EventsSpec}
 
 
@@ -73,7 +81,7 @@ def spec_from_dict(values: Mapping[str, Any]) -> HeadSpec:
     cls = KINDS.get(str(values.get("kind")))
     if cls is None:
         raise ValueError(f"kind {values.get('kind')!r} is not known: this version knows {', '.join(KINDS)}")
-    names = [field.name for field in fields(cls)]
+    names = [field.name for field in fields(cls) if field.name in values or field.name not in _LATER]
     if missing := [name for name in names if name not in values]:
         raise ValueError(f"field {missing[0]!r} is missing")
     given: dict[str, Any] = {name: values[name] for name in names}
@@ -146,6 +154,24 @@ class LayerMix(nn.Module):
             self.deviation_LD.copy_((squares_LD / count - mean_LD.square()).clamp(min=0).sqrt() + 1e-3)
 
 
+class PlainMix(nn.Module):
+    """A convex combination of all hidden states as they are: `use_weighted_layer_sum` of transformers."""
+
+    def __init__(self, states: int) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(torch.zeros(states))
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        return torch.einsum("l,lbtd->btd", self.scores.softmax(0), torch.stack([s.float() for s in states]))
+
+
+class LastState(nn.Module):
+    """The final state alone."""
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        return states[-1].float()
+
+
 class EventsHead(nn.Module):
     """All states to the outputs of labels (B, T, O), in fp32: K logits, and for attentive pooling K more
     that say where to listen (Kong et al. 2019, arXiv 1903.00765)."""
@@ -153,7 +179,12 @@ class EventsHead(nn.Module):
     def __init__(self, encoder: EncoderConfig, spec: EventsSpec, dropout: float = 0.0) -> None:
         super().__init__()
         outputs = len(spec.labels) * (2 if spec.pooling == "attentive" else 1)
-        self.mix = LayerMix(encoder.depth + 1, encoder.width)
+        self.mix: LayerMix | PlainMix | LastState
+        if spec.mixing == "normalized":
+            self.mix = LayerMix(encoder.depth + 1, encoder.width)
+        else:
+            self.mix = PlainMix(encoder.depth + 1) if spec.mixing == "plain" else LastState()
+        self.bent = spec.bent
         self.hidden = nn.Linear(encoder.width, spec.hidden) if spec.hidden else None
         self.dropout = nn.Dropout(dropout)
         self.outputs = nn.Linear(spec.hidden or encoder.width, outputs)
@@ -161,11 +192,18 @@ class EventsHead(nn.Module):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             nn.init.zeros_(linear.bias)
 
+    @property
+    def layers(self) -> LayerMix:
+        """The mix of normalised states: that of every head that is trained here."""
+        assert isinstance(self.mix, LayerMix)
+        return self.mix
+
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         with torch.autocast(states[-1].device.type, enabled=False):
             x_BTD = self.dropout(self.mix(states))
             if self.hidden is not None:
-                x_BTD = self.dropout(F.gelu(self.hidden(x_BTD)))
+                x_BTD = self.hidden(x_BTD)
+                x_BTD = self.dropout(F.gelu(x_BTD) if self.bent else x_BTD)
             return self.outputs(x_BTD)  # type: ignore[no-any-return]
 
 

@@ -49,7 +49,7 @@ def fit_linear(
     best = min(range(len(fitted)), key=losses.__getitem__)
     mix_L, weight_KD, bias_K = fitted[best]
     with torch.no_grad():
-        head.mix.scores.copy_(mix_L)
+        head.layers.scores.copy_(mix_L)
         head.outputs.weight.copy_(weight_KD)
         head.outputs.bias.copy_(bias_K)
     return losses[best] if len(valid.means_NLD) else float("nan")

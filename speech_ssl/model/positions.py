@@ -1,4 +1,4 @@
-"""Relative positions by a wide grouped convolution (wav2vec 2.0, section 2)."""
+"""Relative positions by grouped convolution: a wide one (wav2vec 2.0, section 2), or several (data2vec)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speech_ssl.model.config import Activation, EncoderConfig
 from speech_ssl.model.convolution import conv_over_time
+from speech_ssl.model.frontend import ACTIVATIONS
+from speech_ssl.types import Frames
 
 
 class ConvPositions(nn.Module):
-    """Grouped convolution over time, weight-normalised per tap, GELU; adds nothing itself.
+    """Grouped convolution over time, weight-normalised per tap, activation; adds nothing itself.
 
     weight = scale_1K1 * direction / ||direction||, the norm over all but the taps. It is computed in
     fp32 whatever the precision around it, since bf16 and fp16 kernels of torch's own weight norm
     were missing or wrong in several releases. `fold_` replaces the pair by the plain weight.
     """
 
-    def __init__(self, width: int, kernel: int, groups: int) -> None:
+    def __init__(self, width: int, kernel: int, groups: int, activation: Activation = "gelu") -> None:
         super().__init__()
         self.kernel, self.groups = kernel, groups
+        self.activation = ACTIVATIONS[activation]
         weight_DCK = torch.empty(width, width // groups, kernel)
         nn.init.normal_(weight_DCK, std=math.sqrt(4 / (kernel * width)))
         self.scale_K = nn.Parameter(torch.linalg.vector_norm(weight_DCK, dim=(0, 1)))
@@ -45,7 +49,93 @@ class ConvPositions(nn.Module):
         """Compute the weight once. For inference: training on would leave the parameters behind."""
         self.folded = self.weight().to(self.direction.dtype)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, frames: Frames) -> Tensor:
+        """Of frames that are zero where they are invalid: (B, T, D)."""
+        x_BTD = frames.x_BTD
         weight = self.weight().to(x_BTD.dtype)
-        y_BTD = conv_over_time(x_BTD, weight, self.bias, padding=self.kernel // 2, groups=self.groups)
-        return F.gelu(y_BTD[:, : x_BTD.shape[1]])  # an even kernel makes one frame too many
+        return self.activation(_same_size(x_BTD, weight, self.bias, self.groups))
+
+
+class PositionLayer(nn.Module):
+    """One of data2vec's convolutions: grouped, then a norm without parameters, activation."""
+
+    def __init__(self, width: int, kernel: int, groups: int, activation: Activation) -> None:
+        super().__init__()
+        self.groups, self.activation = groups, ACTIVATIONS[activation]
+        self.weight = nn.Parameter(torch.empty(width, width // groups, kernel))
+        self.bias = nn.Parameter(torch.zeros(width))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        y_BTD = _same_size(x_BTD, self.weight, self.bias, self.groups)
+        return self.activation(F.layer_norm(y_BTD, y_BTD.shape[2:]))
+
+
+class StackedPositions(nn.Module):
+    """Several narrow convolutions, one on the other (Baevski et al. 2022, data2vec, arXiv 2202.03555).
+
+    What each makes of invalid frames is zeroed before the next, which sees the same as for the clip alone.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        sizes = config.width, config.position_kernel, config.position_groups
+        self.layers = nn.ModuleList(
+            PositionLayer(*sizes, config.conv_activation) for _ in range(config.position_depth)
+        )
+
+    def fold_(self) -> None:
+        """There is no weight norm to fold."""
+
+    def forward(self, frames: Frames) -> Tensor:
+        """(B, T, D)."""
+        x_BTD, valid_BT1 = frames.x_BTD, frames.valid_BT[:, :, None]
+        for layer in self.layers:
+            x_BTD = layer(x_BTD) * valid_BT1
+        return x_BTD
+
+
+class BatchNormPositions(nn.Module):
+    """A batch norm, then the wide convolution as it is, activation.
+
+    The norm's statistics are those of the pre-training and stay so, in training too: with statistics of a
+    batch, a clip's frames would depend on its neighbours.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        width, groups, kernel = config.width, config.position_groups, config.position_kernel
+        self.groups, self.activation = groups, ACTIVATIONS[config.conv_activation]
+        self.weight = nn.Parameter(torch.empty(width, width // groups, kernel))
+        self.bias = nn.Parameter(torch.zeros(width))
+        nn.init.normal_(self.weight, std=math.sqrt(4 / (kernel * width)))
+        self.norm_weight = nn.Parameter(torch.ones(width))
+        self.norm_bias = nn.Parameter(torch.zeros(width))
+        self.mean: Tensor
+        self.variance: Tensor
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
+
+    def fold_(self) -> None:
+        """There is no weight norm to fold."""
+
+    def forward(self, frames: Frames) -> Tensor:
+        """(B, T, D)."""
+        scale_D = self.norm_weight * (self.variance + 1e-5).rsqrt()
+        x_BTD = (frames.x_BTD - self.mean) * scale_D + self.norm_bias
+        x_BTD = (x_BTD * frames.valid_BT[:, :, None]).to(frames.x_BTD.dtype)
+        return self.activation(_same_size(x_BTD, self.weight.to(x_BTD.dtype), self.bias, self.groups))
+
+
+def conv_positions(config: EncoderConfig) -> ConvPositions | StackedPositions | BatchNormPositions:
+    """Those that the config asks for."""
+    if config.position_depth:
+        return StackedPositions(config)
+    if config.position_batch_norm:
+        return BatchNormPositions(config)
+    return ConvPositions(config.width, config.position_kernel, config.position_groups, config.conv_activation)
+
+
+def _same_size(x_BTD: Tensor, weight_DCK: Tensor, bias_D: Tensor, groups: int) -> Tensor:
+    y_BTD = conv_over_time(x_BTD, weight_DCK, bias_D, padding=weight_DCK.shape[2] // 2, groups=groups)
+    return y_BTD[:, : x_BTD.shape[1]]  # an even kernel makes one frame too many

@@ -125,7 +125,7 @@ class Events(Tuned):
         training = self.training
         self.eval()
         assert isinstance(self.head, EventsHead)
-        self.head.mix.measure((states, valid_BT) for states, valid_BT, _ in self._states(batches))
+        self.head.layers.measure((states, valid_BT) for states, valid_BT, _ in self._states(batches))
         self.train(training)
 
     def start_linear(self, training: Iterable[Batch], valid: Iterable[Batch]) -> float:
@@ -144,11 +144,11 @@ class Events(Tuned):
 
     def _pooled(self, batches: Iterable[Batch]) -> Pooled:
         assert isinstance(self.head, EventsHead)
-        states = len(self.head.mix.scores)
+        states = len(self.head.layers.scores)
         means = [self.class_weights_K.new_zeros(0, states, self.encoder.config.width)]
         targets = [self.class_weights_K.new_zeros(0, len(self.spec.labels))]
         for hidden, valid_BT, batch in self._states(batches):
-            x_LBTD = self.head.mix.standardised(hidden).masked_fill(~valid_BT[:, :, None], 0.0)
+            x_LBTD = self.head.layers.standardised(hidden).masked_fill(~valid_BT[:, :, None], 0.0)
             means.append((x_LBTD.sum(2) / valid_BT.sum(1)[:, None]).transpose(0, 1))
             targets.append(self._targets_of(batch))
         return Pooled(torch.cat(means), torch.cat(targets))

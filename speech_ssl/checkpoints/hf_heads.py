@@ -1,0 +1,200 @@
+"""Heads of transformers' models in ours, and back: CTC, and the classifiers of clips and of frames.
+
+What is pooled over time there before a linear layer is pooled after it here: the same numbers, and files of
+any length can be computed in windows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from speech_ssl.checkpoints.artifact import Head, no_random_init
+from speech_ssl.checkpoints.conversion import ConversionError, Tensors, field_of
+from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.heads import CTCSpec, EventsSpec, HeadSpec
+from speech_ssl.text import BLANK, SPACE
+
+VOCABULARY, TOKENIZER = "vocab.json", "tokenizer_config.json"
+
+
+@dataclass(frozen=True)
+class Units:
+    """A tokenizer: its symbols as ours, the blank first. `blank`: how it is called there, and where it is."""
+
+    symbols: tuple[str, ...]
+    blank: str
+    blank_index: int
+
+    def ours_first(self, rows: Tensor) -> Tensor:
+        """Rows in the order of our symbols."""
+        index = [self.blank_index, *(i for i in range(len(self.symbols)) if i != self.blank_index)]
+        return rows[index]
+
+
+def theirs_first(rows: Tensor, blank_index: int) -> Tensor:
+    """The inverse of `Units.ours_first`."""
+    others = list(range(1, len(rows)))
+    return rows[[*others[:blank_index], 0, *others[blank_index:]]]
+
+
+def read_units(folder: Path, config: Mapping[str, Any]) -> Units | None:
+    """The tokenizer of a folder; None if it has none. Raises ConversionError."""
+    path = folder / VOCABULARY
+    if not path.is_file():
+        return None
+    ids, options = read_json(path), read_json(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else {}
+    if any(isinstance(value, dict) for value in ids.values()):
+        language = options.get("target_lang") or "eng"
+        if not isinstance(ids.get(language), dict):
+            raise ConversionError(f"{path}: has a vocabulary for each language, and none for {language!r}")
+        ids = ids[language]
+    by_id = {unit: symbol for symbol, unit in ids.items()}
+    count = field_of(config, "vocab_size", int, str(folder / "config.json"))
+    blank_index = config.get("pad_token_id", 0)
+    delimiter = options.get("word_delimiter_token", "|")
+    symbols = [str(by_id.get(unit, f"<{unit}>")) for unit in range(count)]
+    if not isinstance(blank_index, int) or not 0 <= blank_index < count:
+        raise ConversionError(f"{folder / 'config.json'}: field 'pad_token_id' is {blank_index!r}: no unit")
+    blank = symbols.pop(blank_index)
+    ours = (BLANK, *(SPACE if symbol == delimiter else symbol for symbol in symbols))
+    if len(set(ours)) < len(ours):
+        raise ConversionError(f"{path}: a symbol occurs twice")
+    return Units(ours, blank, blank_index)
+
+
+def read_ctc(tensors: Tensors, units: Units, config: EncoderConfig) -> Head:
+    """`lm_head` of a model for CTC."""
+    spec = CTCSpec(vocabulary=units.symbols)
+    state = {
+        "logits.weight": units.ours_first(_rows(tensors.take("lm_head.weight"), units, tensors.where)),
+        "logits.bias": units.ours_first(_rows(tensors.take("lm_head.bias"), units, tensors.where)),
+    }
+    training = {"blank": units.blank, "blank_index": units.blank_index}
+    return Head(spec, _filled(spec, config, state, tensors.where), training, "unknown")
+
+
+def read_labels(
+    tensors: Tensors, theirs: Mapping[str, Any], config: EncoderConfig, *, of_frames: bool, where: str
+) -> Head:
+    """`classifier` of a model for clips (with `projector`) or for frames."""
+    weighted = bool(theirs.get("use_weighted_layer_sum", False))
+    weight = tensors.take("classifier.weight")
+    labels = _labels(theirs, len(weight), where)
+    several = of_frames or theirs.get("problem_type") == "multi_label_classification" or len(labels) == 1
+    projected = None if of_frames else tensors.take("projector.weight")
+    spec = EventsSpec(
+        labels=labels,
+        exclusive=not several,
+        pooling="mean",
+        hidden=0 if projected is None else len(projected),
+        mixing="plain" if weighted else "last",
+        bent=False,
+    )
+    state = {"outputs.weight": weight, "outputs.bias": tensors.take("classifier.bias")}
+    if projected is not None:
+        state |= {"hidden.weight": projected, "hidden.bias": tensors.take("projector.bias")}
+    if weighted:
+        state["mix.scores"] = tensors.take("layer_weights")
+    module = _filled(spec, config, state, tensors.where)
+    return Head(spec, module, {"of": "frames" if of_frames else "clips"}, "unknown")
+
+
+def write_ctc(head: Head) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Tensors, fields for `config.json`, and the contents of the two files of the tokenizer."""
+    assert isinstance(head.spec, CTCSpec)
+    state = head.module.state_dict()
+    where = head.training.get("blank_index", 0)
+    blank_index = where if isinstance(where, int) else 0
+    blank = str(head.training.get("blank", "<pad>"))
+    symbols = ["|" if symbol == SPACE else symbol for symbol in head.spec.vocabulary[1:]]
+    symbols.insert(blank_index, blank)
+    tensors = {f"lm_head.{part}": theirs_first(state[f"logits.{part}"], blank_index) for part in PARTS}
+    unknown = next((s for s in symbols if s.lower() in ("<unk>", "[unk]")), blank)
+    tokenizer = {
+        "tokenizer_class": "Wav2Vec2CTCTokenizer",
+        "pad_token": blank,
+        "unk_token": unknown,
+        "bos_token": "<s>" if "<s>" in symbols else None,
+        "eos_token": "</s>" if "</s>" in symbols else None,
+        "word_delimiter_token": "|",
+        "do_lower_case": False,
+    }
+    fields = {"vocab_size": len(symbols), "pad_token_id": blank_index, "ctc_loss_reduction": "mean"}
+    return tensors, fields, {symbol: unit for unit, symbol in enumerate(symbols)}, tokenizer
+
+
+PARTS = ("weight", "bias")
+
+
+def write_labels(head: Head) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+    """The architecture, its tensors and fields for `config.json`. Raises ValueError for a head that
+    transformers has no class for."""
+    spec, state = head.spec, head.module.state_dict()
+    assert isinstance(spec, EventsSpec)
+    if spec.mixing == "normalized" or spec.pooling != "mean" or (spec.hidden and spec.bent):
+        raise ValueError(
+            f"transformers has no head with mixing {spec.mixing!r}, pooling {spec.pooling!r} and "
+            f"{'a GELU' if spec.hidden and spec.bent else 'no hidden layer'}: export the encoder without it"
+        )
+    tensors = {f"classifier.{part}": state[f"outputs.{part}"] for part in PARTS}
+    if spec.hidden:
+        tensors |= {f"projector.{part}": state[f"hidden.{part}"] for part in PARTS}
+    if spec.mixing == "plain":
+        tensors["layer_weights"] = state["mix.scores"]
+    of_clips = bool(spec.hidden)
+    fields = {
+        "use_weighted_layer_sum": spec.mixing == "plain",
+        "id2label": {str(unit): label for unit, label in enumerate(spec.labels)},
+        "label2id": {label: unit for unit, label in enumerate(spec.labels)},
+    }
+    if of_clips:
+        kind = "single_label_classification" if spec.exclusive else "multi_label_classification"
+        fields |= {"classifier_proj_size": spec.hidden, "problem_type": kind}
+    return "SequenceClassification" if of_clips else "AudioFrameClassification", tensors, fields
+
+
+def _labels(theirs: Mapping[str, Any], count: int, where: str) -> tuple[str, ...]:
+    named = theirs.get("id2label") or {unit: f"LABEL_{unit}" for unit in range(count)}
+    labels = {int(unit): str(label) for unit, label in named.items()}
+    if sorted(labels) != list(range(count)):
+        raise ConversionError(f"{where}: field 'id2label' names {len(labels)} labels, the head has {count}")
+    ordered = tuple(labels[unit] for unit in range(count))
+    if len(set(ordered)) < count:
+        raise ConversionError(f"{where}: field 'id2label' has the same label twice")
+    return ordered
+
+
+def _rows(rows: Tensor, units: Units, where: str) -> Tensor:
+    if len(rows) != len(units.symbols):
+        raise ConversionError(
+            f"{where}: 'lm_head' has {len(rows)} units, 'vocab_size' is {len(units.symbols)}"
+        )
+    return rows
+
+
+def _filled(spec: HeadSpec, config: EncoderConfig, state: Mapping[str, Tensor], where: str) -> nn.Module:
+    with no_random_init():
+        module = spec.build(config)
+    wanted: Sequence[str] = sorted(module.state_dict())
+    for key in wanted:
+        if key not in state or state[key].shape != module.state_dict()[key].shape:
+            found = tuple(state[key].shape) if key in state else "missing"
+            raise ConversionError(f"{where}: {key!r} of the head is {found}, not what its config asks for")
+    module.load_state_dict({key: state[key].clone().contiguous() for key in wanted}, assign=True)
+    return module.eval()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ConversionError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path}: not a JSON object")
+    return content

@@ -1,0 +1,107 @@
+"""Whatever checkpoint there is: an artifact, or another library's, which becomes one in memory or on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from speech_ssl.checkpoints import hub, huggingface
+from speech_ssl.checkpoints.artifact import (
+    CONFIG,
+    Artifact,
+    check_replaceable,
+    load_artifact,
+    load_extra,
+    save_artifact,
+)
+from speech_ssl.checkpoints.conversion import ConversionError, Converted
+
+Form = Literal["artifact", "huggingface", "fairseq2"]
+FORMS: tuple[Form, ...] = get_args(Form)
+
+
+def open_checkpoint(source: str | Path, *, pickles: bool = False) -> Artifact:
+    """An artifact, as it is; or a folder of transformers, or a model of the Hugging Face hub by its id, as
+    the artifact that it would make.
+
+    pickles: read files of torch too, for what plain data is in them: those of fairseq, fairseq2 and
+    torchaudio, and `pytorch_model.bin`. Nothing in them is executed, but they are not for a service.
+
+    Raises ArtifactError.
+    """
+    path = Path(source)
+    if isinstance(source, str) and hub.is_id(source) and not path.exists():
+        return _in_memory(huggingface.read(hub.fetched(source, pickles=pickles), pickles=pickles), path)
+    if huggingface.recognises(path):
+        return _in_memory(huggingface.read(path, pickles=pickles), path)
+    if path.is_dir() and (not pickles or (path / CONFIG).exists()):
+        return load_artifact(path)
+    if not path.exists():
+        raise ConversionError(f"{path}: no such folder or file")
+    if not pickles:
+        raise ConversionError(f"{path}: first make an artifact of it, with `speech-ssl convert`")
+    return _in_memory(_read_pickled(path), path)
+
+
+def convert(source: str | Path, folder: Path, form: Form = "artifact") -> Artifact:
+    """Write a checkpoint of any kind as an artifact, as a folder for transformers, or for fairseq2; returns
+    what was read. Raises ArtifactError, and ValueError for a model that the other library does not have."""
+    if form == "artifact":
+        check_replaceable(folder.absolute())
+    artifact = open_checkpoint(source, pickles=True)
+    if form == "huggingface":
+        huggingface.write(artifact, folder, pretraining_of(artifact))
+    elif form == "fairseq2":
+        from speech_ssl.checkpoints import fairseq2_export
+
+        fairseq2_export.write(artifact, folder)
+    else:
+        save_artifact(
+            artifact.encoder,
+            folder,
+            name=artifact.name,
+            training=artifact.config["training"],
+            licence=artifact.config["licence"],
+            heads=artifact.heads,
+            extra=pretraining_of(artifact),
+        )
+    return artifact
+
+
+def pretraining_of(artifact: Artifact) -> Mapping[str, Tensor]:
+    """What only pre-training needs, if it has it."""
+    return load_extra(artifact.folder) if artifact.extra is None else artifact.extra
+
+
+def _read_pickled(path: Path) -> Converted:
+    from speech_ssl.checkpoints import fairseq, fairseq2, pickles, torchaudio
+
+    if path.is_dir():
+        return fairseq2.read_folder(path)
+    if path.suffix == ".safetensors":
+        raise ConversionError(f"{path}: name the folder that it is in, with its config.json")
+    content = pickles.read_pickle(path)
+    for reader in (fairseq, fairseq2, torchaudio):
+        if reader.recognises(content):
+            return reader.read(content, str(path), path.stem)
+    raise ConversionError(f"{path}: not a checkpoint of fairseq, fairseq2 or torchaudio that is known here")
+
+
+def _in_memory(converted: Converted, path: Path) -> Artifact:
+    config = {
+        "name": converted.name,
+        "encoder": converted.encoder.config.to_dict(),
+        "training": dict(converted.training),
+        "licence": converted.licence,
+    }
+    digest = hashlib.sha256()
+    modules = {"": converted.encoder, **{name: head.module for name, head in converted.heads.items()}}
+    for name, module in modules.items():
+        for key, value in module.state_dict().items():
+            digest.update(f"{name}.{key}".encode())
+            digest.update(value.numpy().tobytes())
+    return Artifact(path, config, converted.encoder, digest.hexdigest(), converted.heads, converted.extra)

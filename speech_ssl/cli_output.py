@@ -1,0 +1,100 @@
+"""What the command prints: a line or more for each file, progress, and complaints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from speech_ssl.inference import Runtime
+    from speech_ssl.inference.progress import Progress
+
+PoolOption = Literal["mean", "max", "none"]
+
+
+def each(what: str, files: Sequence[str], lines: Callable[[str, Progress], Iterator[str]]) -> int:
+    """Print the lines of each file. One that fails is named, and the others are done all the same."""
+    from speech_ssl.inference.progress import Progress
+
+    progress = Progress(what, sum(map(_duration, files)))
+    failed = 0
+    for path in files:
+        try:
+            for line in lines(path, progress):
+                progress.hide()
+                print(line, flush=True)
+            progress.advance(0, clips=1)
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError) as error:
+            progress.hide()
+            complain(message_of(error))
+            failed += 1
+    progress.close()
+    return 2 if failed else 0
+
+
+def plain_name(path: str) -> str:
+    """A path on one line and in one column."""
+    return path.translate({ord(c): repr(c)[1:-1] for c in "\t\n\r"})
+
+
+def _duration(path: str) -> float:
+    """Seconds by the header, to show progress by; 0 for a file that will fail anyway."""
+    from speech_ssl import audio
+
+    try:
+        return audio.duration(path)
+    except (ValueError, OSError):
+        return 0.0
+
+
+def embedding(
+    runtime: Runtime, layer: int, pool: PoolOption, as_json: bool, path: str, progress: Progress
+) -> Iterator[str]:
+    """The lines of output for one file."""
+    from speech_ssl.inference.pooling import Pool
+
+    hop_s = runtime.hop / runtime.sample_rate
+
+    def frames() -> Iterator[NDArray[np.float32]]:
+        for piece in runtime.stream(path, layer=layer):
+            progress.advance(len(piece) * hop_s)
+            yield piece
+
+    name = plain_name(path)
+    about = {"path": path, "model": runtime.name, "layer": layer, "pooling": pool}
+    if pool != "none":
+        pooled = Pool(pool)
+        for piece in frames():
+            pooled.add(piece)
+        vector = pooled.result()
+        yield json.dumps(about | {"embedding": vector.tolist()}) if as_json else _tabbed((name,), vector)
+    elif as_json:
+        rows = [row.tolist() for piece in frames() for row in piece]
+        yield json.dumps(about | {"hop_s": hop_s, "frames": rows})
+    else:
+        for index, row in enumerate(row for piece in frames() for row in piece):
+            yield _tabbed((name, f"{index * hop_s:.6g}"), row)
+
+
+def _tabbed(head: tuple[str, ...], values: NDArray[np.float32]) -> str:
+    """The shortest digits that give the same float32 again."""
+    return "\t".join((*head, *map(str, values)))
+
+
+def message_of(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def complain(message: str, hint: str = "") -> int:
+    line = " ".join(message.split())
+    print(f"speech-ssl: {line}{f' ({hint})' if hint else ''}", file=sys.stderr)
+    return 2

@@ -1,0 +1,111 @@
+"""The log-mel front end of w2v-BERT 2.0: from raw samples to normalised mel bins, two steps to a frame."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.convolution import Lengths, output_length
+from speech_ssl.types import SAMPLE_RATE, Frames, valid_mask
+
+WINDOW, STEP = 400, 160
+"""Samples that one spectrum sees, and from one to the next: 25 and 10 ms."""
+FFT = 512
+STACKED = 2
+"""Steps in a frame."""
+LOWEST_HZ = 20.0
+FULL_SCALE = 2.0**15
+"""Kaldi hears 16-bit integers."""
+PREEMPHASIS = 0.97
+LEAST_ENERGY = 2.0**-23
+"""Under the logarithm: the distance from 1 to the next float32."""
+
+
+class MelFrontend(nn.Module):
+    """Waves (B, S) to frames (B, T, 2 * bins), 50 a second: Kaldi's log-mel filter bank with mean 0 and
+    variance 1 in each bin over the clip, then two steps side by side.
+
+    (Seamless Communication 2023, arXiv 2312.05187, section 3.2.1; what transformers calls
+    SeamlessM4TFeatureExtractor.) It learns nothing. It computes in float64 whatever the precision around,
+    since in a spectrum's quiet bins float32 leaves mostly rounding of the loud ones; the result is float32.
+
+    Bins are normalised over all valid steps of a row, and so over an odd last one that no frame holds.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.bins = config.mel_bins
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        return STACKED * STEP
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees: the shortest clip that has a frame."""
+        return WINDOW + (STACKED - 1) * STEP
+
+    def frame_count(self, lengths: Lengths) -> Lengths:
+        """Exact number of frames of waves of `lengths` samples."""
+        return output_length(lengths, self.receptive_field, self.hop)
+
+    def forward(self, wave_BS: Tensor, lengths_B: Tensor) -> Frames:
+        """Raises ValueError if the padded batch is too short for a single frame."""
+        if wave_BS.shape[1] < self.receptive_field:
+            raise ValueError(f"a clip needs at least {self.receptive_field} samples, got {wave_BS.shape[1]}")
+        with torch.autocast(wave_BS.device.type, enabled=False):
+            steps = Frames(log_mel(wave_BS.double(), self.bins), output_length(lengths_B, WINDOW, STEP))
+            x_BTM = _normalized(steps).float()
+        whole = x_BTM.shape[1] // STACKED * STACKED
+        return Frames(x_BTM[:, :whole].unflatten(1, (-1, STACKED)).flatten(2), self.frame_count(lengths_B))
+
+
+def log_mel(wave_BS: Tensor, bins: int) -> Tensor:
+    """Logarithms of the energies in `bins` bands at each step: (B, steps, bins), in the wave's precision.
+
+    As Kaldi with its defaults, no dither, and no step that would need samples before or after the wave.
+    """
+    bank = _bank(bins, wave_BS.device)
+    x_BTW = wave_BS.unfold(1, WINDOW, STEP) * FULL_SCALE
+    x_BTW = x_BTW - x_BTW.mean(2, keepdim=True)
+    before_BTW = torch.cat([x_BTW[:, :, :1], x_BTW[:, :, :-1]], dim=2)
+    x_BTW = (x_BTW - PREEMPHASIS * before_BTW) * bank.window_W.to(wave_BS.dtype)
+    spectrum_BTF = torch.fft.rfft(x_BTW, n=FFT)
+    power_BTF = spectrum_BTF.real.square() + spectrum_BTF.imag.square()
+    return (power_BTF @ bank.filters_FM.to(wave_BS.dtype)).clamp(min=LEAST_ENERGY).log()
+
+
+def _normalized(steps: Frames) -> Tensor:
+    """Each bin of each row over its valid steps, with the unbiased variance; zero where invalid."""
+    valid_BT1 = valid_mask(steps.lengths_B, steps.x_BTD.shape[1])[:, :, None]
+    count_B11 = steps.lengths_B[:, None, None].to(steps.x_BTD.dtype)
+    mean_B1M = (steps.x_BTD * valid_BT1).sum(1, keepdim=True) / count_B11.clamp(min=1)
+    centred_BTM = (steps.x_BTD - mean_B1M) * valid_BT1
+    variance_B1M = centred_BTM.square().sum(1, keepdim=True) / (count_B11 - 1).clamp(min=1)
+    return centred_BTM / (variance_B1M + 1e-7).sqrt()
+
+
+class _Bank(NamedTuple):
+    window_W: Tensor
+    filters_FM: Tensor
+
+
+@lru_cache(maxsize=8)
+def _bank(bins: int, device: torch.device) -> _Bank:
+    """In float64. Not buffers of the module, which would be rounded where a model is made bf16."""
+    with torch.inference_mode(False):
+        window_W = torch.hann_window(WINDOW, periodic=False, dtype=torch.float64).pow(0.85)  # Povey's
+        edge_E = torch.linspace(*_mels([LOWEST_HZ, SAMPLE_RATE / 2]), bins + 2, dtype=torch.float64)  # type: ignore[misc]
+        at_F1 = _mels(torch.arange(FFT // 2 + 1) * (SAMPLE_RATE / FFT))[:, None]
+        low, middle, high = edge_E[:-2], edge_E[1:-1], edge_E[2:]
+        rising, falling = (at_F1 - low) / (middle - low), (high - at_F1) / (high - middle)
+        return _Bank(window_W.to(device), torch.minimum(rising, falling).clamp(min=0).to(device))
+
+
+def _mels(hertz: Tensor | list[float]) -> Tensor:
+    return 1127 * torch.log1p(torch.as_tensor(hertz, dtype=torch.float64) / 700)

@@ -1,0 +1,106 @@
+"""Models of the Hugging Face hub, without a network: what is asked for, and what is said when it fails."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import speech_ssl
+from speech_ssl.checkpoints import hub
+from speech_ssl.checkpoints.artifact import ArtifactError
+from speech_ssl.checkpoints.opening import convert
+from tests.checkpoints.transformers_models import made, saved
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
+Asked = list[dict[str, Any]]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Asked:
+    """A hub with one model; what it was asked for."""
+    calls: Asked = []
+
+    def snapshot_download(model: str, **options: Any) -> str:
+        calls.append({"model": model, **options})
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return calls
+
+
+def test_a_model_by_its_id(asked: Asked, tmp_path: Path) -> None:
+    saved(made("Wav2Vec2", "ForCTC"), tmp_path / "snapshot")
+    runtime = speech_ssl.load("someone/some-model")
+    assert runtime.heads and [call["model"] for call in asked] == ["someone/some-model"]
+    assert asked[0]["revision"] is None and "*.safetensors" in asked[0]["allow_patterns"]
+    assert not any("bin" in pattern or "py" in pattern for pattern in asked[0]["allow_patterns"])
+    speech_ssl.load("someone/some-model@v1.0")
+    assert asked[1]["revision"] == "v1.0" and asked[1]["model"] == "someone/some-model"
+
+
+def test_a_pickle_is_asked_for_by_convert_alone(asked: Asked, tmp_path: Path) -> None:
+    model = made("Wav2Vec2", "Model")
+    folder = saved(model, tmp_path / "snapshot")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ArtifactError, match="has no model.safetensors"):
+        speech_ssl.load("someone/old-model")
+    assert len(asked) == 1
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    convert("someone/old-model", tmp_path / "artifact")
+    assert "pytorch_model.bin" in asked[-1]["allow_patterns"]
+
+
+def failing(error: Exception) -> Callable[..., str]:
+    def snapshot_download(*_: Any, **__: Any) -> str:
+        raise error
+
+    return snapshot_download
+
+
+def test_what_cannot_be_fetched_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (
+        huggingface_hub.errors.LocalEntryNotFoundError("offline\nand more"),
+        huggingface_hub.errors.RepositoryNotFoundError(
+            "401 Client Error\nRepository Not Found", response=Answer()
+        ),
+        OSError("no route to host"),
+    ):
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", failing(error))
+        with pytest.raises(
+            ArtifactError, match="someone/none: cannot be fetched from the Hugging Face hub"
+        ) as said:
+            speech_ssl.load("someone/none")
+        assert "\n" not in str(said.value)
+
+
+class Answer:
+    """What the hub's errors ask of an HTTP response."""
+
+    headers: dict[str, str] = {}
+    request = None
+
+
+def test_without_the_extra_it_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ArtifactError, match=r"someone/none: no such folder; .*speech-ssl\[hub\]"):
+        speech_ssl.load("someone/none")
+
+
+def test_folders_go_before_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Asked) -> None:
+    saved(made("Wav2Vec2", "Model"), tmp_path / "some" / "model")
+    monkeypatch.chdir(tmp_path)
+    speech_ssl.load("some/model")
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    "name, is_id",
+    [("a/b", True), ("a/b@main", True), ("a", False), ("a/b/c", False), ("/a/b", False), ("./a", True)],
+)
+def test_what_an_id_is(name: str, is_id: bool) -> None:
+    assert hub.is_id(name) is is_id
