@@ -26,6 +26,7 @@ from speech_ssl.checkpoints.hf_heads import (
     write_ctc,
     write_labels,
 )
+from speech_ssl.checkpoints.naming import QUANTIZER, pretraining_of
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.heads import CTCSpec
 from speech_ssl.types import SAMPLE_RATE
@@ -44,14 +45,6 @@ CLASSES = {
     "wav2vec2-bert": "Wav2Vec2Bert",
 }
 """What transformers' classes begin with, by `model_type`."""
-QUANTIZER = {
-    "quantizer.weight_proj.weight": "quantizer.logits.weight",
-    "quantizer.weight_proj.bias": "quantizer.logits.bias",
-    "project_q.weight": "project_target.weight",
-    "project_q.bias": "project_target.bias",
-    "project_hid.weight": "project_context.weight",
-    "project_hid.bias": "project_context.bias",
-}
 LEFT_OUT = (
     "label_embeddings_concat",
     "dropout_",
@@ -97,7 +90,7 @@ def read(folder: Path, *, pickles: bool = False) -> Converted:
     encoder = built_encoder(config, family.read_encoder(body, config), tensors.where)
     _check_left(body, LEFT_OUT)
     heads = _heads(folder, theirs, tensors, config)
-    extra = _pretraining(tensors, theirs)
+    extra = pretraining_of(tensors, theirs.get("num_codevector_groups", 2))
     left = tensors.keys()
     _check_left(tensors, LEFT_OUT)
     training: dict[str, object] = {"source": "transformers", "model_type": kind}
@@ -273,19 +266,6 @@ def _heads(
     of_frames = "projector.weight" not in tensors
     head = read_labels(tensors, theirs, config, of_frames=of_frames, where=where)
     return {"events": head}
-
-
-def _pretraining(tensors: Tensors, theirs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Quantizer and projections by the names of our objective; none, if not all are there."""
-    if not all(key in tensors for key in (*QUANTIZER, "quantizer.codevectors")):
-        return {}
-    extra = {ours: tensors.take(name) for name, ours in QUANTIZER.items()}
-    groups = int(theirs.get("num_codevector_groups", 2))
-    codes = tensors.take("quantizer.codevectors")[0]
-    if not groups or len(codes) % groups:
-        raise ConversionError(f"{tensors.where}: {len(codes)} code vectors are not {groups} groups of them")
-    extra["quantizer.codebook_GVD"] = codes.reshape(groups, -1, codes.shape[1])
-    return extra
 
 
 def _licence(folder: Path) -> str:

@@ -1,0 +1,97 @@
+"""Checkpoints of fairseq2's wav2vec 2.0: files, folders of its trainer, and what `fairseq2_export` writes.
+Among them are Omnilingual ASR's encoders and CTC models (arXiv 2511.09690). No fairseq2 is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors
+from speech_ssl.checkpoints.naming import config_of, encoder_of, pretraining_of, renamed, tensors_of
+from speech_ssl.checkpoints.pickles import read_pickle
+
+FRONT = r"encoder_frontend\."
+LAYER = r"encoder\.layers\.(\d+)\."
+NAMES = [
+    (r"masker\.temporal_mask_embed", "masked_spec_embed"),
+    (FRONT + r"feature_extractor\.layers\.(\d+)\.conv\.(.*)", r"feature_extractor.conv_layers.\1.conv.\2"),
+    (
+        FRONT + r"feature_extractor\.layers\.(\d+)\.(?:group|layer)_norm\.(.*)",
+        r"feature_extractor.conv_layers.\1.layer_norm.\2",
+    ),
+    (FRONT + r"post_extract_layer_norm\.(.*)", r"feature_projection.layer_norm.\1"),
+    (FRONT + r"model_dim_proj\.(.*)", r"feature_projection.projection.\1"),
+    (FRONT + r"pos_encoder\.conv\.(.*)", r"encoder.pos_conv_embed.conv.\1"),
+    (FRONT + r"pos_encoder\.layers\.(\d+)\.conv\.(.*)", r"encoder.pos_conv_embed.layers.\1.conv.\2"),
+    (FRONT + r"layer_norm\.(.*)", r"encoder.layer_norm.\1"),
+    (LAYER + r"self_attn\.output_proj\.(.*)", r"encoder.layers.\1.attention.out_proj.\2"),
+    (LAYER + r"self_attn\.(.*)", r"encoder.layers.\1.attention.\2"),
+    (LAYER + r"self_attn_layer_norm\.(.*)", r"encoder.layers.\1.layer_norm.\2"),
+    (LAYER + r"ffn\.inner_proj\.(.*)", r"encoder.layers.\1.feed_forward.intermediate_dense.\2"),
+    (LAYER + r"ffn\.output_proj\.(.*)", r"encoder.layers.\1.feed_forward.output_dense.\2"),
+    (LAYER + r"ffn_layer_norm\.(.*)", r"encoder.layers.\1.final_layer_norm.\2"),
+    (r"quantizer\.entry_proj\.(.*)", r"quantizer.weight_proj.\1"),
+    (r"quantizer\.entries", "quantizer.codevectors"),
+    (r"final_target_proj\.(.*)", r"project_q.\1"),
+    (r"final_proj\.(.*)", r"project_hid.\1"),
+]
+
+
+def recognises(content: Any) -> bool:
+    return any(key.startswith("encoder_frontend.") for key in _state(content))
+
+
+def read(content: Any, where: str, name: str) -> Converted:
+    """What weights do not tell is as in the published models: heads, strides, and that waves are normalised
+    where the norms come first. Raises ConversionError."""
+    state = _state(content)
+    pre_norm = "encoder_frontend.layer_norm.weight" not in state
+    found = renamed(state, NAMES)
+    config = config_of(found, where, pre_norm=pre_norm, normalize_wave=pre_norm)
+    tensors = Tensors(found, where)
+    encoder = encoder_of(tensors, config)
+    extra = pretraining_of(tensors)
+    tensors.drop(["quantizer.num_updates"])
+    left = tensors.keys()
+    tensors.drop([key for key in left if key.startswith(("project_hid.", "project_q.", "quantizer."))])
+    tensors.check_empty()
+    training: dict[str, object] = {"source": "fairseq2"}
+    if pre_norm:
+        training["assumed"] = "waves are normalised, as for fairseq2's published models with the norms first"
+    if left:
+        training["left_out"] = [key.replace("project_hid", "final_proj") for key in left]
+    return Converted(encoder, name, training, extra=extra)
+
+
+def read_folder(folder: Path) -> Converted:
+    """Of a step of its trainer, whole on one rank, or of `speech-ssl convert --to fairseq2`. Raises
+    ConversionError."""
+    written = folder / "model.safetensors"
+    if written.is_file():
+        try:
+            return read(load_file(written), str(written), folder.resolve().name)
+        except SafetensorError as error:
+            raise ConversionError(f"{written}: not a whole safetensors file ({error})") from None
+    shards = sorted(path for path in folder.rglob("*.pt") if "model" in path.relative_to(folder).as_posix())
+    if not shards:
+        raise ConversionError(f"{folder}: no checkpoint that is known here: it has no model in it")
+    if len(shards) > 1:
+        raise ConversionError(
+            f"{folder}: the model is in {len(shards)} files, of several ranks or steps: name the folder of "
+            "one step, saved whole"
+        )
+    content = read_pickle(shards[0])
+    if not recognises(content):
+        raise ConversionError(f"{shards[0]}: not a wav2vec 2.0 model of fairseq2")
+    return read(content, str(shards[0]), folder.resolve().name)
+
+
+def _state(content: Any) -> dict[str, Tensor]:
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    return tensors_of(content)

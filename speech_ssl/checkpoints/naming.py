@@ -1,0 +1,119 @@
+"""What the readers of fairseq, torchaudio and fairseq2 share: their names in those of transformers, and a
+config out of shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from speech_ssl.checkpoints.conversion import ConversionError, Tensors, built_encoder
+from speech_ssl.checkpoints.hf_transformer import read_encoder
+from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.encoder import Encoder
+
+HEAD_WIDTH = 64
+HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16, 2048: 16}
+"""By the width of published models: weights do not tell."""
+
+QUANTIZER = {
+    "quantizer.weight_proj.weight": "quantizer.logits.weight",
+    "quantizer.weight_proj.bias": "quantizer.logits.bias",
+    "project_q.weight": "project_target.weight",
+    "project_q.bias": "project_target.bias",
+    "project_hid.weight": "project_context.weight",
+    "project_hid.bias": "project_context.bias",
+}
+
+
+def tensors_of(content: Any) -> dict[str, Tensor]:
+    """The tensors of a state dict, without the prefix of a wrapper."""
+    if not isinstance(content, Mapping):
+        return {}
+    return {
+        str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)
+    }
+
+
+def renamed(tensors: Mapping[str, Tensor], table: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+    """By the first pattern that a whole name matches; others keep theirs."""
+    patterns = [(re.compile(pattern), new) for pattern, new in table]
+    found = {}
+    for key, value in tensors.items():
+        for pattern, new in patterns:
+            if pattern.fullmatch(key):
+                key = pattern.sub(new, key)
+                break
+        found[key] = value
+    return found
+
+
+def heads_of(width: int, where: str) -> int:
+    """Raises ConversionError for a width that no published model has and that is no multiple of 64."""
+    if width not in HEADS and width % HEAD_WIDTH:
+        raise ConversionError(f"{where}: does not tell how many heads attention has, with a width of {width}")
+    return HEADS.get(width, width // HEAD_WIDTH)
+
+
+def config_of(tensors: Mapping[str, Tensor], where: str, **known: Any) -> EncoderConfig:
+    """A config from tensors by transformers' names. known: fields that shapes do not tell, among them
+    pre_norm; heads and conv_strides may be missing, if they are as published. Raises ConversionError."""
+    try:
+        layer = "feature_extractor.conv_layers.{}.{}"
+        count = sum(layer.format(i, "conv.weight") in tensors for i in range(len(tensors)))
+        convolutions = [tensors[layer.format(i, "conv.weight")].shape for i in range(count)]
+        kernels = tuple(shape[2] for shape in convolutions)
+        width = tensors["feature_projection.projection.weight"].shape[0]
+        values: dict[str, Any] = {
+            "conv_channels": tuple(shape[0] for shape in convolutions),
+            "conv_kernels": kernels,
+            "conv_strides": tuple(5 if kernel == 10 else 2 for kernel in kernels),
+            "conv_bias": layer.format(0, "conv.bias") in tensors,
+            "conv_norm": "layer" if layer.format(1, "layer_norm.weight") in tensors else "group",
+            "width": width,
+            "depth": sum(
+                f"encoder.layers.{i}.final_layer_norm.weight" in tensors for i in range(len(tensors))
+            ),
+            "ffn_width": tensors["encoder.layers.0.feed_forward.intermediate_dense.weight"].shape[0],
+            **_positions_of(tensors),
+        }
+        if "heads" not in known:
+            values["heads"] = heads_of(width, where)
+        if (table := tensors.get("encoder.layers.0.attention.rel_attn_embed.weight")) is not None:
+            values |= {"relative": "gated", "relative_buckets": table.shape[0], "heads": table.shape[1]}
+        return EncoderConfig(**{"feature_grad_scale": 1.0, **values, **known})
+    except KeyError as error:
+        raise ConversionError(f"{where}: key {error} is missing (by transformers' names)") from None
+    except (ValueError, TypeError, IndexError) as error:
+        raise ConversionError(f"{where}: no encoder can be made of it: {error}") from None
+
+
+def _positions_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    stack = "encoder.pos_conv_embed.layers.{}.conv.weight"
+    depth = sum(stack.format(i) in tensors for i in range(len(tensors)))
+    spellings = ("weight_v", "parametrizations.weight.original1")
+    single = [f"encoder.pos_conv_embed.conv.{name}" for name in spellings]
+    key = stack.format(0) if depth else next((name for name in single if name in tensors), single[0])
+    width, inputs, kernel = tensors[key].shape
+    return {"position_depth": depth, "position_kernel": kernel, "position_groups": width // inputs}
+
+
+def encoder_of(tensors: Tensors, config: EncoderConfig) -> Encoder:
+    """From tensors by transformers' names, which are taken."""
+    return built_encoder(config, read_encoder(tensors, config), tensors.where)
+
+
+def pretraining_of(tensors: Tensors, groups: int | None = None) -> dict[str, Tensor]:
+    """Quantizer and projections by the names of our objective, taken; none, if not all are there."""
+    if not all(key in tensors for key in (*QUANTIZER, "quantizer.codevectors")):
+        return {}
+    extra = {ours: tensors.take(name) for name, ours in QUANTIZER.items()}
+    codes = tensors.take("quantizer.codevectors")[0]
+    if groups is None:
+        groups = extra["project_target.weight"].shape[1] // codes.shape[1]
+    if not groups or len(codes) % groups:
+        raise ConversionError(f"{tensors.where}: {len(codes)} code vectors are not {groups} groups of them")
+    extra["quantizer.codebook_GVD"] = codes.reshape(groups, -1, codes.shape[1])
+    return extra

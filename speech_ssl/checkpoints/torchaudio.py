@@ -1,0 +1,60 @@
+"""State dicts of torchaudio's Wav2Vec2Model: wav2vec 2.0, HuBERT and WavLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from speech_ssl.checkpoints.conversion import Converted, Tensors
+from speech_ssl.checkpoints.naming import config_of, encoder_of, renamed, tensors_of
+
+LAYER = r"encoder\.transformer\.layers\.(\d+)\."
+NAMES = [
+    (r"encoder\.feature_projection\.(.*)", r"feature_projection.\1"),
+    (LAYER + r"attention\.attention\.out_proj\.(.*)", r"encoder.layers.\1.attention.out_proj.\2"),
+    (r"encoder\.transformer\.(.*)", r"encoder.\1"),
+]
+WAVE_NOTE = "waves are normalised, as for torchaudio's models with a layer norm in the front end"
+
+
+def recognises(content: Any) -> bool:
+    return any(key.startswith("encoder.transformer.") for key in _state(content))
+
+
+def read(content: Any, where: str, name: str) -> Converted:
+    """What weights do not tell is as in the published models: heads, strides, and whether norms come first
+    and waves are normalised, which is so where the convolutions have layer norms. Raises ConversionError."""
+    found = _parted(renamed(_state(content), NAMES))
+    layered = "feature_extractor.conv_layers.1.layer_norm.weight" in found
+    config = config_of(found, where, pre_norm=layered, normalize_wave=layered)
+    tensors = Tensors(found, where)
+    encoder = encoder_of(tensors, config)
+    left = tensors.keys()
+    tensors.drop([key for key in left if key.startswith(("aux.", "mask_generator.", "logit_generator."))])
+    tensors.check_empty()
+    training: dict[str, object] = {"source": "torchaudio"}
+    if layered:
+        training["assumed"] = WAVE_NOTE
+    if left:
+        training["left_out"] = left
+    return Converted(encoder, name, training)
+
+
+def _state(content: Any) -> dict[str, Tensor]:
+    found = tensors_of(content)
+    return {key.removeprefix("model."): value for key, value in found.items()}
+
+
+def _parted(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """WavLM's attention has queries, keys and values in one tensor."""
+    parted = {}
+    for key, value in found.items():
+        head, joined, kind = key.partition(".attention.attention.in_proj_")
+        if not joined:
+            parted[key] = value
+            continue
+        for letter, rows in zip("qkv", value.chunk(3), strict=True):
+            parted[f"{head}.attention.{letter}_proj.{kind}"] = rows
+    return parted
