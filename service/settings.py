@@ -61,8 +61,8 @@ class Settings(BaseSettings):
 
     model: str = Field(
         default="default",
-        description="Model to serve: `default`, a folder of an artifact or of transformers, or OWNER/NAME of the "
-        "Hugging Face hub.",
+        description="Model to serve: `default`, a folder of an artifact or of transformers, or OWNER/NAME of "
+        "the Hugging Face hub.",
     )
     device: str = Field(default="cpu", description="Where it runs: `cpu`, `cuda`, `cuda:1`.")
     precision: Precision = Field(default="auto", description="Arithmetic of the model.")

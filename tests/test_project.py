@@ -112,22 +112,29 @@ def test_changelog_begins_with_this_version():
 # Dependencies
 
 
-def pins() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+OTHER_TORCH = {"fairseq2"}
+"""Extras for an environment of their own, with a torch of their own: `constraints-NAME.txt` pins that."""
+
+
+def pins(extra: str = "") -> dict[str, str]:
+    lines = (ROOT / f"constraints{extra}.txt").read_text().splitlines()
     rows = [line.split("==") for line in lines if line and not line.startswith("#")]
     assert all(len(row) == 2 and not set("/@ ;") & set("".join(row)) for row in rows), "only name==version"
     return {canonicalize_name(name): pinned for name, pinned in rows}
 
 
-def requirements() -> list[Requirement]:
+def requirements(*extras: str) -> list[Requirement]:
+    """What the package itself needs, and these extras; without any, all that share one environment."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    return [Requirement(text) for group in groups for text in group]
+    optional = project["optional-dependencies"]
+    groups = [optional[extra] for extra in extras or optional.keys() - OTHER_TORCH]
+    return [Requirement(text) for group in (project["dependencies"], *groups) for text in group]
 
 
-def test_every_dependency_is_pinned_within_its_range():
-    pinned = pins()
-    for requirement in requirements():
+@pytest.mark.parametrize("extra", ["", *OTHER_TORCH])
+def test_every_dependency_is_pinned_within_its_range(extra):
+    pinned = pins(f"-{extra}" if extra else "")
+    for requirement in requirements(*filter(None, [extra])):
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), str(requirement)
     assert pinned["torch"] == pinned["torchaudio"], "a pair"
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors
+from speech_ssl.checkpoints.fairseq2_export import CARD, WEIGHTS
+from speech_ssl.checkpoints.hf_heads import read_json
 from speech_ssl.checkpoints.naming import config_of, encoder_of, pretraining_of, renamed, tensors_of
 from speech_ssl.checkpoints.pickles import read_pickle
 
@@ -46,13 +48,13 @@ def recognises(content: Any) -> bool:
     return any(key.startswith("encoder_frontend.") for key in _state(content))
 
 
-def read(content: Any, where: str, name: str) -> Converted:
-    """What weights do not tell is as in the published models: heads, strides, and that waves are normalised
-    where the norms come first. Raises ConversionError."""
+def read(content: Any, where: str, name: str, **known: Any) -> Converted:
+    """What weights do not tell is as in the published models, if it is not `known` (fields of our config):
+    heads, strides, and that waves are normalised where the norms come first. Raises ConversionError."""
     state = _state(content)
     pre_norm = "encoder_frontend.layer_norm.weight" not in state
     found = renamed(state, NAMES)
-    config = config_of(found, where, pre_norm=pre_norm, normalize_wave=pre_norm)
+    config = config_of(found, where, **{"pre_norm": pre_norm, "normalize_wave": pre_norm, **known})
     tensors = Tensors(found, where)
     encoder = encoder_of(tensors, config)
     extra = pretraining_of(tensors)
@@ -71,10 +73,10 @@ def read(content: Any, where: str, name: str) -> Converted:
 def read_folder(folder: Path) -> Converted:
     """Of a step of its trainer, whole on one rank, or of `speech-ssl convert --to fairseq2`. Raises
     ConversionError."""
-    written = folder / "model.safetensors"
+    written = folder / WEIGHTS
     if written.is_file():
         try:
-            return read(load_file(written), str(written), folder.resolve().name)
+            return read(load_file(written), str(written), folder.resolve().name, **_carded(folder))
         except SafetensorError as error:
             raise ConversionError(f"{written}: not a whole safetensors file ({error})") from None
     shards = sorted(path for path in folder.rglob("*.pt") if "model" in path.relative_to(folder).as_posix())
@@ -89,6 +91,16 @@ def read_folder(folder: Path) -> Converted:
     if not recognises(content):
         raise ConversionError(f"{shards[0]}: not a wav2vec 2.0 model of fairseq2")
     return read(content, str(shards[0]), folder.resolve().name)
+
+
+def _carded(folder: Path) -> dict[str, Any]:
+    """What the card that `fairseq2_export` writes tells beside the weights."""
+    try:
+        encoder = read_json(folder / CARD)["model_config"]["encoder_config"]
+        strides = tuple(int(stride) for _, _, stride in encoder["feature_extractor_layer_descs"])
+        return {"heads": int(encoder["num_encoder_attn_heads"]), "conv_strides": strides}
+    except (OSError, KeyError, TypeError, ValueError):
+        return {}  # a card of another kind
 
 
 def _state(content: Any) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from speech_ssl.checkpoints.hf_names import (
     write_names,
 )
 from speech_ssl.model.config import MEL_FIELD, MEL_HOP, EncoderConfig, Relative
+from speech_ssl.model.conformer import rotary_rates
 
 MODEL_TYPES = frozenset({"wav2vec2-conformer", "wav2vec2-bert"})
 
@@ -32,6 +33,7 @@ _SIZES = {
     "ffn_width": "intermediate_size",
     "conformer_kernel": "conv_depthwise_kernel_size",
 }
+_ALL_DROPOUTS = {**DROPOUTS, "conformer_dropout": ("conformer_conv_dropout", 0.1)}
 _POSITIONS: dict[str | None, Relative] = {
     None: "none",
     "rotary": "rotary",
@@ -40,6 +42,8 @@ _POSITIONS: dict[str | None, Relative] = {
 }
 _UNUSED = "encoder.pos_conv_embed."
 """wav2vec2-conformer has a positional convolution that it never runs."""
+_RATES = "encoder.embed_positions.inv_freq"
+"""Of rotary positions, which wav2vec2-conformer stores though the config says them."""
 _COUNTER = "conv_module.batch_norm.num_batches_tracked"
 _BATCH_NORM = {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
 
@@ -56,13 +60,20 @@ def read_config(config: Mapping[str, Any], where: str) -> EncoderConfig:
                 f"{where}: field {name!r} is true: what follows the encoder and makes fewer frames is not "
                 "supported; convert a model without it"
             )
-    positions = config.get("position_embeddings_type")
+    positions = field_of(config, "position_embeddings_type", (str, type(None)), where)
     if positions not in _POSITIONS or (positions == "relative_key" and family != "wav2vec2-bert"):
-        raise ConversionError(f"{where}: field 'position_embeddings_type' is {positions!r}, not a known one")
+        raise ConversionError(
+            f"{where}: field 'position_embeddings_type' is {positions!r}, which {family} does not have"
+        )
     values: dict[str, Any] = {ours: field_of(config, theirs, int, where) for ours, theirs in _SIZES.items()}
+    if values["conformer_kernel"] < 1:
+        kernel = values["conformer_kernel"]
+        raise ConversionError(
+            f"{where}: field 'conv_depthwise_kernel_size' is {kernel}: it must be at least 1"
+        )
     values |= {
         ours: float(field_of({theirs: usual, **config}, theirs, (int, float), where))
-        for ours, (theirs, usual) in DROPOUTS.items()
+        for ours, (theirs, usual) in _ALL_DROPOUTS.items()
     }
     values["norm_eps"] = float(field_of(config, "layer_norm_eps", (int, float), where))
     values["activation"] = activation_of(config, "hidden_act", where)
@@ -111,9 +122,8 @@ def write_config(config: EncoderConfig, model_type: str) -> dict[str, Any]:
     positions = {ours: theirs for theirs, ours in _POSITIONS.items()}
     written: dict[str, Any] = {"model_type": model_type, "hidden_act": names[config.activation]}
     written |= {theirs: getattr(config, ours) for ours, theirs in _SIZES.items()}
-    written |= {theirs: getattr(config, ours) for ours, (theirs, _) in DROPOUTS.items()}
+    written |= {theirs: getattr(config, ours) for ours, (theirs, _) in _ALL_DROPOUTS.items()}
     written |= {
-        "conformer_conv_dropout": config.dropout,
         "layer_norm_eps": config.norm_eps,
         "position_embeddings_type": positions[config.relative],
         "rotary_embedding_base": config.rotary_base,
@@ -137,7 +147,7 @@ def write_config(config: EncoderConfig, model_type: str) -> dict[str, Any]:
         "feat_extract_norm": config.conv_norm,
         "feat_extract_activation": names[config.conv_activation],
         "num_conv_pos_embeddings": 1,
-        "num_conv_pos_embedding_groups": 1,
+        "num_conv_pos_embedding_groups": config.width,
     }
 
 
@@ -200,7 +210,7 @@ def _block_names(config: EncoderConfig, ours: str, theirs: str) -> Iterator[Name
         yield Name(f"{ours}.attention.content_bias_HD", (f"{attention}.pos_bias_u",))
         yield Name(f"{ours}.attention.distance_bias_HD", (f"{attention}.pos_bias_v",))
     if config.relative == "clipped":
-        yield Name(f"{ours}.attention.table_RD", (f"{attention}.distance_embedding.weight",))
+        yield Name(f"{ours}.attention.table_KD", (f"{attention}.distance_embedding.weight",))
     yield from pair(f"{ours}.conv_norm", f"{theirs}.conv_module.layer_norm")
     yield Name(f"{ours}.conv.depthwise", (f"{theirs}.conv_module.depthwise_conv.weight",))
     if config.conformer_norm == "layer":
@@ -218,32 +228,51 @@ def _pointwise(config: EncoderConfig) -> Iterator[tuple[str, str]]:
 
 
 def read_encoder(tensors: Tensors, config: EncoderConfig) -> dict[str, Tensor]:
-    """Our encoder's state, taken from the tensors of a base model. Raises ConversionError."""
-    tensors.drop([key for key in [*tensors.keys()] if key.startswith(_UNUSED) or key.endswith(_COUNTER)])
-    tensors.drop(["encoder.embed_positions.inv_freq", "encoder.embed_positions.pe"])
+    """Our encoder's state, taken from the tensors of a base model.
+
+    Raises ConversionError for a key that is missing or does not fit.
+    """
+    known = tensors.keys()
+    tensors.drop([key for key in known if key.startswith(_UNUSED) or key.endswith(_COUNTER)])
+    if config.relative == "rotary" and _RATES in tensors:
+        _check_rates(tensors, config)
     state = read_names(_names(config), tensors, config)
     for ours, theirs in _pointwise(config):
         state[ours] = tensors.take(theirs).squeeze(-1)
     return state
 
 
+def _check_rates(tensors: Tensors, config: EncoderConfig) -> None:
+    """They may be rounded to half precision, but must be those of the config, from which ours are made."""
+    found, wanted = tensors.take(_RATES), _rates(config)
+    if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=1e-2, atol=1e-6):
+        raise ConversionError(
+            f"{tensors.where}: key {_RATES!r} is not what rotary_embedding_base {config.rotary_base} gives: "
+            "set that field of the config to the base that the model was trained with"
+        )
+
+
+def _rates(config: EncoderConfig) -> Tensor:
+    return rotary_rates(config.width // config.heads, config.rotary_base)
+
+
 def write_encoder(state: Mapping[str, Tensor], config: EncoderConfig, model_type: str) -> dict[str, Tensor]:
-    """The inverse of `read_encoder`: what `load_state_dict` of the family's base model takes. What that never
-    uses is zero. Raises ValueError for a field of the config that the family has no word for."""
+    """The inverse of `read_encoder`: what `load_state_dict` of the family's base model takes. A convolution
+    that wav2vec2-conformer has but never runs is as small as can be, and adds nothing.
+
+    Raises ValueError for a field of the config that the family has no word for.
+    """
     _check_expressible(config, model_type)
     written = write_names(_names(config), state)
     written |= {theirs: state[ours][..., None].clone() for ours, theirs in _pointwise(config)}
+    if model_type == "wav2vec2-bert":
+        return written
     if config.relative == "rotary":
-        places = torch.arange(0, config.width // config.heads, 2).float()
-        written["encoder.embed_positions.inv_freq"] = 1.0 / config.rotary_base ** (
-            places / (config.width // config.heads)
-        )
-    if model_type == "wav2vec2-conformer":
-        for i in range(config.depth):
-            written[f"encoder.layers.{i}.{_COUNTER}"] = torch.tensor(0)
-        written |= {
-            f"{_UNUSED}conv.bias": torch.zeros(config.width),
-            f"{_UNUSED}conv.parametrizations.weight.original0": torch.ones(1, 1, 1),
-            f"{_UNUSED}conv.parametrizations.weight.original1": torch.ones(config.width, config.width, 1),
-        }
-    return written
+        written[_RATES] = _rates(config)
+    for i in range(config.depth):
+        written[f"encoder.layers.{i}.{_COUNTER}"] = torch.tensor(0)
+    return written | {
+        f"{_UNUSED}conv.bias": torch.zeros(config.width),
+        f"{_UNUSED}conv.parametrizations.weight.original0": torch.zeros(1, 1, 1),
+        f"{_UNUSED}conv.parametrizations.weight.original1": torch.ones(config.width, 1, 1),
+    }

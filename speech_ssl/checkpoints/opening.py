@@ -85,9 +85,13 @@ def _read_pickled(path: Path) -> Converted:
     if path.suffix == ".safetensors":
         raise ConversionError(f"{path}: name the folder that it is in, with its config.json")
     content = pickles.read_pickle(path)
-    for reader in (fairseq, fairseq2, torchaudio):
-        if reader.recognises(content):
-            return reader.read(content, str(path), path.stem)
+    for recognises, read in (
+        (fairseq.recognises, fairseq.read),
+        (fairseq2.recognises, fairseq2.read),
+        (torchaudio.recognises, torchaudio.read),
+    ):
+        if recognises(content):
+            return read(content, str(path), path.stem)
     raise ConversionError(f"{path}: not a checkpoint of fairseq, fairseq2 or torchaudio that is known here")
 
 

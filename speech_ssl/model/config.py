@@ -81,6 +81,8 @@ class EncoderConfig:
     mel_bins: int = 0
     """0: convolutions on samples. Else that many log-mel bins, two steps of 10 ms to a frame (w2v-BERT): in
     the words of convolutions conv_channels (2 * mel_bins,), conv_kernels (560,), conv_strides (320,)."""
+    conformer_dropout: float = 0.1
+    """After the convolution in each block."""
 
     def __post_init__(self) -> None:
         depth = len(self.conv_channels)
@@ -132,10 +134,11 @@ class EncoderConfig:
             raise ValueError(f"conformer_kernel must be 0 or odd, not {self.conformer_kernel}")
         if self.conformer_norm not in ("batch", "layer"):
             raise ValueError(f"conformer_norm must be 'batch' or 'layer', not {self.conformer_norm!r}")
-        of_transformers = self.relative in ("none", "gated")
-        if self.relative != "none" and bool(self.conformer_kernel) == of_transformers:
-            kind = "Conformer" if self.conformer_kernel else "Transformer"
-            raise ValueError(f"relative is {self.relative!r}, which {kind} blocks do not have")
+        for name, possible in (_OF_CONFORMERS if self.conformer_kernel else _OF_TRANSFORMERS).items():
+            if (value := getattr(self, name)) not in possible:
+                kind = "Conformer" if self.conformer_kernel else "Transformer"
+                choices = " or ".join(map(repr, possible))
+                raise ValueError(f"{name} must be {choices} with {kind} blocks, not {value!r}")
         if min(self.relative_left, self.relative_right) < 0 or self.rotary_base < 1:
             raise ValueError("relative_left and relative_right must be at least 0, rotary_base at least 1")
         if self.relative in ("rotary", "sinusoidal") and self.width // self.heads % 2:
@@ -146,6 +149,8 @@ class EncoderConfig:
                 f"mel_bins {self.mel_bins} needs conv_channels ({2 * self.mel_bins},), conv_kernels "
                 f"({MEL_FIELD},) and conv_strides ({MEL_HOP},)"
             )
+        if self.mel_bins and self.normalize_wave:
+            raise ValueError("normalize_wave must be false where mel_bins is not 0: the bins are normalised")
 
     def to_dict(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -172,5 +177,13 @@ class EncoderConfig:
 _NAMES = [f.name for f in fields(EncoderConfig)]
 _LATER = frozenset(_NAMES[_NAMES.index("activation") :])
 """Fields that artifacts of the first version do not have."""
+_OF_CONFORMERS: Mapping[str, tuple[object, ...]] = {
+    "relative": ("none", "rotary", "sinusoidal", "clipped"),
+    "pre_norm": (True,),
+    "position_depth": (0,),
+    "position_batch_norm": (False,),
+    "adapter_width": (0,),
+}
+_OF_TRANSFORMERS: Mapping[str, tuple[object, ...]] = {"relative": ("none", "gated")}
 _TRAINING = {name for name in _NAMES if name.endswith("dropout")}
 _TRAINING |= {"layer_drop", "feature_grad_scale", "init"}

@@ -9,48 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_ssl.model.attention import FeedForward
+from speech_ssl.model.attention import FeedForward, attend_in_parts
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.convolution import conv_over_time
 from speech_ssl.model.frontend import ACTIVATIONS, LayerNorm
+from speech_ssl.model.relative import GatedBias
 
 PUBLISHED_EPS = 1e-5
 """Of norms in the blocks with a batch norm, whatever the config says of the others."""
 
 
-class RotaryAttention(nn.Module):
-    """Frames are turned by their positions before they ask and are asked (Su et al. 2021, arXiv 2104.09864).
+class ConformerAttention(nn.Module):
+    """Self-attention that is told no positions; what its heirs are told is added to the scores.
 
-    Here the input of the projections is turned, head by head, not their output: as in wav2vec2-conformer."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.heads, self.base, self.dropout = config.heads, config.rotary_base, config.attention_dropout
-        self.qk = nn.Linear(config.width, 2 * config.width)
-        self.v = nn.Linear(config.width, config.width)
-        self.out = nn.Linear(config.width, config.width)
-
-    def forward(self, x_BTD: Tensor, valid_B11T: Tensor) -> Tensor:
-        B, T, D = x_BTD.shape
-        turned_BTD = self._turned(x_BTD.view(B, T, self.heads, D // self.heads)).view(B, T, D)
-        q, k = self.qk(turned_BTD).view(B, T, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        v = self.v(x_BTD).view(B, T, self.heads, -1).transpose(1, 2)
-        dropout = self.dropout if self.training else 0.0
-        y_BHTD = F.scaled_dot_product_attention(q, k, v, attn_mask=valid_B11T, dropout_p=dropout)
-        return self.out(y_BHTD.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
-
-    def _turned(self, x_BTHD: Tensor) -> Tensor:
-        T, D = x_BTHD.shape[1], x_BTHD.shape[3]
-        rates = self.base ** (-torch.arange(0, D, 2, device=x_BTHD.device).float() / D)
-        angles_TD = torch.arange(T, device=x_BTHD.device)[:, None] * torch.cat([rates, rates])
-        first, second = x_BTHD.chunk(2, dim=-1)
-        across_BTHD = torch.cat([-second, first], dim=-1)
-        cos_T1D, sin_T1D = (f[:, None].to(x_BTHD.dtype) for f in (angles_TD.cos(), angles_TD.sin()))
-        return x_BTHD * cos_T1D + across_BTHD * sin_T1D
-
-
-class BiasedAttention(nn.Module):
-    """Self-attention to whose scores something is added that depends on the distance of two frames."""
+    (B, T, D), and which frames are valid (B, 1, 1, T), to (B, T, D).
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -60,24 +33,84 @@ class BiasedAttention(nn.Module):
         self.out = nn.Linear(config.width, config.width)
 
     def forward(self, x_BTD: Tensor, valid_B11T: Tensor) -> Tensor:
-        B, T, D = x_BTD.shape
+        B, T, _ = x_BTD.shape
         q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4)
-        q, seen = self.positioned(q, valid_B11T)
-        dropout = self.dropout if self.training else 0.0
-        y_BHTD = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
-        return self.out(y_BHTD.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
+        q, bias_BHTT = self.positioned(q)
+        y_BHTD = attend(q, k, v, valid_B11T, bias_BHTT, self.dropout if self.training else 0.0)
+        return self.out(y_BHTD.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def positioned(self, q_BHTD: Tensor, valid_B11T: Tensor) -> tuple[Tensor, Tensor]:
-        """The queries, and what is added to the scores. Here: that invalid frames are not seen."""
-        return q_BHTD, valid_B11T
-
-    def biased(self, scores_BHTR: Tensor, index_TT: Tensor, valid_B11T: Tensor) -> Tensor:
-        """Scores by distance, R of them, to what is added to those of pairs."""
-        index = index_TT.expand(*scores_BHTR.shape[:2], *index_TT.shape)
-        return (scores_BHTR.gather(-1, index) * self.head_width**-0.5).masked_fill(~valid_B11T, -torch.inf)
+    def positioned(self, q_BHTD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The queries as keys see them, and what is added to their scores: (B, H, T, T) or nothing."""
+        return q_BHTD, None
 
 
-class SinusoidalAttention(BiasedAttention):
+def attend(
+    q_BHTD: Tensor,
+    k_BHTD: Tensor,
+    v_BHTD: Tensor,
+    valid_B11T: Tensor,
+    bias_BHTT: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """What each query finds: (B, H, T, D). In bf16 on the CPU without gradients by `attend_in_parts`."""
+    if q_BHTD.dtype == torch.bfloat16 and q_BHTD.device.type == "cpu" and not torch.is_grad_enabled():
+        return _attend_in_parts(q_BHTD, k_BHTD, v_BHTD, valid_B11T, bias_BHTT)
+    seen = valid_B11T if bias_BHTT is None else bias_BHTT.masked_fill(~valid_B11T, -torch.inf)
+    return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, attn_mask=seen, dropout_p=dropout)
+
+
+def _attend_in_parts(
+    q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, valid_B11T: Tensor, bias_BHTT: Tensor | None
+) -> Tensor:
+    """Row by row where there is a bias, since there it has to be the same in all rows."""
+    if bias_BHTT is None:
+        return attend_in_parts(q_BHTD, k_BHTD, v_BHTD, valid_B11T)
+    open_1HT1 = q_BHTD.new_ones(1, *q_BHTD.shape[1:3], 1)
+    rows = []
+    for i, bias_HTT in enumerate(bias_BHTT):
+        q, k, v, valid = (x[i : i + 1] for x in (q_BHTD, k_BHTD, v_BHTD, valid_B11T))
+        rows.append(attend_in_parts(q, k, v, valid, GatedBias(open_1HT1, bias_HTT)))
+    return torch.cat(rows)
+
+
+class RotaryAttention(nn.Module):
+    """Frames are turned by their positions before they ask and are asked (Su et al. 2021, arXiv 2104.09864).
+
+    Here the input of the projections is turned, head by head, not their output: as in wav2vec2-conformer.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.heads, self.base, self.dropout = config.heads, config.rotary_base, config.attention_dropout
+        self.head_width = config.width // config.heads
+        self.qk = nn.Linear(config.width, 2 * config.width)
+        self.v = nn.Linear(config.width, config.width)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, x_BTD: Tensor, valid_B11T: Tensor) -> Tensor:
+        B, T, _ = x_BTD.shape
+        turned_BTD = self._turned(x_BTD.view(B, T, self.heads, self.head_width)).flatten(2)
+        q, k = self.qk(turned_BTD).view(B, T, 2, self.heads, self.head_width).permute(2, 0, 3, 1, 4)
+        v = self.v(x_BTD).view(B, T, self.heads, self.head_width).transpose(1, 2)
+        y_BHTD = attend(q, k, v, valid_B11T, dropout=self.dropout if self.training else 0.0)
+        return self.out(y_BHTD.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _turned(self, x_BTHD: Tensor) -> Tensor:
+        """Channel i of the first half of a head with channel i of the second, the angles in fp32."""
+        rates = rotary_rates(self.head_width, self.base, x_BTHD.device)
+        places_T1 = torch.arange(x_BTHD.shape[1], device=x_BTHD.device)[:, None]
+        angles_T1D = (places_T1 * torch.cat([rates, rates]))[:, None]
+        first, second = x_BTHD.chunk(2, dim=-1)
+        across_BTHD = torch.cat([-second, first], dim=-1)
+        return (x_BTHD * angles_T1D.cos() + across_BTHD * angles_T1D.sin()).to(x_BTHD.dtype)
+
+
+def rotary_rates(head_width: int, base: int, device: torch.device | None = None) -> Tensor:
+    """Radians from one frame to the next, of each pair of channels: (head_width / 2,)."""
+    return 1.0 / base ** (torch.arange(0, head_width, 2, device=device).float() / head_width)
+
+
+class SinusoidalAttention(ConformerAttention):
     """Distances as sines and cosines of many rates, projected (Transformer-XL: Dai et al. 2019, arXiv
     1901.02860, section 3.3)."""
 
@@ -87,35 +120,34 @@ class SinusoidalAttention(BiasedAttention):
         self.content_bias_HD = nn.Parameter(torch.zeros(config.heads, self.head_width))
         self.distance_bias_HD = nn.Parameter(torch.zeros(config.heads, self.head_width))
 
-    def positioned(self, q_BHTD: Tensor, valid_B11T: Tensor) -> tuple[Tensor, Tensor]:
-        T = q_BHTD.shape[2]
-        waves_RD = distance_waves(T, self.of_distance.in_features, q_BHTD.device).to(q_BHTD.dtype)
-        keys_HDR = self.of_distance(waves_RD).view(2 * T - 1, self.heads, -1).permute(1, 2, 0)
-        scores_BHTR = (q_BHTD + self.distance_bias_HD[:, None].to(q_BHTD.dtype)) @ keys_HDR
-        places = torch.arange(T, device=q_BHTD.device)
-        index_TT = places - places[:, None] + T - 1
-        queries = q_BHTD + self.content_bias_HD[:, None].to(q_BHTD.dtype)
-        return queries, self.biased(scores_BHTR, index_TT, valid_B11T)
+    def positioned(self, q_BHTD: Tensor) -> tuple[Tensor, Tensor | None]:
+        content_H1D, distance_H1D = (
+            bias_HD[:, None].to(q_BHTD.dtype) for bias_HD in (self.content_bias_HD, self.distance_bias_HD)
+        )
+        waves_RD = distance_waves(q_BHTD.shape[2], self.heads * self.head_width, q_BHTD.device)
+        keys_RD = self.of_distance(waves_RD.to(q_BHTD.dtype))
+        keys_HDR = keys_RD.view(-1, self.heads, self.head_width).permute(1, 2, 0)
+        scores_BHTR = ((q_BHTD + distance_H1D) * self.head_width**-0.5) @ keys_HDR
+        return q_BHTD + content_H1D, by_pair(scores_BHTR)
 
 
-class ClippedAttention(BiasedAttention):
+class ClippedAttention(ConformerAttention):
     """A learned vector for each distance, up to a limit on either side (Shaw et al. 2018, arXiv
     1803.02155)."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         self.left, self.right = config.relative_left, config.relative_right
-        self.table_RD = nn.Parameter(torch.randn(self.left + self.right + 1, self.head_width))
+        self.table_KD = nn.Parameter(torch.empty(self.left + self.right + 1, self.head_width))
+        nn.init.normal_(self.table_KD, std=0.02)
 
-    def positioned(self, q_BHTD: Tensor, valid_B11T: Tensor) -> tuple[Tensor, Tensor]:
-        scores_BHTR = q_BHTD @ self.table_RD.to(q_BHTD.dtype).T
-        places = torch.arange(q_BHTD.shape[2], device=q_BHTD.device)
-        index_TT = (places - places[:, None]).clamp(-self.left, self.right) + self.left
-        return q_BHTD, self.biased(scores_BHTR, index_TT, valid_B11T)
+    def positioned(self, q_BHTD: Tensor) -> tuple[Tensor, Tensor | None]:
+        scores_BHTK = (q_BHTD * self.head_width**-0.5) @ self.table_KD.to(q_BHTD.dtype).T
+        return q_BHTD, by_pair(unclipped(scores_BHTK, self.left, self.right))
 
 
 ATTENTIONS = {
-    "none": BiasedAttention,
+    "none": ConformerAttention,
     "rotary": RotaryAttention,
     "sinusoidal": SinusoidalAttention,
     "clipped": ClippedAttention,
@@ -123,16 +155,40 @@ ATTENTIONS = {
 
 
 def distance_waves(frames: int, width: int, device: torch.device) -> Tensor:
-    """Sines in even channels and cosines in odd ones, of distances from frames - 1 to 1 - frames: (R, D)."""
-    distances_R1 = torch.arange(frames - 1, -frames, -1, device=device)[:, None].float()
+    """Sines in even channels and cosines in odd ones, of how much later a query is than a key, from `frames`
+    down to 1 - frames: (R, D)."""
+    distances_R1 = torch.arange(frames, -frames, -1, device=device)[:, None].float()
     rates = torch.exp(torch.arange(0, width, 2, device=device).float() * (-math.log(10000.0) / width))
     angles = distances_R1 * rates
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
+def unclipped(scores_BHTK: Tensor, left: int, right: int) -> Tensor:
+    """Scores for distances from -left to right, to those from -T to T - 1, where the outermost stand for all
+    that are further: (B, H, T, 2 T).
+
+    By copies and not by an index, whose gradient would add up hundreds of numbers in bf16, in any order.
+    """
+    B, H, T, K = scores_BHTK.shape
+    before, after = T - left, T - 1 - right
+    near = scores_BHTK[..., max(-before, 0) : K - max(-after, 0)]
+    furthest = scores_BHTK[..., :1].expand(B, H, T, max(before, 0))
+    latest = scores_BHTK[..., -1:].expand(B, H, T, max(after, 0))
+    return torch.cat([furthest, near, latest], dim=-1)
+
+
+def by_pair(scores_BHTR: Tensor) -> Tensor:
+    """Scores of queries by how much later a key is, from -T to T - 1, to those by key: (B, H, T, T), a view.
+
+    In memory each query's row is 2 T long, and its first key one place earlier than that of the row before.
+    """
+    B, H, T, _ = scores_BHTR.shape
+    return scores_BHTR.flatten(2)[..., T:].view(B, H, T, 2 * T - 1)[..., :T]
+
+
 class FixedBatchNorm(nn.Module):
     """A batch norm that keeps the statistics it was pre-trained with, in training too: those of a few padded
-    clips would make each depend on the others."""
+    clips would make each depend on the others. Where nothing was pre-trained it only scales and shifts."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -144,9 +200,9 @@ class FixedBatchNorm(nn.Module):
         self.register_buffer("variance", torch.ones(channels))
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        scale = self.weight.float() * (self.variance.float() + PUBLISHED_EPS).rsqrt()
-        offset = self.bias.float() - self.mean.float() * scale
-        return x_BTC * scale.to(x_BTC.dtype) + offset.to(x_BTC.dtype)
+        scale_C = self.weight.float() * (self.variance.float() + PUBLISHED_EPS).rsqrt()
+        y_BTC = (x_BTC.float() - self.mean.float()) * scale_C + self.bias.float()
+        return y_BTC.to(x_BTC.dtype)
 
 
 class ConvModule(nn.Module):
@@ -158,12 +214,15 @@ class ConvModule(nn.Module):
         eps = config.norm_eps if self.causal else PUBLISHED_EPS
         self.gated = nn.Linear(config.width, 2 * config.width, bias=False)
         self.depthwise = nn.Parameter(torch.empty(config.width, 1, config.conformer_kernel))
-        self.norm = LayerNorm(config.width, eps=eps) if self.causal else FixedBatchNorm(config.width)
+        self.norm: nn.Module = FixedBatchNorm(config.width)
+        if self.causal:
+            self.norm = LayerNorm(config.width, eps=eps)
         self.activation = ACTIVATIONS[config.activation]
         self.mixed = nn.Linear(config.width, config.width, bias=False)
         nn.init.kaiming_normal_(self.depthwise)
 
     def forward(self, x_BTD: Tensor, valid_BT1: Tensor) -> Tensor:
+        """Invalid frames are zero before the convolution can see them: (B, T, D)."""
         reach = self.depthwise.shape[2] - 1
         x_BTD = F.glu(self.gated(x_BTD * valid_BT1), dim=-1)
         if self.causal:
@@ -175,6 +234,9 @@ class ConvModule(nn.Module):
 
 
 class ConformerBlock(nn.Module):
+    """Half a feed-forward, attention, a convolution, the other half; each on a norm of what the last gave,
+    and added to it. A norm at the end."""
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         eps = config.norm_eps if config.conformer_norm == "layer" else PUBLISHED_EPS
@@ -189,10 +251,11 @@ class ConformerBlock(nn.Module):
         self.ffn_after = FeedForward(*ffn)
         self.norm = LayerNorm(config.width, eps=eps)
         self.dropout = nn.Dropout(config.dropout)
+        self.conv_dropout = nn.Dropout(config.conformer_dropout)
 
     def forward(self, x_BTD: Tensor, valid_B11T: Tensor) -> Tensor:
         x_BTD = x_BTD + 0.5 * self.dropout(self.ffn_before(self.ffn_before_norm(x_BTD)))
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), valid_B11T))
-        x_BTD = x_BTD + self.dropout(self.conv(self.conv_norm(x_BTD), valid_B11T[:, 0, 0, :, None]))
+        x_BTD = x_BTD + self.conv_dropout(self.conv(self.conv_norm(x_BTD), valid_B11T[:, 0, 0, :, None]))
         x_BTD = x_BTD + 0.5 * self.dropout(self.ffn_after(self.ffn_after_norm(x_BTD)))
         return self.norm(x_BTD)  # type: ignore[no-any-return]

@@ -15,6 +15,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 LAST, BEST = "last.safetensors", "best.safetensors"
+FAIRSEQ2_STEPS = "checkpoints/step_*/trainer"
+"""What fairseq2 leaves of each step that it saved, beside the model and the optimizer."""
 
 
 class CheckpointError(ValueError):

@@ -14,6 +14,13 @@ class Collapsed(RuntimeError):
 class NonFinite(RuntimeError):
     """The loss or the gradients are infinite or not a number."""
 
+    def __init__(self, step: int) -> None:
+        super().__init__(
+            f"the loss or its gradients are not finite at step {step}. The last checkpoint is from "
+            "before: resume from it with a lower peak_lr, a longer warm-up, clip_norm=1.0 or "
+            "precision='fp32', and look for broken audio in the manifest"
+        )
+
 
 def fallen(reported: Mapping[str, float], floors: Mapping[str, Floor]) -> list[str]:
     """The names of the numbers that are below their floors."""

@@ -64,11 +64,7 @@ class Meter:
         """Raises NonFinite if the last loss or gradient norm is not finite, on all ranks alike. Called
         before anything is logged or saved."""
         if self._norm is not None and not torch.isfinite(self._norm.read()):
-            raise NonFinite(
-                f"the loss or its gradients are not finite at step {self._step}. The last checkpoint is from "
-                "before: resume from it with a lower peak_lr, a longer warm-up, clip_norm=1.0 or "
-                "precision='fp32', and look for broken audio in the manifest"
-            )
+            raise NonFinite(self._step)
 
     def flush(self, objective: Objective) -> dict[str, float]:
         """The numbers since the last call, over all ranks. Raises NonFinite as `check_finite`."""

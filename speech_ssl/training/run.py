@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
-from speech_ssl.training.checkpoint import BEST, LAST, write_atomically
+from speech_ssl.training.checkpoint import BEST, FAIRSEQ2_STEPS, LAST, write_atomically
 from speech_ssl.training.config import TrainConfig
 
 RUN_FILE = "run.json"
@@ -58,7 +58,7 @@ def open_run_folder(out: Path, run: Run, inputs: Mapping[str, Any], *, resume: b
     """
     now = {**run.to_dict(), "inputs": dict(inputs)}
     path = out / RUN_FILE
-    if not path.exists() or not any((out / name).exists() for name in (LAST, BEST)):
+    if not path.exists() or not any(any(out.glob(kept)) for kept in (LAST, BEST, FAIRSEQ2_STEPS)):
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(now, indent=2).encode())
         return

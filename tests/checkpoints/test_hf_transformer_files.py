@@ -162,7 +162,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("config", "family", "field"),
     [
-        (replace(presets.base(), conformer_kernel=31), None, "conformer_kernel"),
+        (replace(presets.base(), conformer_kernel=31, pre_norm=True), None, "conformer_kernel"),
         (replace(presets.base(), mel_bins=80, **MEL), None, "mel_bins"),
         (replace(presets.base(), position_depth=5), None, "conv_norm"),
         (replace(presets.large(), position_depth=5), None, "pre_norm"),
