@@ -29,6 +29,7 @@ from torch import Tensor
 from speech_ssl.checkpoints import huggingface
 from speech_ssl.checkpoints import torchaudio as reader
 from speech_ssl.model.encoder import Encoder
+from speech_ssl.model.frontend import normalize_waves
 from speech_ssl.types import SAMPLE_RATE
 
 TOLERANCE = 1e-4
@@ -165,6 +166,8 @@ def of_torchaudio(family: str, tiny: bool) -> Row:
     encoder = reader.read(randomized(model).state_dict(), "torchaudio", "model").encoder
 
     def theirs(wave_1S: Tensor) -> Sequence[Tensor]:
+        if encoder.config.normalize_wave:  # there it is left to whoever calls
+            wave_1S = normalize_waves(wave_1S, torch.tensor([wave_1S.shape[1]]))
         # Of models with a norm at the end it gives the layers without it, so that only the end is compared.
         if encoder.config.pre_norm:
             return [model(wave_1S)[0]]

@@ -96,9 +96,11 @@ def read_folder(folder: Path) -> Converted:
 def _carded(folder: Path) -> dict[str, Any]:
     """What the card that `fairseq2_export` writes tells beside the weights."""
     try:
-        encoder = read_json(folder / CARD)["model_config"]["encoder_config"]
+        card = read_json(folder / CARD)
+        encoder = card["model_config"]["encoder_config"]
         strides = tuple(int(stride) for _, _, stride in encoder["feature_extractor_layer_descs"])
-        return {"heads": int(encoder["num_encoder_attn_heads"]), "conv_strides": strides}
+        known = {"heads": int(encoder["num_encoder_attn_heads"]), "conv_strides": strides}
+        return known | {"normalize_wave": bool(card["normalize_audio"])}
     except (OSError, KeyError, TypeError, ValueError):
         return {}  # a card of another kind
 

@@ -69,6 +69,7 @@ def write(artifact: Artifact, folder: str | Path) -> Path:
         "model_family": "wav2vec2",
         "model_config": model_config(state, config),
         "checkpoint": WEIGHTS,
+        "normalize_audio": config.normalize_wave,  # not fairseq2's model does that, but its data set
     }
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder: choose another name")
