@@ -82,7 +82,7 @@ def read(folder: Path, *, pickles: bool = False) -> Converted:
     kind, family = theirs.get("model_type"), _family(theirs, folder)
     where = str(folder / CONFIG)
     config = family.read_config(theirs, where)
-    config = replace(config, normalize_wave=_normalizes(folder) and not config.mel_bins)
+    config = replace(config, normalize_wave=_normalizes(folder, config) and not config.mel_bins)
     tensors = _weights(folder, pickles=pickles)
     body = tensors.below(_prefix(tensors))
     if not body.keys():
@@ -221,7 +221,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise ConversionError(f"{path}: not a whole safetensors file ({error}): fetch it again") from None
 
 
-def _normalizes(folder: Path) -> bool:
+def _normalizes(folder: Path, config: EncoderConfig) -> bool:
     """What the preprocessor does to waves. Without its file: what its class does by default."""
     path = folder / PREPROCESSOR
     if not path.is_file():
@@ -230,6 +230,11 @@ def _normalizes(folder: Path) -> bool:
     rate = options.get("sampling_rate", SAMPLE_RATE)
     if rate != SAMPLE_RATE:
         raise ConversionError(f"{path}: field 'sampling_rate' is {rate!r}; models here hear {SAMPLE_RATE} Hz")
+    for name, wanted in (("stride", 2), ("num_mel_bins", config.mel_bins)) if config.mel_bins else ():
+        if options.get(name, wanted) != wanted:
+            raise ConversionError(
+                f"{path}: field {name!r} is {options[name]!r}, where the model has {wanted}"
+            )
     return bool(options.get("do_normalize", True))
 
 

@@ -258,6 +258,17 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, damage: Any, said: st
     )
 
 
+@pytest.mark.parametrize("change", [{"stride": 1}, {"num_mel_bins": 40}])
+def test_mel_features_of_another_kind_are_refused(tmp_path: Path, change: dict[str, int]) -> None:
+    folder = saved(
+        made("Wav2Vec2Bert", "Model"), tmp_path / "model", preprocessor={"stride": 2, "num_mel_bins": 80}
+    )
+    speech_ssl.load(folder).encode([noise(0.5)])
+    change_json(folder / "preprocessor_config.json", **change)
+    with pytest.raises(ArtifactError, match=next(iter(change))):
+        speech_ssl.load(folder)
+
+
 def test_an_unknown_key_is_named(tmp_path: Path) -> None:
     model = made("Wav2Vec2", "ForCTC")
     model.surprise = torch.nn.Linear(2, 2)
