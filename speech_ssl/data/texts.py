@@ -33,6 +33,8 @@ def read_vocabulary(path: Path) -> Vocabulary:
             f"{path}: {wrong[0]!r} does not occur in normalised texts, which are lower case without "
             "punctuation: leave it out"
         )
+    if long := [c for c in characters if len(c) > 1]:  # models of other libraries may have such, ours none
+        raise ManifestError(f"{path}: {long[0]!r}: the units must be single characters, one a line")
     try:
         return Vocabulary((BLANK, *characters))
     except ValueError as error:
