@@ -11,9 +11,16 @@ from typing import Any
 from torch import Tensor
 
 from speech_ssl.checkpoints.artifact import Head
-from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors
+from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors, field_of
 from speech_ssl.checkpoints.hf_heads import Units, read_ctc
-from speech_ssl.checkpoints.naming import config_of, encoder_of, pretraining_of, renamed, tensors_of
+from speech_ssl.checkpoints.naming import (
+    config_of,
+    encoder_of,
+    old_names,
+    pretraining_of,
+    renamed,
+    tensors_of,
+)
 from speech_ssl.checkpoints.pickles import plain
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.text import BLANK, SPACE
@@ -22,6 +29,15 @@ DICTIONARY = "dict.ltr.txt"
 SPECIAL = ("<pad>", "</s>", "<unk>")
 """What fairseq's dictionaries have after `<s>`, which is the blank."""
 CONVOLUTIONS = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2"
+MOST_LAYERS, LONGEST = 100, 2000
+"""Of convolutions, and of characters that tell them."""
+NUMBERS = {  # with what fairseq takes for one that is missing
+    "dropout": ("dropout", 0.1),
+    "attention_dropout": ("attention_dropout", 0.1),
+    "activation_dropout": ("activation_dropout", 0.0),
+    "feature_dropout": ("dropout_input", 0.0),
+    "layer_drop": ("encoder_layerdrop", 0.0),
+}
 LAYER = r"encoder\.layers\.(\d+)\."
 NAMES = [
     ("mask_emb", "masked_spec_embed"),
@@ -51,6 +67,7 @@ LEFT_OUT = (
     "quantizer.",
     "regression_head",
     "_ema",
+    "target_glu.",
     "lm_head.",
 )
 
@@ -61,40 +78,46 @@ def recognises(content: Any) -> bool:
 
 def read(content: Any, where: str, name: str) -> Converted:
     """Raises ConversionError."""
-    found = tensors_of(content["model"])
-    given = plain(content.get("args")) or plain(content.get("cfg")) or {}
-    options, task = _options(given)
-    tuned = any(key.startswith("w2v_encoder.") for key in found)
-    found = {_shortened(key): value for key, value in found.items()}
-    tensors = Tensors(_renamed(found), where)
-    config = _config(_renamed(found), options, task, where)
+    found = {_shortened(key): value for key, value in tensors_of(content["model"]).items()}
+    names = _names(found)
+    theirs = renamed(found, names)
+    options, task = _options(content, where)
+    config = _config(theirs, options, task, where)
+    tensors = Tensors(theirs, where)
     encoder = encoder_of(tensors, config)
     heads = _heads(tensors, config, where)
-    extra = {} if tuned else pretraining_of(tensors, options.get("latent_groups"))
+    tuned = any(str(key).removeprefix("module.").startswith("w2v_encoder.") for key in content["model"])
+    groups = options.get("latent_groups")
+    extra = {} if tuned else pretraining_of(tensors, groups if type(groups) is int else None)
     left = tensors.keys()
     tensors.drop([key for key in left if key.startswith(LEFT_OUT)])
     tensors.check_empty()
-    training: dict[str, object] = {
-        "source": "fairseq",
-        "task": str(task.get("_name") or options.get("arch") or ""),
-    }
+    task_name = next((name for name in (task.get("_name"), options.get("arch")) if isinstance(name, str)), "")
+    training: dict[str, object] = {"source": "fairseq", "task": task_name}
     if left:
-        training["left_out"] = left
+        training["left_out"] = old_names(left, found, names)
     return Converted(encoder, name, training, heads=heads, extra=extra)
 
 
-def _options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _options(content: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of the model, those of its pre-training where it was tuned; and of the task."""
-    model = given.get("model", given)
-    task = given.get("task", given)
-    if not isinstance(model, dict):  # in old files the name of the architecture
-        model = dict(given)
-    if not isinstance(task, dict):
-        task = dict(given)
+    try:
+        given = plain(content.get("cfg")) or plain(content.get("args")) or {}
+    except RecursionError:
+        raise ConversionError(f"{where}: field 'cfg' or 'args' is nested too deeply") from None
+    if not isinstance(given, dict):
+        raise ConversionError(f"{where}: field 'cfg' or 'args' holds no options by their names")
+    model, task = given.get("model"), given.get("task")
+    model = model if isinstance(model, dict) else given  # in old files the name of the architecture
+    task = task if isinstance(task, dict) else given
     before = model.get("w2v_args")
     if isinstance(before, dict):
-        inner = before.get("model", before)
+        inner = before.get("model")
         model = {**model, **(inner if isinstance(inner, dict) else before)}
+    elif "w2v_path" in model and "encoder_attention_heads" not in model:
+        raise ConversionError(
+            f"{where}: field 'w2v_args' is missing: the options of the pre-trained model that was tuned"
+        )
     return model, task
 
 
@@ -104,57 +127,67 @@ def _shortened(key: str) -> str:
     return key.removeprefix("w2v_encoder.w2v_model.").removeprefix("w2v_encoder.")
 
 
-def _renamed(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _names(found: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     stacked = "encoder.pos_conv.1.0.bias" in found
-    names = [pair for pair in NAMES if not (stacked and "weight_g" in pair[0])]
-    return renamed(found, names)
+    return [pair for pair in NAMES if not (stacked and "weight_g" in pair[0])]
 
 
 def _config(
     tensors: Mapping[str, Tensor], options: Mapping[str, Any], task: Mapping[str, Any], where: str
 ) -> EncoderConfig:
-    layers = _layers(str(options.get("conv_feature_layers") or CONVOLUTIONS), where)
+    def option(name: str, usual: Any, kind: type | tuple[type, ...]) -> Any:
+        value = options.get(name)
+        return field_of({name: usual if value is None else value}, name, kind, where)
+
+    layers = _layers(option("conv_feature_layers", CONVOLUTIONS, str), where)
     known: dict[str, Any] = {
         "conv_strides": tuple(stride for _, _, stride in layers),
-        "pre_norm": bool(options.get("layer_norm_first", False)),
-        "normalize_wave": bool(task.get("normalize", options.get("normalize", False))),
-        "dropout": float(options.get("dropout", 0.1)),
-        "attention_dropout": float(options.get("attention_dropout", 0.1)),
-        "activation_dropout": float(options.get("activation_dropout", 0.0)),
-        "feature_dropout": float(options.get("dropout_input", 0.0)),
-        "layer_drop": float(options.get("encoder_layerdrop", 0.0)),
+        "heads": option("encoder_attention_heads", 12, int),
+        "pre_norm": option("layer_norm_first", False, bool),
+        "normalize_wave": _normalizes(options, task),
+        **{ours: float(option(name, usual, (int, float))) for ours, (name, usual) in NUMBERS.items()},
     }
-    heads = options.get("encoder_attention_heads", 12)
-    if not isinstance(heads, int):
-        raise ConversionError(f"{where}: field 'encoder_attention_heads' is {heads!r}, not a whole number")
-    known["heads"] = heads
     activation = options.get("activation_fn", "gelu")
     if activation not in ("gelu", "relu"):
         raise ConversionError(f"{where}: field 'activation_fn' is {activation!r}; known are gelu and relu")
     known["activation"] = activation
     if options.get("relative_position_embedding"):
-        known["relative_distance"] = int(options.get("max_distance", 800))
+        known["relative_distance"] = option("max_distance", 800, int)
     return config_of(tensors, where, **known)
+
+
+def _normalizes(options: Mapping[str, Any], task: Mapping[str, Any]) -> bool:
+    """The task says it; a model's options may only refer to that (`${task.normalize}`)."""
+    told = (each.get("normalize") for each in (task, options))
+    return next((value for value in told if isinstance(value, bool)), False)
 
 
 def _layers(text: str, where: str) -> list[tuple[int, int, int]]:
     """Channels, kernel and stride of each, from the sums and products of lists that fairseq writes."""
     try:
-        layers = _value(ast.parse(text, mode="eval").body)
-        return [(int(channels), int(kernel), int(stride)) for channels, kernel, stride in layers]
-    except (SyntaxError, ValueError, TypeError):
+        if len(text) > LONGEST:
+            raise ValueError("too long")
+        layers = [tuple(layer) for layer in _value(ast.parse(text, mode="eval").body)]
+        if any(len(layer) != 3 or any(type(value) is not int for value in layer) for layer in layers):
+            raise ValueError("not three whole numbers each")
+        return [(channels, kernel, stride) for channels, kernel, stride in layers]
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise ConversionError(
             f"{where}: field 'conv_feature_layers' is {text[:80]!r}: no list of layers"
         ) from None
 
 
 def _value(node: ast.expr) -> Any:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mult):
-        left, right = _value(node.left), _value(node.right)
-        if isinstance(node.op, ast.Mult) and max(v for v in (left, right) if isinstance(v, int)) > 1000:
+    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add | ast.Mult):
+        return ast.literal_eval(node)
+    left, right = _value(node.left), _value(node.right)
+    if isinstance(node.op, ast.Mult):
+        times = max(value for value in (left, right) if isinstance(value, int))
+        size = max((len(value) for value in (left, right) if isinstance(value, list)), default=1)
+        if times * size > MOST_LAYERS:
             raise ValueError("too many layers")
-        return left + right if isinstance(node.op, ast.Add) else left * right
-    return ast.literal_eval(node)
+        return left * right
+    return left + right
 
 
 def _heads(tensors: Tensors, config: EncoderConfig, where: str) -> dict[str, Head]:
@@ -162,7 +195,10 @@ def _heads(tensors: Tensors, config: EncoderConfig, where: str) -> dict[str, Hea
     path = Path(where).with_name(DICTIONARY)
     if "lm_head.weight" not in tensors or not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ConversionError(f"{path}: not a text in UTF-8") from None
     symbols = [*SPECIAL, *(line.rpartition(" ")[0] or line for line in lines if line)]
     ours = (BLANK, *(SPACE if symbol == "|" else symbol for symbol in symbols))
     if len(set(ours)) < len(ours):

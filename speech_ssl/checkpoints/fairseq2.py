@@ -14,7 +14,15 @@ from torch import Tensor
 from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors
 from speech_ssl.checkpoints.fairseq2_export import CARD, WEIGHTS
 from speech_ssl.checkpoints.hf_heads import read_json
-from speech_ssl.checkpoints.naming import config_of, encoder_of, pretraining_of, renamed, tensors_of
+from speech_ssl.checkpoints.naming import (
+    assumed,
+    config_of,
+    encoder_of,
+    old_names,
+    pretraining_of,
+    renamed,
+    tensors_of,
+)
 from speech_ssl.checkpoints.pickles import read_pickle
 
 FRONT = r"encoder_frontend\."
@@ -43,6 +51,8 @@ NAMES = [
     (r"final_proj\.(.*)", r"project_hid.\1"),
 ]
 
+WAVE_NOTE = "waves are normalised, as for fairseq2's published models with the norms first"
+
 
 def recognises(content: Any) -> bool:
     return any(key.startswith("encoder_frontend.") for key in _state(content))
@@ -52,7 +62,12 @@ def read(content: Any, where: str, name: str, **known: Any) -> Converted:
     """What weights do not tell is as in the published models, if it is not `known` (fields of our config):
     heads, strides, and that waves are normalised where the norms come first. Raises ConversionError."""
     state = _state(content)
-    pre_norm = "encoder_frontend.layer_norm.weight" not in state
+    pre_norm = "encoder.layer_norm.weight" in state
+    if pre_norm and "encoder_frontend.layer_norm.weight" in state:
+        raise ConversionError(
+            f"{where}: key 'encoder_frontend.layer_norm.weight' (layer_norm_features) is not supported where "
+            "the norms come first"
+        )
     found = renamed(state, NAMES)
     config = config_of(found, where, **{"pre_norm": pre_norm, "normalize_wave": pre_norm, **known})
     tensors = Tensors(found, where)
@@ -63,10 +78,10 @@ def read(content: Any, where: str, name: str, **known: Any) -> Converted:
     tensors.drop([key for key in left if key.startswith(("project_hid.", "project_q.", "quantizer."))])
     tensors.check_empty()
     training: dict[str, object] = {"source": "fairseq2"}
-    if pre_norm:
-        training["assumed"] = "waves are normalised, as for fairseq2's published models with the norms first"
+    if not known:
+        training["assumed"] = assumed(config, *[WAVE_NOTE] * pre_norm)
     if left:
-        training["left_out"] = [key.replace("project_hid", "final_proj") for key in left]
+        training["left_out"] = old_names(left, state, NAMES)
     return Converted(encoder, name, training, extra=extra)
 
 

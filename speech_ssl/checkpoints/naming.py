@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -16,7 +16,8 @@ from speech_ssl.model.encoder import Encoder
 
 HEAD_WIDTH = 64
 HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16, 2048: 16}
-"""By the width of published models: weights do not tell."""
+"""By the width of published models: weights do not tell. 2048: XLS-R 2B, and Omnilingual ASR's 3B and 7B
+(omnilingual_asr/models/wav2vec2_ssl/config.py: 16 from fairseq2's large_lv60k on, in all sizes)."""
 
 QUANTIZER = {
     "quantizer.weight_proj.weight": "quantizer.logits.weight",
@@ -28,6 +29,9 @@ QUANTIZER = {
 }
 
 
+Value = TypeVar("Value")
+
+
 def tensors_of(content: Any) -> dict[str, Tensor]:
     """The tensors of a state dict, without the prefix of a wrapper."""
     if not isinstance(content, Mapping):
@@ -37,17 +41,31 @@ def tensors_of(content: Any) -> dict[str, Tensor]:
     }
 
 
-def renamed(tensors: Mapping[str, Tensor], table: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+def renamed(values: Mapping[str, Value], table: Sequence[tuple[str, str]]) -> dict[str, Value]:
     """By the first pattern that a whole name matches; others keep theirs."""
     patterns = [(re.compile(pattern), new) for pattern, new in table]
     found = {}
-    for key, value in tensors.items():
+    for key, value in values.items():
         for pattern, new in patterns:
             if pattern.fullmatch(key):
                 key = pattern.sub(new, key)
                 break
         found[key] = value
     return found
+
+
+def old_names(
+    keys: Sequence[str], found: Mapping[str, object], table: Sequence[tuple[str, str]]
+) -> list[str]:
+    """Of those `keys` that `renamed` made of what was `found`."""
+    old = renamed({key: key for key in found}, table)
+    return sorted(old.get(key, key) for key in keys)
+
+
+def assumed(config: EncoderConfig, *more: str) -> list[str]:
+    """What a reader says of a config whose heads and strides shapes did not tell."""
+    strides = ", ".join(map(str, config.conv_strides))
+    return [f"attention has {config.heads} heads", f"the convolutions' strides are {strides}", *more]
 
 
 def heads_of(width: int, where: str) -> int:
@@ -86,7 +104,7 @@ def config_of(tensors: Mapping[str, Tensor], where: str, **known: Any) -> Encode
         return EncoderConfig(**{"feature_grad_scale": 1.0, **values, **known})
     except KeyError as error:
         raise ConversionError(f"{where}: key {error} is missing (by transformers' names)") from None
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         raise ConversionError(f"{where}: no encoder can be made of it: {error}") from None
 
 
@@ -106,14 +124,24 @@ def encoder_of(tensors: Tensors, config: EncoderConfig) -> Encoder:
 
 
 def pretraining_of(tensors: Tensors, groups: int | None = None) -> dict[str, Tensor]:
-    """Quantizer and projections by the names of our objective, taken; none, if not all are there."""
+    """Quantizer and projections by the names of our objective, taken; none, if not all are there. They are
+    copies, for a tensor may be a view of its file. Raises ConversionError for shapes that do not fit."""
     if not all(key in tensors for key in (*QUANTIZER, "quantizer.codevectors")):
         return {}
-    extra = {ours: tensors.take(name) for name, ours in QUANTIZER.items()}
-    codes = tensors.take("quantizer.codevectors")[0]
+    extra = {ours: tensors.take(name).clone() for name, ours in QUANTIZER.items()}
+    codes = tensors.take("quantizer.codevectors")
+    logits, targets = extra["quantizer.logits.weight"], extra["project_target.weight"]
+    if codes.ndim != 3 or logits.ndim != 2 or targets.ndim != 2 or not codes.numel():
+        raise ConversionError(f"{tensors.where}: its quantizer's weights have not the shapes of one")
+    count, width = codes[0].shape
     if groups is None:
-        groups = extra["project_target.weight"].shape[1] // codes.shape[1]
-    if not groups or len(codes) % groups:
-        raise ConversionError(f"{tensors.where}: {len(codes)} code vectors are not {groups} groups of them")
-    extra["quantizer.codebook_GVD"] = codes.reshape(groups, -1, codes.shape[1])
+        groups = targets.shape[1] // width
+    if not groups or count % groups:
+        raise ConversionError(f"{tensors.where}: {count} code vectors are not {groups} groups of them")
+    if len(codes) != 1 or len(logits) != count or targets.shape[1] != groups * width:
+        raise ConversionError(
+            f"{tensors.where}: {len(logits)} logits and projections of {targets.shape[1]} values do not fit "
+            f"{groups} groups of {count // groups} code vectors with {width} values"
+        )
+    extra["quantizer.codebook_GVD"] = codes[0].reshape(groups, -1, width).clone()
     return extra

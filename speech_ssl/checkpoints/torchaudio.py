@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from speech_ssl.checkpoints.conversion import Converted, Tensors
-from speech_ssl.checkpoints.naming import config_of, encoder_of, renamed, tensors_of
+from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors
+from speech_ssl.checkpoints.naming import assumed, config_of, encoder_of, old_names, renamed, tensors_of
 
 LAYER = r"encoder\.transformer\.layers\.(\d+)\."
 NAMES = [
+    (r"mask_generator\.mask_embedding", "masked_spec_embed"),
     (r"encoder\.feature_projection\.(.*)", r"feature_projection.\1"),
     (LAYER + r"attention\.attention\.out_proj\.(.*)", r"encoder.layers.\1.attention.out_proj.\2"),
     (r"encoder\.transformer\.(.*)", r"encoder.\1"),
@@ -26,7 +27,8 @@ def recognises(content: Any) -> bool:
 def read(content: Any, where: str, name: str) -> Converted:
     """What weights do not tell is as in the published models: heads, strides, and whether norms come first
     and waves are normalised, which is so where the convolutions have layer norms. Raises ConversionError."""
-    found = _parted(renamed(_state(content), NAMES))
+    state = _state(content)
+    found = _parted(renamed(state, NAMES), where)
     layered = "feature_extractor.conv_layers.1.layer_norm.weight" in found
     config = config_of(found, where, pre_norm=layered, normalize_wave=layered)
     tensors = Tensors(found, where)
@@ -35,19 +37,21 @@ def read(content: Any, where: str, name: str) -> Converted:
     tensors.drop([key for key in left if key.startswith(("aux.", "mask_generator.", "logit_generator."))])
     tensors.check_empty()
     training: dict[str, object] = {"source": "torchaudio"}
-    if layered:
-        training["assumed"] = WAVE_NOTE
+    training["assumed"] = assumed(config, *[WAVE_NOTE] * layered)
     if left:
-        training["left_out"] = left
+        training["left_out"] = old_names(left, state, NAMES)
     return Converted(encoder, name, training)
 
 
 def _state(content: Any) -> dict[str, Tensor]:
+    """As the model's own, without the prefixes of pre-training (`HuBERTPretrainModel`) and of Lightning."""
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
     found = tensors_of(content)
-    return {key.removeprefix("model."): value for key, value in found.items()}
+    return {key.removeprefix("model.").removeprefix("wav2vec2."): value for key, value in found.items()}
 
 
-def _parted(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _parted(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """WavLM's attention has queries, keys and values in one tensor."""
     parted = {}
     for key, value in found.items():
@@ -55,6 +59,8 @@ def _parted(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not joined:
             parted[key] = value
             continue
+        if not value.ndim or len(value) % 3 or not len(value):
+            raise ConversionError(f"{where}: key {key!r} has not the shape of queries, keys and values")
         for letter, rows in zip("qkv", value.chunk(3), strict=True):
             parted[f"{head}.attention.{letter}_proj.{kind}"] = rows
     return parted
