@@ -126,8 +126,9 @@ def pretrain(  # noqa: PLR0913 - what the command line asks
         inputs["engine"] = engine
     torch.manual_seed(run.train.seed)
     if artifact is not None:  # waves as it knows them
-        normalize = artifact.encoder.config.normalize_wave
-        run = replace(run, encoder=replace(run.encoder, normalize_wave=normalize))
+        theirs = artifact.encoder.config
+        waves = {"normalize_wave": theirs.normalize_wave, "wave_eps": theirs.wave_eps}
+        run = replace(run, encoder=replace(run.encoder, **waves))
     objective = run.objective.build(Encoder(run.encoder))
     if artifact is not None:
         start_from(objective, artifact)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from speech_ssl.checkpoints import naming
 from speech_ssl.checkpoints.artifact import Head
 from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors, field_of
 from speech_ssl.checkpoints.hf_heads import Units, read_ctc
@@ -37,7 +38,9 @@ NUMBERS = {  # with what fairseq takes for one that is missing
     "activation_dropout": ("activation_dropout", 0.0),
     "feature_dropout": ("dropout_input", 0.0),
     "layer_drop": ("encoder_layerdrop", 0.0),
+    "feature_grad_scale": ("feature_grad_mult", 1.0),
 }
+POSITIONS = {"rel_pos": "sinusoidal", "rope": "rotary"}
 LAYER = r"encoder\.layers\.(\d+)\."
 NAMES = [
     ("mask_emb", "masked_spec_embed"),
@@ -59,6 +62,13 @@ NAMES = [
     (LAYER + r"fc2\.(.*)", r"encoder.layers.\1.feed_forward.output_dense.\2"),
     (r"quantizer\.vars", "quantizer.codevectors"),
     (r"final_proj\.(.*)", r"project_hid.\1"),
+]
+CONFORMER = [
+    *((pattern, new) for pattern, new in NAMES if "self_attn" not in pattern),
+    (LAYER + r"ffn([12])\.layer_norm\.(.*)", r"encoder.layers.\1.ffn\2_layer_norm.\3"),
+    (LAYER + r"ffn([12])\.w_1\.(.*)", r"encoder.layers.\1.ffn\2.intermediate_dense.\3"),
+    (LAYER + r"ffn([12])\.w_2\.(.*)", r"encoder.layers.\1.ffn\2.output_dense.\3"),
+    (r"encoder\.layers\.0\.self_attn\.rotary_emb\.inv_freq", "encoder.embed_positions.inv_freq"),
 ]
 LEFT_OUT = (
     "label_embs_concat",
@@ -84,6 +94,7 @@ def read(content: Any, where: str, name: str) -> Converted:
     options, task = _options(content, where)
     config = _config(theirs, options, task, where)
     tensors = Tensors(theirs, where)
+    tensors.drop([key for key in theirs if key.endswith("rotary_emb.inv_freq")])  # the same in each layer
     encoder = encoder_of(tensors, config)
     heads = _heads(tensors, config, where)
     tuned = any(str(key).removeprefix("module.").startswith("w2v_encoder.") for key in content["model"])
@@ -128,6 +139,8 @@ def _shortened(key: str) -> str:
 
 
 def _names(found: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    if naming.DEPTHWISE in found:
+        return CONFORMER
     stacked = "encoder.pos_conv.1.0.bias" in found
     return [pair for pair in NAMES if not (stacked and "weight_g" in pair[0])]
 
@@ -147,6 +160,8 @@ def _config(
         "normalize_wave": _normalizes(options, task),
         **{ours: float(option(name, usual, (int, float))) for ours, (name, usual) in NUMBERS.items()},
     }
+    if naming.DEPTHWISE in tensors:
+        return _conformer(tensors, known, option("pos_enc_type", "abs", str), where)
     activation = options.get("activation_fn", "gelu")
     if activation not in ("gelu", "relu"):
         raise ConversionError(f"{where}: field 'activation_fn' is {activation!r}; known are gelu and relu")
@@ -154,6 +169,19 @@ def _config(
     if options.get("relative_position_embedding"):
         known["relative_distance"] = option("max_distance", 800, int)
     return config_of(tensors, where, **known)
+
+
+def _conformer(
+    tensors: Mapping[str, Tensor], known: dict[str, Any], positions: str, where: str
+) -> EncoderConfig:
+    """Of the Conformers, those whose layers know about positions; there one dropout is for all."""
+    if positions not in POSITIONS:
+        raise ConversionError(
+            f"{where}: field 'pos_enc_type' is {positions!r}; Conformers are read with rel_pos or rope"
+        )
+    dropouts = ("attention_dropout", "activation_dropout", "conformer_dropout")
+    known |= dict.fromkeys(dropouts, known["dropout"])
+    return config_of(tensors, where, **known, relative=POSITIONS[positions])
 
 
 def _normalizes(options: Mapping[str, Any], task: Mapping[str, Any]) -> bool:

@@ -115,7 +115,8 @@ def _carded(folder: Path) -> dict[str, Any]:
         encoder = card["model_config"]["encoder_config"]
         strides = tuple(int(stride) for _, _, stride in encoder["feature_extractor_layer_descs"])
         known = {"heads": int(encoder["num_encoder_attn_heads"]), "conv_strides": strides}
-        return known | {"normalize_wave": bool(card["normalize_audio"])}
+        waves = {"normalize_wave": bool(card["normalize_audio"]), "wave_eps": float(card["wave_eps"])}
+        return known | waves
     except (OSError, KeyError, TypeError, ValueError):
         return {}  # a card of another kind
 

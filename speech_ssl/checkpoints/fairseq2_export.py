@@ -70,6 +70,7 @@ def write(artifact: Artifact, folder: str | Path) -> Path:
         "model_config": model_config(state, config),
         "checkpoint": WEIGHTS,
         "normalize_audio": config.normalize_wave,  # not fairseq2's model does that, but its data set
+        "wave_eps": config.wave_eps,
     }
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder: choose another name")

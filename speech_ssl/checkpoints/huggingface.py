@@ -27,7 +27,7 @@ from speech_ssl.checkpoints.hf_heads import (
     write_labels,
 )
 from speech_ssl.checkpoints.naming import QUANTIZER, pretraining_of
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import WAVE_EPS, EncoderConfig
 from speech_ssl.model.heads import CTCSpec
 from speech_ssl.types import SAMPLE_RATE
 
@@ -174,7 +174,8 @@ def _same(family: Any, config: EncoderConfig, kind: str) -> bool:
         there_and_back = family.read_config({"model_type": kind, **family.write_config(config, kind)}, "")
     except ValueError:
         return False
-    return bool(there_and_back.architecture() == replace(config, normalize_wave=False).architecture())
+    asked = replace(config, normalize_wave=False, wave_eps=WAVE_EPS)
+    return bool(there_and_back.architecture() == asked.architecture())
 
 
 def _prefix(tensors: Tensors) -> str:

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from speech_ssl.checkpoints import hf_conformer, hf_transformer
 from speech_ssl.checkpoints.conversion import ConversionError, Tensors, built_encoder
-from speech_ssl.checkpoints.hf_transformer import read_encoder
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 
@@ -18,6 +18,12 @@ HEAD_WIDTH = 64
 HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16, 2048: 16}
 """By the width of published models: weights do not tell. 2048: XLS-R 2B, and Omnilingual ASR's 3B and 7B
 (omnilingual_asr/models/wav2vec2_ssl/config.py: 16 from fairseq2's large_lv60k on, in all sizes)."""
+
+LAYER_NORM_EPS = 1e-5
+"""Where waves are normalised by torch's `layer_norm`."""
+
+DEPTHWISE = "encoder.layers.0.conv_module.depthwise_conv.weight"
+"""What Conformers alone have."""
 
 QUANTIZER = {
     "quantizer.weight_proj.weight": "quantizer.logits.weight",
@@ -94,18 +100,32 @@ def config_of(tensors: Mapping[str, Tensor], where: str, **known: Any) -> Encode
             "depth": sum(
                 f"encoder.layers.{i}.final_layer_norm.weight" in tensors for i in range(len(tensors))
             ),
-            "ffn_width": tensors["encoder.layers.0.feed_forward.intermediate_dense.weight"].shape[0],
-            **_positions_of(tensors),
+            **(_conformer_of(tensors) if DEPTHWISE in tensors else _transformer_of(tensors)),
         }
         if "heads" not in known:
             values["heads"] = heads_of(width, where)
-        if (table := tensors.get("encoder.layers.0.attention.rel_attn_embed.weight")) is not None:
-            values |= {"relative": "gated", "relative_buckets": table.shape[0], "heads": table.shape[1]}
-        return EncoderConfig(**{"feature_grad_scale": 1.0, **values, **known})
+        return EncoderConfig(**{"feature_grad_scale": 1.0, "wave_eps": LAYER_NORM_EPS, **values, **known})
     except KeyError as error:
         raise ConversionError(f"{where}: key {error} is missing (by transformers' names)") from None
     except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         raise ConversionError(f"{where}: no encoder can be made of it: {error}") from None
+
+
+def _transformer_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    ffn_width = tensors["encoder.layers.0.feed_forward.intermediate_dense.weight"].shape[0]
+    values = {"ffn_width": ffn_width, **_positions_of(tensors)}
+    if (table := tensors.get("encoder.layers.0.attention.rel_attn_embed.weight")) is not None:
+        values |= {"relative": "gated", "relative_buckets": table.shape[0], "heads": table.shape[1]}
+    return values
+
+
+def _conformer_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {
+        "ffn_width": tensors["encoder.layers.0.ffn1.intermediate_dense.weight"].shape[0],
+        "conformer_kernel": tensors[DEPTHWISE].shape[2],
+        "activation": "silu",
+        "position_groups": 1,
+    }
 
 
 def _positions_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -120,7 +140,8 @@ def _positions_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def encoder_of(tensors: Tensors, config: EncoderConfig) -> Encoder:
     """From tensors by transformers' names, which are taken."""
-    return built_encoder(config, read_encoder(tensors, config), tensors.where)
+    family = hf_conformer if config.conformer_kernel else hf_transformer
+    return built_encoder(config, family.read_encoder(tensors, config), tensors.where)
 
 
 def pretraining_of(tensors: Tensors, groups: int | None = None) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 Relative = Literal["none", "gated", "rotary", "sinusoidal", "clipped"]
 
 
+WAVE_EPS = 1e-7
+"""transformers' and ours."""
 MEL_FIELD, MEL_HOP = 560, 320
 """Samples under a frame of log-mel features, and from one to the next."""
 
@@ -83,6 +85,9 @@ class EncoderConfig:
     the words of convolutions conv_channels (2 * mel_bins,), conv_kernels (560,), conv_strides (320,)."""
     conformer_dropout: float = 0.1
     """After the convolution in each block."""
+    wave_eps: float = WAVE_EPS
+    """Added to the variance that normalize_wave divides by: fairseq, fairseq2 and torchaudio have 1e-5 there,
+    which quiet waves hear."""
 
     def __post_init__(self) -> None:
         depth = len(self.conv_channels)
@@ -99,6 +104,8 @@ class EncoderConfig:
             raise ValueError(
                 f"width {self.width} must be a multiple of position_groups {self.position_groups}"
             )
+        if not 0 < self.wave_eps < 1:
+            raise ValueError(f"wave_eps must be more than 0 and less than 1, not {self.wave_eps!r}")
         if self.conv_norm not in ("group", "layer"):
             raise ValueError(f"conv_norm must be 'group' or 'layer', not {self.conv_norm!r}")
         if self.init not in ("published", "smooth"):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_ssl.model.config import Activation, EncoderConfig
+from speech_ssl.model.config import WAVE_EPS, Activation, EncoderConfig
 from speech_ssl.model.convolution import Lengths, conv_over_time, output_length
 from speech_ssl.types import Frames, valid_mask
 
@@ -22,14 +22,14 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
-def normalize_waves(wave_BS: Tensor, lengths_B: Tensor) -> Tensor:
+def normalize_waves(wave_BS: Tensor, lengths_B: Tensor, eps: float = WAVE_EPS) -> Tensor:
     """Zero mean and unit variance of each row over its true length; padding stays zero."""
     valid_BS = valid_mask(lengths_B, wave_BS.shape[1])
     count_B1 = lengths_B[:, None].to(wave_BS.dtype)
     mean_B1 = (wave_BS * valid_BS).sum(1, keepdim=True) / count_B1
     centred_BS = (wave_BS - mean_B1) * valid_BS
     variance_B1 = centred_BS.square().sum(1, keepdim=True) / count_B1
-    return centred_BS / (variance_B1 + 1e-7).sqrt()
+    return centred_BS / (variance_B1 + eps).sqrt()
 
 
 class ValidGroupNorm(nn.Module):
@@ -116,7 +116,7 @@ class Frontend(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.normalize_wave = config.normalize_wave
+        self.normalize_wave, self.wave_eps = config.normalize_wave, config.wave_eps
         self.kernels, self.strides = config.conv_kernels, config.conv_strides
         layers = [ConvLayer(config, number) for number in range(len(config.conv_channels))]
         self.layers = nn.ModuleList(layers)
@@ -148,7 +148,7 @@ class Frontend(nn.Module):
         if wave_BS.shape[1] < self.receptive_field:
             raise ValueError(f"a clip needs at least {self.receptive_field} samples, got {wave_BS.shape[1]}")
         if self.normalize_wave:
-            wave_BS = normalize_waves(wave_BS, lengths_B)
+            wave_BS = normalize_waves(wave_BS, lengths_B, self.wave_eps)
         frames = Frames(wave_BS[:, :, None], lengths_B)
         for layer in self.layers:
             frames = layer(frames)

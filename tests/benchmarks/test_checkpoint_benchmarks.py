@@ -13,17 +13,25 @@ pytest.importorskip("transformers")
 
 def test_parity_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = tmp_path / "d.md"
-    document.write_text("before\n<!-- benchmarks.parity -->\nold\n<!-- end -->\nafter\n")
+    kept = "| HuBERT BASE | fairseq | 94 M | 1.0e-06 | 1 |"
+    document.write_text(
+        "before\n<!-- benchmarks.parity -->\nold\n"
+        f"{kept}\n| WavLM BASE | torchaudio | 1 M | 1.0 | 1 |\n| gone | fairseq | 1 M | 1.0 | 1 |\n"
+        "<!-- end -->\nafter\n"
+    )
     families = ["WavLM BASE", "w2v-BERT 2.0"]
     assert parity.main(["--tiny", "--write", str(document), "--only", *families]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| W") or "BERT" in line]
     assert [row.split(" | ")[1] for row in rows] == ["transformers", "transformers", "torchaudio"]
     text = document.read_text()
     assert text.startswith("before\n") and text.endswith("<!-- end -->\nafter\n") and "old" not in text
-    assert all(row in text for row in rows)
+    assert text.splitlines()[4:-2] == [*rows, kept]
     document.write_text("no marks")
     with pytest.raises(ValueError, match="to put the table between"):
-        parity.replace_table(document, "")
+        parity.update_table(document, [])
+    with pytest.raises(SystemExit):
+        parity.main(["--sources", "fairseq"])
+    assert "needs --fairseq PYTHON" in capsys.readouterr().err
 
 
 def test_parity_tells_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
