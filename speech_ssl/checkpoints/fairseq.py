@@ -15,6 +15,7 @@ from speech_ssl.checkpoints.artifact import Head
 from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors, field_of
 from speech_ssl.checkpoints.hf_heads import Units, read_ctc
 from speech_ssl.checkpoints.naming import (
+    assumed,
     config_of,
     encoder_of,
     old_names,
@@ -40,6 +41,7 @@ NUMBERS = {  # with what fairseq takes for one that is missing
     "layer_drop": ("encoder_layerdrop", 0.0),
     "feature_grad_scale": ("feature_grad_mult", 1.0),
 }
+WAVE_NOTE = "norms come first and waves are normalised, as where the convolutions have layer norms"
 POSITIONS = {"rel_pos": "sinusoidal", "rope": "rotary"}
 LAYER = r"encoder\.layers\.(\d+)\."
 NAMES = [
@@ -83,21 +85,25 @@ LEFT_OUT = (
 
 
 def recognises(content: Any) -> bool:
-    return isinstance(content, Mapping) and "model" in content and ("args" in content or "cfg" in content)
+    if isinstance(content, Mapping) and "model" in content and ("args" in content or "cfg" in content):
+        return True
+    return any(key.endswith("feature_extractor.conv_layers.0.0.weight") for key in _state(content))
 
 
 def read(content: Any, where: str, name: str) -> Converted:
-    """Raises ConversionError."""
-    found = {_shortened(key): value for key, value in tensors_of(content["model"]).items()}
+    """Options may be missing: what weights do not tell is then as in the published models. Raises
+    ConversionError."""
+    state = _state(content)
+    found = {_shortened(key): value for key, value in state.items()}
     names = _names(found)
     theirs = renamed(found, names)
     options, task = _options(content, where)
-    config = _config(theirs, options, task, where)
+    config = _config(theirs, options, task, where) if options else _published(theirs, where)
     tensors = Tensors(theirs, where)
     tensors.drop([key for key in theirs if key.endswith("rotary_emb.inv_freq")])  # the same in each layer
     encoder = encoder_of(tensors, config)
     heads = _heads(tensors, config, where)
-    tuned = any(str(key).removeprefix("module.").startswith("w2v_encoder.") for key in content["model"])
+    tuned = any(key.startswith("w2v_encoder.") for key in state)
     groups = options.get("latent_groups")
     extra = {} if tuned else pretraining_of(tensors, groups if type(groups) is int else None)
     left = tensors.keys()
@@ -105,9 +111,17 @@ def read(content: Any, where: str, name: str) -> Converted:
     tensors.check_empty()
     task_name = next((name for name in (task.get("_name"), options.get("arch")) if isinstance(name, str)), "")
     training: dict[str, object] = {"source": "fairseq", "task": task_name}
+    if not options:
+        training["assumed"] = assumed(config, *[WAVE_NOTE] * config.pre_norm)
     if left:
         training["left_out"] = old_names(left, found, names)
     return Converted(encoder, name, training, heads=heads, extra=extra)
+
+
+def _state(content: Any) -> dict[str, Tensor]:
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    return tensors_of(content)
 
 
 def _options(content: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -169,6 +183,13 @@ def _config(
     if options.get("relative_position_embedding"):
         known["relative_distance"] = option("max_distance", 800, int)
     return config_of(tensors, where, **known)
+
+
+def _published(tensors: Mapping[str, Tensor], where: str) -> EncoderConfig:
+    if naming.DEPTHWISE in tensors:
+        raise ConversionError(f"{where}: field 'cfg' is missing, which tells a Conformer's kind of positions")
+    layered = "feature_extractor.conv_layers.1.layer_norm.weight" in tensors
+    return config_of(tensors, where, pre_norm=layered, normalize_wave=layered)
 
 
 def _conformer(

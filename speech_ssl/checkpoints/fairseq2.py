@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from speech_ssl.checkpoints.artifact import Head
 from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors
 from speech_ssl.checkpoints.fairseq2_export import CARD, WEIGHTS
-from speech_ssl.checkpoints.hf_heads import read_json
+from speech_ssl.checkpoints.hf_heads import read_ctc, read_json
 from speech_ssl.checkpoints.naming import (
     assumed,
     config_of,
@@ -24,6 +25,8 @@ from speech_ssl.checkpoints.naming import (
     tensors_of,
 )
 from speech_ssl.checkpoints.pickles import read_pickle
+from speech_ssl.checkpoints.sentencepiece import read_units
+from speech_ssl.model.config import EncoderConfig
 
 FRONT = r"encoder_frontend\."
 LAYER = r"encoder\.layers\.(\d+)\."
@@ -48,9 +51,9 @@ NAMES = [
     (r"quantizer\.entry_proj\.(.*)", r"quantizer.weight_proj.\1"),
     (r"quantizer\.entries", "quantizer.codevectors"),
     (r"final_target_proj\.(.*)", r"project_q.\1"),
-    (r"final_proj\.(.*)", r"project_hid.\1"),
 ]
-
+LEFT_OUT = ("project_hid.", "project_q.", "quantizer.", "lm_head.")
+TOKENIZER = ".model"
 WAVE_NOTE = "waves are normalised, as for fairseq2's published models with the norms first"
 
 
@@ -58,9 +61,11 @@ def recognises(content: Any) -> bool:
     return any(key.startswith("encoder_frontend.") for key in _state(content))
 
 
-def read(content: Any, where: str, name: str, **known: Any) -> Converted:
+def read(content: Any, where: str, name: str, tokenizer: Path | None = None, **known: Any) -> Converted:
     """What weights do not tell is as in the published models, if it is not `known` (fields of our config):
-    heads, strides, and that waves are normalised where the norms come first. Raises ConversionError."""
+    heads, strides, and that waves are normalised where the norms come first. tokenizer: of a model tuned for
+    CTC, the SentencePiece model of its characters; without it its head has no meaning. Raises
+    ConversionError."""
     state = _state(content)
     pre_norm = "encoder.layer_norm.weight" in state
     if pre_norm and "encoder_frontend.layer_norm.weight" in state:
@@ -68,21 +73,56 @@ def read(content: Any, where: str, name: str, **known: Any) -> Converted:
             f"{where}: key 'encoder_frontend.layer_norm.weight' (layer_norm_features) is not supported where "
             "the norms come first"
         )
-    found = renamed(state, NAMES)
+    tuned = "final_proj.weight" in state and "quantizer.entries" not in state
+    names = [*NAMES, (r"final_proj\.(.*)", r"lm_head.\1" if tuned else r"project_hid.\1")]
+    found = renamed(state, names)
     config = config_of(found, where, **{"pre_norm": pre_norm, "normalize_wave": pre_norm, **known})
     tensors = Tensors(found, where)
     encoder = encoder_of(tensors, config)
+    heads = {}
+    if tuned and tokenizer is not None:
+        heads["ctc"] = _ctc(tensors, len(found["lm_head.weight"]), tokenizer, config)
     extra = pretraining_of(tensors)
     tensors.drop(["quantizer.num_updates"])
     left = tensors.keys()
-    tensors.drop([key for key in left if key.startswith(("project_hid.", "project_q.", "quantizer."))])
+    tensors.drop([key for key in left if key.startswith(LEFT_OUT)])
     tensors.check_empty()
     training: dict[str, object] = {"source": "fairseq2"}
-    if not known:
-        training["assumed"] = assumed(config, *[WAVE_NOTE] * pre_norm)
+    notes = [WAVE_NOTE] if pre_norm and "normalize_wave" not in known else []
+    if guessed := assumed(config, *notes, known=known):
+        training["assumed"] = guessed
     if left:
-        training["left_out"] = old_names(left, state, NAMES)
-    return Converted(encoder, name, training, extra=extra)
+        training["left_out"] = old_names(left, state, names)
+    return Converted(encoder, name, training, heads=heads, extra=extra)
+
+
+def read_file(path: Path, name: str, tokenizer: Path | None, **known: Any) -> Converted:
+    """Raises ConversionError."""
+    content = read_pickle(path)
+    if not recognises(content):
+        raise ConversionError(f"{path}: not a wav2vec 2.0 model of fairseq2")
+    return read(content, str(path), name, tokenizer, **known)
+
+
+def tokenizer_in(folder: Path) -> Path | None:
+    """The SentencePiece model in a folder. Raises ConversionError if there are several."""
+    found = sorted(folder.glob(f"*{TOKENIZER}"))
+    if len(found) > 1:
+        raise ConversionError(
+            f"{folder}: has {len(found)} SentencePiece models, such as {found[0].name} and {found[1].name}: "
+            "leave the one that belongs to the checkpoint"
+        )
+    return found[0] if found else None
+
+
+def _ctc(tensors: Tensors, count: int, tokenizer: Path, config: EncoderConfig) -> Head:
+    units = read_units(tokenizer)
+    if len(units.symbols) != count:
+        raise ConversionError(
+            f"{tokenizer}: has {len(units.symbols)} pieces, and 'final_proj' of {tensors.where} has {count} "
+            "units: it belongs to another model"
+        )
+    return read_ctc(tensors, units, config)
 
 
 def read_folder(folder: Path) -> Converted:
@@ -102,10 +142,7 @@ def read_folder(folder: Path) -> Converted:
             f"{folder}: the model is in {len(shards)} files, of several ranks or steps: name the folder of "
             "one step, saved whole"
         )
-    content = read_pickle(shards[0])
-    if not recognises(content):
-        raise ConversionError(f"{shards[0]}: not a wav2vec 2.0 model of fairseq2")
-    return read(content, str(shards[0]), folder.resolve().name)
+    return read_file(shards[0], name=folder.resolve().name, tokenizer=tokenizer_in(folder))
 
 
 def _carded(folder: Path) -> dict[str, Any]:

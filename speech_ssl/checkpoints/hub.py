@@ -16,8 +16,8 @@ def is_id(name: str) -> bool:
 
 
 def fetched(name: str, *, pickles: bool) -> Path:
-    """The folder with its files. pickles: `pytorch_model.bin`, where it has no safetensors. Raises
-    ConversionError."""
+    """The folder with its files. pickles: `pytorch_model.bin`, where it has no safetensors; where it is none
+    of transformers either, as Omnilingual ASR's are, its `.pt` and tokenizer. Raises ConversionError."""
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -30,7 +30,8 @@ def fetched(name: str, *, pickles: bool) -> Path:
     try:
         folder = Path(snapshot_download(model, revision=revision or None, allow_patterns=wanted))
         if pickles and not list(folder.glob("*.safetensors")):
-            wanted = [*FILES, "pytorch_model.bin"]
+            known = (folder / "config.json").is_file()
+            wanted = [*FILES, "pytorch_model.bin"] if known else ["*.pt", "*.model"]
             folder = Path(snapshot_download(model, revision=revision or None, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -4,7 +4,7 @@ config out of shapes."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -68,10 +68,13 @@ def old_names(
     return sorted(old.get(key, key) for key in keys)
 
 
-def assumed(config: EncoderConfig, *more: str) -> list[str]:
-    """What a reader says of a config whose heads and strides shapes did not tell."""
-    strides = ", ".join(map(str, config.conv_strides))
-    return [f"attention has {config.heads} heads", f"the convolutions' strides are {strides}", *more]
+def assumed(config: EncoderConfig, *more: str, known: Collection[str] = ()) -> list[str]:
+    """What a reader says of a config whose heads and strides neither shapes nor options told."""
+    told = {
+        "heads": f"attention has {config.heads} heads",
+        "conv_strides": f"the convolutions' strides are {', '.join(map(str, config.conv_strides))}",
+    }
+    return [*(text for name, text in told.items() if name not in known), *more]
 
 
 def heads_of(width: int, where: str) -> int:

@@ -35,13 +35,13 @@ def open_checkpoint(source: str | Path, *, pickles: bool = False) -> Artifact:
     """
     path = Path(source)
     if isinstance(source, str) and hub.is_id(source) and not path.exists():
-        return _in_memory(huggingface.read(hub.fetched(source, pickles=pickles), pickles=pickles), path)
+        return _in_memory(_read_fetched(source, pickles=pickles), path)
     if huggingface.recognises(path):
         return _in_memory(huggingface.read(path, pickles=pickles), path)
     if path.is_dir() and (not pickles or (path / CONFIG).exists()):
         return load_artifact(path)
     if not path.exists():
-        raise ConversionError(f"{path}: no such folder or file")
+        return _in_memory(_read_asset(str(source), pickles=pickles), path)
     if not pickles:
         raise ConversionError(f"{path}: first make an artifact of it, with `speech-ssl convert`")
     return _in_memory(_read_pickled(path), path)
@@ -77,6 +77,34 @@ def pretraining_of(artifact: Artifact) -> Mapping[str, Tensor]:
     return load_extra(artifact.folder) if artifact.extra is None else artifact.extra
 
 
+def _read_fetched(name: str, *, pickles: bool) -> Converted:
+    """By its id on the hub: as transformers has it, or, as Omnilingual ASR's are, a file of fairseq2."""
+    folder = hub.fetched(name, pickles=pickles)
+    if (folder / CONFIG).exists():
+        return huggingface.read(folder, pickles=pickles)
+    if not pickles:
+        raise ConversionError(
+            f"{name}: has no config.json of transformers; if it has a file of torch, first make an artifact "
+            "of it, with `speech-ssl convert`"
+        )
+    files = sorted(folder.glob("*.pt"))
+    if len(files) != 1:
+        raise ConversionError(f"{name}: has no config.json of transformers, and {len(files)} files of torch")
+    return _read_pickled(files[0])
+
+
+def _read_asset(name: str, *, pickles: bool) -> Converted:
+    """By the name that fairseq2 has for it."""
+    from speech_ssl.checkpoints import fairseq2, fairseq2_assets
+
+    if not pickles or not fairseq2_assets.is_name(name):
+        raise ConversionError(f"{name}: no such folder or file")
+    asset = fairseq2_assets.fetched(name)
+    if asset is None:
+        raise ConversionError(f"{name}: no such folder or file, and {fairseq2_assets.NONE}")
+    return fairseq2.read_file(asset.path, name, asset.tokenizer, **asset.known)
+
+
 def _read_pickled(path: Path) -> Converted:
     from speech_ssl.checkpoints import fairseq, fairseq2, pickles, torchaudio
 
@@ -85,13 +113,12 @@ def _read_pickled(path: Path) -> Converted:
     if path.suffix == ".safetensors":
         raise ConversionError(f"{path}: name the folder that it is in, with its config.json")
     content = pickles.read_pickle(path)
-    for recognises, read in (
-        (fairseq.recognises, fairseq.read),
-        (fairseq2.recognises, fairseq2.read),
-        (torchaudio.recognises, torchaudio.read),
-    ):
-        if recognises(content):
-            return read(content, str(path), path.stem)
+    if fairseq.recognises(content):
+        return fairseq.read(content, str(path), path.stem)
+    if fairseq2.recognises(content):
+        return fairseq2.read(content, str(path), path.stem, fairseq2.tokenizer_in(path.parent))
+    if torchaudio.recognises(content):
+        return torchaudio.read(content, str(path), path.stem)
     raise ConversionError(f"{path}: not a checkpoint of fairseq, fairseq2 or torchaudio that is known here")
 
 

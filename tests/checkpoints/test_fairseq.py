@@ -253,3 +253,29 @@ def test_nothing_is_said_in_between(tmp_path: Path) -> None:
             convert(tmp_path / "f.pt", tmp_path / f"out{zipped}")
             frames.append(speech_ssl.load(tmp_path / f"out{zipped}").encode([noise(0.4)])[0].frames)
     np.testing.assert_array_equal(*frames)
+
+
+@pytest.mark.parametrize("bare", [True, False])
+@pytest.mark.parametrize("layered", [False, True], ids=["group", "layer"])
+def test_weights_without_options(tmp_path: Path, layered: bool, bare: bool) -> None:
+    """As the published models are, and the artifact keeps what was assumed."""
+    torch.manual_seed(0)
+    state = written(layered)
+    torch.save(state if bare else {"model": state}, tmp_path / "f.pt")
+    found = open_checkpoint(tmp_path / "f.pt", pickles=True)
+    given = {**SIZES, "layer_norm_first": layered, "encoder_attention_heads": 2}
+    content = {"model": state, "cfg": {"model": given, "task": {"normalize": layered}}}
+    expected = read(content, "f.pt", "f")
+    assert found.encoder.config.architecture() == expected.encoder.config.architecture()
+    theirs = expected.encoder.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in found.encoder.state_dict().items())
+    assert found.extra is not None and found.extra.keys() == expected.extra.keys()
+    assumed = found.config["training"]["assumed"]
+    assert assumed[0] == "attention has 2 heads" and len(assumed) == 2 + layered
+    assert "assumed" not in expected.training
+
+
+def test_a_conformer_without_options() -> None:
+    state = {"encoder.layers.0.conv_module.depthwise_conv.weight": drawn(4, 1, 3)}
+    with pytest.raises(ArtifactError, match="field 'cfg' is missing, which tells a Conformer's"):
+        read({"model": state}, "f.pt", "f")

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import speech_ssl
-from speech_ssl.checkpoints import fairseq2_export
 from speech_ssl.checkpoints.artifact import ArtifactError, load_artifact, load_extra
 from speech_ssl.checkpoints.opening import convert, open_checkpoint
 from tests.checkpoints.transformers_models import LARGE, answer_of, made, noise
@@ -196,66 +195,6 @@ def test_torchaudio(tmp_path: Path, kind: str) -> None:
         np.testing.assert_allclose(ours, theirs[0].detach().numpy(), atol=1e-4)
     training = load_artifact(tmp_path / "artifact").config["training"]
     assert training.get("left_out") == (["aux.bias", "aux.weight"] if kind == "group" else None)
-
-
-FAIRSEQ2: Renaming = [
-    *IN_BLOCK[:2],
-    ("masked_spec_embed", "masker.temporal_mask_embed"),
-    (r"feature_extractor\.conv_layers", "encoder_frontend.feature_extractor.layers"),
-    (r"feature_projection\.layer_norm", "encoder_frontend.post_extract_layer_norm"),
-    (r"feature_projection\.projection", "encoder_frontend.model_dim_proj"),
-    (r"encoder\.pos_conv_embed", "encoder_frontend.pos_encoder"),
-    ("parametrizations.weight.original0", "weight_g"),
-    ("parametrizations.weight.original1", "weight_v"),
-    ("out_proj", "output_proj"),
-    (r"(encoder\.layers\.\d+)\.final_layer_norm", r"\1.ffn_layer_norm"),
-    (r"feed_forward\.intermediate_dense", "ffn.inner_proj"),
-    (r"feed_forward\.output_dense", "ffn.output_proj"),
-    (r"quantizer\.weight_proj", "quantizer.entry_proj"),
-    (r"quantizer\.codevectors", "quantizer.entries"),
-    ("project_q", "final_target_proj"),
-    ("project_hid", "final_proj"),
-    ("lm_head", "final_proj"),
-]
-
-
-def in_fairseq2(model: Any, pre_norm: bool) -> dict[str, Tensor]:
-    found = {}
-    for key, value in model.state_dict().items():
-        key = key.removeprefix("wav2vec2.")
-        if not pre_norm:
-            key = re.sub(r"^encoder\.layer_norm", "encoder_frontend.layer_norm", key)
-            key = re.sub(r"(conv_layers\.0)\.layer_norm", r"\1.group_norm", key)
-        for theirs, fairseq2s in FAIRSEQ2:
-            key = re.sub(theirs, fairseq2s, key)
-        found[key] = value
-    return found
-
-
-@pytest.mark.parametrize("config", [{}, LARGE], ids=["post", "pre"])
-@pytest.mark.parametrize("head", ["ForPreTraining", "ForCTC"])
-def test_fairseq2(tmp_path: Path, head: str, config: Mapping[str, Any]) -> None:
-    wide = {"hidden_size": 128, "intermediate_size": 48}
-    model = made("Wav2Vec2", head, **{**config, **wide})
-    content = {"model": in_fairseq2(model, bool(config)), "fs2": True}
-    step = tmp_path / "step_5" / "model" / "pp_00" / "tp_00"
-    step.mkdir(parents=True)
-    torch.save(content, step / "sdp_00.pt")
-    torch.save(content["model"], tmp_path / "plain.pt")
-    wave = noise(0.8)
-    for number, source in enumerate((tmp_path / "step_5", tmp_path / "plain.pt")):
-        convert(source, tmp_path / f"artifact{number}")
-        check(tmp_path / f"artifact{number}", model, wave, layer_norm(wave) if config else wave)
-        assert bool(load_extra(tmp_path / f"artifact{number}")) == (head == "ForPreTraining")
-    if head == "ForPreTraining":
-        theirs = load_artifact(tmp_path / "artifact0")
-        fairseq2_export.write(theirs, tmp_path / "back")
-        again = open_checkpoint(tmp_path / "back", pickles=True)
-        one, other = theirs.encoder.state_dict(), again.encoder.state_dict()
-        assert all(torch.equal(one[key], other[key]) for key in one)
-        assert again.extra and all(
-            torch.equal(value, again.extra[key]) for key, value in load_extra(theirs.folder).items()
-        )
 
 
 def wav2vec2(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
