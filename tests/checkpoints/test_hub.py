@@ -14,6 +14,7 @@ import speech_ssl
 from speech_ssl.checkpoints import hub
 from speech_ssl.checkpoints.artifact import ArtifactError
 from speech_ssl.checkpoints.opening import convert
+from tests.checkpoints.test_fairseq2 import omnilingual
 from tests.checkpoints.transformers_models import made, saved
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -53,6 +54,20 @@ def test_a_pickle_is_asked_for_by_convert_alone(asked: Asked, tmp_path: Path) ->
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     convert("someone/old-model", tmp_path / "artifact")
     assert "pytorch_model.bin" in asked[-1]["allow_patterns"]
+
+
+def test_a_file_of_fairseq2(asked: Asked, tmp_path: Path) -> None:
+    """As Omnilingual ASR's models are on the hub: no config, one file of torch, perhaps a tokenizer."""
+    (tmp_path / "snapshot").mkdir()
+    omnilingual(tmp_path / "snapshot", 40)
+    with pytest.raises(ArtifactError, match="someone/omni: has no config.json of transformers; .*convert"):
+        speech_ssl.load("someone/omni")
+    assert len(asked) == 1
+    assert convert("someone/omni", tmp_path / "artifact").heads
+    assert asked[-1]["allow_patterns"] == ["*.pt", "*.model"]
+    (tmp_path / "snapshot" / "omni.pt").unlink()
+    with pytest.raises(ArtifactError, match="someone/omni: has no config.json of transformers, and 0 files"):
+        convert("someone/omni", tmp_path / "artifact2")
 
 
 def failing(error: Exception) -> Callable[..., str]:
