@@ -219,9 +219,7 @@ def of_fairseq2(family: str, tiny: bool, _: object = None) -> Row:
     if tiny:
         config.encoder_config.num_encoder_layers = 2
     model = randomized(create_wav2vec2_model(config))
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save({"model": model.state_dict()}, path := Path(folder) / "model.pt")
-        encoder = fairseq2.read(read_pickle(path), str(path), "model").encoder
+    encoder = fairseq2.read(model.state_dict(), "fairseq2", "model").encoder
     layers: list[Tensor] = []
     for layer in model.encoder.layers:
         layer.register_forward_hook(lambda _, __, out: layers.append(out))
