@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -80,8 +81,9 @@ def pretraining_of(artifact: Artifact) -> Mapping[str, Tensor]:
 def _read_fetched(name: str, *, pickles: bool) -> Converted:
     """By its id on the hub: as transformers has it, or, as Omnilingual ASR's are, a file of fairseq2."""
     folder = hub.fetched(name, pickles=pickles)
+    called = name.partition("@")[0].rpartition("/")[2]  # the folder is called by its commit
     if (folder / CONFIG).exists():
-        return huggingface.read(folder, pickles=pickles)
+        return replace(huggingface.read(folder, pickles=pickles), name=called)
     if not pickles:
         raise ConversionError(
             f"{name}: has no config.json of transformers; if it has a file of torch, first make an artifact "
@@ -90,7 +92,7 @@ def _read_fetched(name: str, *, pickles: bool) -> Converted:
     files = sorted(folder.glob("*.pt"))
     if len(files) != 1:
         raise ConversionError(f"{name}: has no config.json of transformers, and {len(files)} files of torch")
-    return _read_pickled(files[0])
+    return replace(_read_pickled(files[0]), name=called)
 
 
 def _read_asset(name: str, *, pickles: bool) -> Converted:
