@@ -23,7 +23,7 @@ from speech_ssl.checkpoints.naming import (
     renamed,
     tensors_of,
 )
-from speech_ssl.checkpoints.pickles import plain
+from speech_ssl.checkpoints.plain import plain
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.text import BLANK, SPACE
 
@@ -230,13 +230,15 @@ def _value(node: ast.expr) -> Any:
     if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add | ast.Mult):
         return ast.literal_eval(node)
     left, right = _value(node.left), _value(node.right)
-    if isinstance(node.op, ast.Mult):
-        times = max(value for value in (left, right) if isinstance(value, int))
-        size = max((len(value) for value in (left, right) if isinstance(value, list)), default=1)
-        if times * size > MOST_LAYERS:
-            raise ValueError("too many layers")
-        return left * right
-    return left + right
+    lists = [value for value in (left, right) if type(value) is list]
+    if isinstance(node.op, ast.Add):
+        if len(lists) != 2:
+            raise ValueError("a sum of something else")
+        return left + right
+    times = next((value for value in (left, right) if type(value) is int), -1)
+    if len(lists) != 1 or not 0 <= times * len(lists[0]) <= MOST_LAYERS:
+        raise ValueError("too many layers, or a product of something else")
+    return left * right
 
 
 def _heads(tensors: Tensors, config: EncoderConfig, where: str) -> dict[str, Head]:

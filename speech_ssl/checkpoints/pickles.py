@@ -1,8 +1,5 @@
 """Files that torch saved, read for the plain data in them: nothing that they name is imported or called.
 
-A pickle is a program. Its tensors, containers, numbers and texts are made here; whatever else it names, such
-as `argparse.Namespace` or a class of the library that wrote it, becomes an `Inert` record of that name.
-
 `torch.load` is not used, with whatever unpickler. It hands an archive of TorchScript to `torch.jit.load`,
 which runs the code in it; and in old files it compares the sources of classes, and may write a patch file.
 """
@@ -10,25 +7,32 @@ which runs the code in it; and in old files it compares the sources of classes, 
 from __future__ import annotations
 
 import io
-import pickle
+import math
+import os
 import sys
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import IO, Any
 
 import torch
 from torch import Tensor, UntypedStorage
 
 from speech_ssl.checkpoints.conversion import ConversionError
+from speech_ssl.checkpoints.unpickling import Inert, Machine, Named
 
 ZIP = b"PK\x03\x04"
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """What files of torch begin with that are not zip archives."""
+UNREAD = ("last_optimizer_state", "optimizer_states", "optimizer")
+"""At the top: as large as the model, or twice, and of no interest."""
+MOST_DIMENSIONS, MOST_ALIASES = 32, 4
 
-_MADE: dict[tuple[str, str], Any] = {("collections", "OrderedDict"): OrderedDict, ("torch", "Size"): tuple}
-_MADE |= {("builtins", kind.__name__): kind for kind in (dict, list, tuple, set, frozenset)}
+_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+_KNOWN = {
+    value for value in _DTYPES.values() if not value.is_complex and not repr(value).startswith("torch.q")
+}
 _STORAGES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -44,69 +48,29 @@ _STORAGES = {
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
 }
+_VALUES: dict[tuple[str, str], torch.dtype] = {("torch", name): value for name, value in _DTYPES.items()}
+_VALUES |= {
+    (module, name): value
+    for module in ("torch", "torch.cuda", "torch.storage")
+    for name, value in _STORAGES.items()
+}
 
 
-class Inert:
-    """An object that a pickle asked for. name: of its class or function; args, state: what it was given."""
+class _Storage:
+    """memory: what it will hold, once it is known that a tensor in it is wanted."""
 
-    name = ""
+    __slots__ = ("dtype", "memory")
 
-    def __new__(cls, *args: Any, **_: Any) -> Inert:
-        made = super().__new__(cls)
-        made.args, made.state, made.items = args, None, []
-        return made
-
-    args: tuple[Any, ...]
-    state: Any
-    items: list[Any]
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        """All is done in `__new__`, which pickles may call alone."""
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.items.append((key, value))
-
-    def append(self, value: Any) -> None:
-        self.items.append(value)
-
-    def extend(self, values: list[Any]) -> None:
-        self.items.extend(values)
-
-    def __call__(self, *args: Any, **_: Any) -> Inert:
-        """What was made may be called in turn, to no more effect."""
-        return type(self)(*args)
+    def __init__(self, memory: UntypedStorage, dtype: torch.dtype) -> None:
+        self.memory, self.dtype = memory, dtype
 
 
-class _Maker:
-    """One of torch's functions that put tensors together. A pickle may call it, and not change it."""
+class _Reader:
+    """What a pickle of torch refers to. find: the memory of a storage, from its key, size in bytes, and what
+    more the file says of it. size: of the file in bytes; its tensors are not much larger."""
 
-    __slots__ = ("_make",)
-
-    def __init__(self, make: Callable[..., Any]) -> None:
-        self._make = make
-
-    def __call__(self, *args: Any) -> Any:
-        return self._make(*args)
-
-    def __setstate__(self, _: Any) -> NoReturn:
-        raise ValueError("it changes a function")
-
-
-class _Storage(NamedTuple):
-    memory: UntypedStorage
-    dtype: torch.dtype
-
-
-class _Unpickler(pickle.Unpickler):
-    """find: the memory of a storage, from its key, size in bytes, and what more the file says of it.
-    size: of the file in bytes; no tensor in it is larger."""
-
-    def __init__(self, file: IO[bytes], find: Callable[..., UntypedStorage] | None = None, size: int = 0):
-        super().__init__(file, encoding="utf-8")
-        self._find, self._size = find, size
+    def __init__(self, find: Callable[..., UntypedStorage], size: int) -> None:
+        self._find, self._left = find, MOST_ALIASES * size + 2**20
         makers: dict[str, Callable[..., Any]] = {
             "_rebuild_tensor": self._tensor,
             "_rebuild_tensor_v2": self._tensor,
@@ -114,54 +78,74 @@ class _Unpickler(pickle.Unpickler):
             "_rebuild_parameter": _first,
             "_rebuild_parameter_with_state": _first,
         }
-        self._makers = {("torch._utils", name): _Maker(make) for name, make in makers.items()}
-        self._makers["torch._tensor", "_rebuild_from_type_v2"] = _Maker(_without_attributes)
+        named: dict[tuple[str, str], Callable[..., Any]] = {
+            ("torch._utils", name): make for name, make in makers.items()
+        }
+        named["torch._tensor", "_rebuild_from_type_v2"] = self._without_attributes
+        self._machine = Machine(named, _VALUES, self._stored)
 
-    def find_class(self, module: str, name: str) -> Any:
-        key = (module.replace("__builtin__", "builtins"), name)
-        if (made := _MADE.get(key) or self._makers.get(key)) is not None:
-            return made
-        if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
-            return _STORAGES[name]
-        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
-            return found
-        return type("Inert", (Inert,), {"name": f"{module}.{name}"})
+    def read(self, file: IO[bytes]) -> Any:
+        return self._machine.run(file)
 
-    def persistent_load(self, saved: Any) -> Any:
+    def _stored(self, saved: Any) -> Any:
+        if type(saved) is not tuple or len(saved) < 2:
+            raise ValueError("it refers to something unknown")
         if saved[0] == "module":  # old files: a class, and its source, which is of no interest
             return saved[1]
         kind, dtype, key, _, count, *more = saved
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or self._find is None:
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise ValueError("it has a storage of an unknown kind")
-        if not isinstance(key, str) or not _whole(count):
+        if type(key) is not str or not _whole(count):
             raise ValueError("it has a malformed storage")
         return _Storage(self._find(key, count * dtype.itemsize, dtype.itemsize, *more), dtype)
 
-    def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-        if not isinstance(storage, _Storage):
+    def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any:
+        if type(storage) is not _Storage:
             raise ValueError("it has a tensor without a storage")
         return self._view(storage.memory, storage.dtype, offset, shape, strides)
 
-    def _typed_tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *more: Any) -> Tensor:
+    def _typed_tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *more: Any) -> Any:
         dtype = more[2]
-        if not isinstance(storage, _Storage) or not isinstance(dtype, torch.dtype):
+        if type(storage) is not _Storage or not isinstance(dtype, torch.dtype):
             raise ValueError("it has a tensor without a type")
         return self._view(storage.memory, dtype, offset, shape, strides)
 
     def _view(
         self, memory: UntypedStorage, dtype: torch.dtype, offset: Any, shape: Any, strides: Any
-    ) -> Tensor:
+    ) -> Tensor | Inert:
         """`set_` would silently enlarge a storage that is too small."""
-        if len(shape) != len(strides) or not all(map(_whole, (offset, *shape, *strides))):
+        if dtype not in _KNOWN:
+            return Inert(f"a tensor of {dtype}", ())
+        if type(shape) not in (list, tuple) or type(strides) not in (list, tuple):
             raise ValueError("it has a tensor of no shape")
-        count = 1
-        for length in shape:
-            count *= length
+        if len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
+            raise ValueError("it has a tensor of no shape")
+        if not all(map(_whole, (offset, *shape, *strides))):
+            raise ValueError("it has a tensor of no shape")
+        count = math.prod(shape)
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
-        if count and ((last + 1) * dtype.itemsize > memory.nbytes() or count * dtype.itemsize > self._size):
+        if count and (last + 1) * dtype.itemsize > memory.nbytes():
             raise ValueError("it has a tensor that is larger than its storage")
+        self._left -= count * dtype.itemsize
+        if self._left < 0:
+            raise ValueError("it has a tensor, or many in one storage, that are far larger than the file")
         tensor = torch.empty(0, dtype=dtype)
         return tensor.set_(memory, offset, tuple(shape), tuple(strides)) if count else tensor.view(shape)
+
+    def _without_attributes(self, make: Any, _: Any, args: Any, *__: Any) -> Any:
+        if type(make) is not Named:
+            raise ValueError("it has a tensor of an unknown kind")
+        return self._machine.call(make, args)
+
+
+def _first(value: Any, *_: Any) -> Any:
+    if type(value) is _Storage:
+        raise ValueError("it has a parameter without a tensor")
+    return value
+
+
+def _nothing(*_: Any) -> UntypedStorage:
+    raise ValueError("it has a storage where none can be")
 
 
 def _whole(value: Any) -> bool:
@@ -172,58 +156,67 @@ def _new(size: int) -> UntypedStorage:
     return UntypedStorage(size)  # type: ignore[no-untyped-call]
 
 
-def _part(memory: UntypedStorage, start: int, length: int) -> UntypedStorage:
-    return memory[start : start + length] if length else _new(0)
-
-
-def _first(value: Any, *_: Any) -> Any:
-    return value
-
-
-def _without_attributes(make: Any, _: Any, args: Any, *__: Any) -> Any:
-    if not isinstance(make, _Maker | type) or (isinstance(make, type) and not issubclass(make, Inert)):
-        raise ValueError("it has a tensor of an unknown kind")
-    return make(*args)
-
-
 def read_pickle(path: Path) -> Any:
-    """What is in a file of `torch.save`, in either of its formats, tensors on the CPU. Those of the newer
-    format are views of the file, not yet read: copy what should outlive it.
+    """What is in a file of `torch.save`, in either of its formats, tensors on the CPU. The state of
+    optimizers is None, and stays unread.
 
     Raises ConversionError for one that is damaged or something else, OSError for one that cannot be opened.
     """
+    if path.exists() and not path.is_file():
+        raise ConversionError(f"{path}: not a file")
     with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
         start = file.read(len(ZIP))
         file.seek(0)
         try:
-            return _read_zip(file, path) if start == ZIP else _read_old(file, path.stat().st_size)
+            return _read_zip(file, size) if start == ZIP else _read_old(file, size)
         except Exception as error:  # of any kind, in a damaged file
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConversionError(f"{path}: not a whole file of torch ({reason[:120]})") from None
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+            shown = "".join(character if character.isprintable() else "?" for character in reason)
+            raise ConversionError(f"{path}: not a whole file of torch ({shown})") from None
 
 
-def _read_zip(file: IO[bytes], path: Path) -> Any:
+def _read_zip(file: IO[bytes], size: int) -> Any:
     """An archive with one folder: `data.pkl`, and the storages in `data/`."""
-    size = path.stat().st_size
-    memory: Any = UntypedStorage.from_file(str(path), False, size)
-    found: dict[str, UntypedStorage] = {}
-    with zipfile.ZipFile(file) as archive:
-        records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-        if "data.pkl" not in records or "constants.pkl" in records:
-            raise ValueError("it is a program of TorchScript, or another archive")
+    records = _records(file)
     if "byteorder" in records and _record(file, records["byteorder"], size) != sys.byteorder.encode():
         raise ValueError("it is of a machine with another order of bytes")
+    found: dict[str, tuple[UntypedStorage, int]] = {}
+    left = size
 
     def find(key: str, wanted: int, *_: Any) -> UntypedStorage:
+        nonlocal left
         if f"data/{key}" not in records:
             raise ValueError(f"its record data/{key} is missing")
         if key not in found:
-            found[key] = _part(memory, *_place(file, records[f"data/{key}"], size))
-        if found[key].nbytes() < wanted:
+            start, length = _place(file, records[f"data/{key}"], size)
+            left -= length
+            if left < 0:
+                raise ValueError("its records are larger than the file")
+            found[key] = (_new(length), start)
+        if found[key][0].nbytes() < wanted:
             raise ValueError(f"its record data/{key} is too short")
-        return found[key]
+        return found[key][0]
 
-    return _Unpickler(io.BytesIO(_record(file, records["data.pkl"], size)), find, size).load()
+    content = _Reader(find, size).read(io.BytesIO(_record(file, records["data.pkl"], size)))
+    wanted = _wanted(content)
+    for memory, start in found.values():
+        if _holds(memory, wanted):
+            file.seek(start)
+            _fill(memory, file)
+    return content
+
+
+def _records(file: IO[bytes]) -> dict[str, zipfile.ZipInfo]:
+    """By their names in the archive's folder."""
+    with zipfile.ZipFile(file) as archive:
+        listed = archive.infolist()
+    records = {info.filename.partition("/")[2]: info for info in listed}
+    if "data.pkl" not in records or "constants.pkl" in records:
+        raise ValueError("it is a program of TorchScript, or another archive")
+    if len(records) < len(listed) or len({info.filename.partition("/")[0] for info in listed}) > 1:
+        raise ValueError("it has records of one name, or several folders")
+    return records
 
 
 def _record(file: IO[bytes], info: zipfile.ZipInfo, size: int) -> bytes:
@@ -248,9 +241,10 @@ def _place(file: IO[bytes], info: zipfile.ZipInfo, size: int) -> tuple[int, int]
 
 def _read_old(file: IO[bytes], size: int) -> Any:
     """A row of pickles, and then the storages' bytes, each after its length."""
-    if _Unpickler(file).load() != MAGIC or _Unpickler(file).load() != PROTOCOL:
+    head = _Reader(_nothing, 0)
+    if head.read(file) != MAGIC or head.read(file) != PROTOCOL:
         raise ValueError("it begins otherwise")
-    system = _Unpickler(file).load()
+    system = head.read(file)
     if not isinstance(system, dict) or system.get("little_endian", True) != (sys.byteorder == "little"):
         raise ValueError("it is of a machine with another order of bytes")
     found: dict[str, tuple[UntypedStorage, int]] = {}
@@ -259,9 +253,9 @@ def _read_old(file: IO[bytes], size: int) -> Any:
     def find(key: str, wanted: int, itemsize: int, part: Any = None) -> UntypedStorage:
         nonlocal left
         if key not in found:
-            if wanted > left:
-                raise ValueError("its storages are larger than the file")
             left -= wanted
+            if left < 0:
+                raise ValueError("its storages are larger than the file")
             found[key] = (_new(wanted), itemsize)
         storage, _ = found[key]
         if part is None:
@@ -269,58 +263,61 @@ def _read_old(file: IO[bytes], size: int) -> Any:
         _, start, count = part
         if not _whole(start) or not _whole(count) or (start + count) * itemsize > storage.nbytes():
             raise ValueError("it has a malformed storage")
-        return _part(storage, start * itemsize, count * itemsize)
+        return storage[start * itemsize : (start + count) * itemsize] if count else _new(0)
 
-    content = _Unpickler(file, find, size).load()
-    keys = _Unpickler(file).load()
-    if not isinstance(keys, list) or set(keys) != set(found):
+    content = _Reader(find, size).read(file)
+    keys = head.read(file)
+    if type(keys) is not list or any(type(key) is not str for key in keys) or set(keys) != set(found):
         raise ValueError("its storages are not those that it names")
-    for key in keys:
-        _fill(*found[key], file)
+    _fill_all([found[key] for key in keys], _wanted(content), file, size)
     return content
 
 
-def _fill(storage: UntypedStorage, itemsize: int, file: IO[bytes]) -> None:
-    count = int.from_bytes(file.read(8), "little")
+def _fill_all(
+    storages: Iterable[tuple[UntypedStorage, int]], wanted: list[int], file: IO[bytes], size: int
+) -> None:
+    """One after the other as they are in the file, each after its length in items."""
+    for memory, itemsize in storages:
+        if int.from_bytes(file.read(8), "little") * itemsize != memory.nbytes():
+            raise ValueError("a storage of it has another length")
+        if _holds(memory, wanted):
+            _fill(memory, file)
+        elif file.seek(memory.nbytes(), os.SEEK_CUR) > size:
+            raise ValueError("a storage of it is cut off")
+
+
+def _wanted(content: Any) -> list[int]:
+    """Where in memory the storages of tensors begin, in order. Drops the state of optimizers."""
+    for name in UNREAD if isinstance(content, dict) else ():
+        if name in content:
+            content[name] = None
+    found: set[int] = set()
+    seen: set[int] = set()
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            found.add(value.untyped_storage().data_ptr())
+        elif isinstance(value, dict | list | tuple | Inert) and id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend(_parts(value))
+    return sorted(found)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, Inert):
+        return (*value.args, value.state)
+    return value.values() if isinstance(value, dict) else value
+
+
+def _holds(memory: UntypedStorage, places: list[int]) -> bool:
+    place = bisect_left(places, memory.data_ptr())
+    return place < len(places) and places[place] < memory.data_ptr() + memory.nbytes()
+
+
+def _fill(storage: UntypedStorage, file: IO[bytes]) -> None:
+    if not storage.nbytes():
+        return
     array = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,)).numpy()
-    if count * itemsize != len(array) or file.readinto(array) != len(array):  # type: ignore[attr-defined]
+    if file.readinto(array) != len(array):  # type: ignore[attr-defined]
         raise ValueError("a storage of it is cut off")
-
-
-def plain(value: Any) -> Any:
-    """Namespaces and the nodes of OmegaConf as dicts, lists and values; of other objects what they hold.
-    What holds itself becomes None there. Raises RecursionError if it is nested too deeply."""
-    return _plain(value, {})
-
-
-def _plain(value: Any, done: dict[int, Any]) -> Any:
-    """done: what became of objects that were met before, by identity, for one may be referred to often."""
-    if not isinstance(value, Inert | dict | list | tuple):
-        return value
-    if id(value) not in done:
-        done[id(value)] = None
-        if isinstance(value, Inert):
-            done[id(value)] = _plain_object(value, done)
-        elif isinstance(value, dict):
-            done[id(value)] = _plain_fields(value, done)
-        else:
-            done[id(value)] = [_plain(each, done) for each in value]
-    return done[id(value)]
-
-
-def _plain_object(value: Inert, done: dict[int, Any]) -> Any:
-    state = value.state
-    parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)  # with slots: (dict, slots)
-    fields = [part for part in parts if isinstance(part, dict)]
-    for name in ("_content", "_val"):
-        for part in fields:
-            if name in part:
-                return _plain(part[name], done)
-    if fields:
-        return {key: each for part in fields for key, each in _plain_fields(part, done).items()}
-    return _plain(value.args[0], done) if len(value.args) == 1 else None
-
-
-def _plain_fields(value: dict[Any, Any], done: dict[int, Any]) -> dict[Any, Any]:
-    fields = ((_plain(key, done), each) for key, each in value.items())
-    return {key: _plain(each, done) for key, each in fields if not isinstance(key, dict | list)}

@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from speech_ssl.checkpoints.artifact import ArtifactError
-from speech_ssl.checkpoints.pickles import Inert, plain, read_pickle
+from speech_ssl.checkpoints.pickles import read_pickle
+from speech_ssl.checkpoints.unpickling import Inert
+from speech_ssl.checkpoints.plain import plain
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
