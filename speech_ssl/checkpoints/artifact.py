@@ -26,8 +26,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from speech_ssl.checkpoints.random_init import no_random_init
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.heads import HeadSpec, spec_from_dict, spec_to_dict
@@ -233,19 +233,6 @@ def load_extra(folder: str | Path) -> dict[str, Tensor]:
     _check_sum(folder, config, EXTRA)
     tensors = _read_tensors(folder, config, EXTRA)
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
-
-
-class no_random_init(TorchFunctionMode):
-    """Random initial weights cost seconds for a large encoder, only to be replaced by those in the file.
-    (The meta device would do the same, but importing what it needs takes almost a second.)"""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", "") == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
 
 
 def check_replaceable(folder: Path) -> None:

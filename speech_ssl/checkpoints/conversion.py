@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speech_ssl.checkpoints.artifact import ArtifactError, Head, no_random_init
+from speech_ssl.checkpoints.artifact import ArtifactError, Head
+from speech_ssl.checkpoints.random_init import no_random_init
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 
@@ -82,14 +84,19 @@ def field_of(config: Mapping[str, Any], name: str, kind: type | tuple[type, ...]
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(each.__name__ for each in kinds)
-        raise ConversionError(f"{where}: field {name!r} is {value!r}, not of type {wanted}")
+        raise ConversionError(f"{where}: field {name!r} is {reprlib.repr(value)}, not of type {wanted}")
     return value
 
 
 def built_encoder(config: EncoderConfig, state: Mapping[str, Tensor], where: str) -> Encoder:
     """The encoder with these weights. Raises ConversionError for a name or shape that does not fit."""
-    with no_random_init():
-        encoder = Encoder(config)
+    room = 2 * sum(tensor.numel() for tensor in state.values()) + 2**20
+    try:
+        with no_random_init(most=room):
+            encoder = Encoder(config)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConversionError(f"{where}: no encoder can be made of it: {reason}") from None
     wanted = encoder.state_dict()
     if odd := sorted(wanted.keys() ^ state.keys()):
         what = "is missing" if odd[0] in wanted else "is not known"
@@ -98,6 +105,8 @@ def built_encoder(config: EncoderConfig, state: Mapping[str, Tensor], where: str
         if state[key].shape != tensor.shape:
             found, asked = tuple(state[key].shape), tuple(tensor.shape)
             raise ConversionError(f"{where}: {key!r} has shape {found}, its config asks for {asked}")
+        if not state[key].is_floating_point():
+            raise ConversionError(f"{where}: {key!r} holds {state[key].dtype}: no weights")
     copies = {key: value.to(torch.float32, copy=True).contiguous() for key, value in state.items()}
     encoder.load_state_dict(copies, assign=True)
     return encoder.eval()

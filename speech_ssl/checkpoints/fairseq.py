@@ -4,6 +4,7 @@ and WavLM, which was published in the same form."""
 from __future__ import annotations
 
 import ast
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -176,9 +177,10 @@ def _config(
     }
     if naming.DEPTHWISE in tensors:
         return _conformer(tensors, known, option("pos_enc_type", "abs", str), where)
-    activation = options.get("activation_fn", "gelu")
+    activation = option("activation_fn", "gelu", str)
     if activation not in ("gelu", "relu"):
-        raise ConversionError(f"{where}: field 'activation_fn' is {activation!r}; known are gelu and relu")
+        shown = reprlib.repr(activation)
+        raise ConversionError(f"{where}: field 'activation_fn' is {shown}; known are gelu and relu")
     known["activation"] = activation
     if options.get("relative_position_embedding"):
         known["relative_distance"] = option("max_distance", 800, int)
@@ -197,9 +199,8 @@ def _conformer(
 ) -> EncoderConfig:
     """Of the Conformers, those whose layers know about positions; there one dropout is for all."""
     if positions not in POSITIONS:
-        raise ConversionError(
-            f"{where}: field 'pos_enc_type' is {positions!r}; Conformers are read with rel_pos or rope"
-        )
+        shown = reprlib.repr(positions)
+        raise ConversionError(f"{where}: field 'pos_enc_type' is {shown}; Conformers have rel_pos or rope")
     dropouts = ("attention_dropout", "activation_dropout", "conformer_dropout")
     known |= dict.fromkeys(dropouts, known["dropout"])
     return config_of(tensors, where, **known, relative=POSITIONS[positions])

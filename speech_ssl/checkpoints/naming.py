@@ -14,6 +14,8 @@ from speech_ssl.checkpoints.conversion import ConversionError, Tensors, built_en
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 
+LONGEST = 300
+"""Names of tensors have so many characters at most."""
 HEAD_WIDTH = 64
 HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16, 2048: 16}
 """By the width of published models: weights do not tell. 2048: XLS-R 2B, and Omnilingual ASR's 3B and 7B
@@ -39,11 +41,14 @@ Value = TypeVar("Value")
 
 
 def tensors_of(content: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict, without the prefix of a wrapper."""
+    """The tensors of a state dict, without the prefix of a wrapper. Names that no module has are left out."""
     if not isinstance(content, Mapping):
         return {}
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     return {
-        str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)
+        key.removeprefix("module."): value
+        for key, value in tensors.items()
+        if type(key) is str and len(key) <= LONGEST and key.isprintable()
     }
 
 
@@ -89,6 +94,8 @@ def config_of(tensors: Mapping[str, Tensor], where: str, **known: Any) -> Encode
     pre_norm; heads and conv_strides may be missing, if they are as published. Raises ConversionError."""
     try:
         layer = "feature_extractor.conv_layers.{}.{}"
+        if empty := next((key for key, tensor in tensors.items() if not tensor.numel()), None):
+            raise ConversionError(f"{where}: key {empty!r} is empty (by transformers' names)")
         count = sum(layer.format(i, "conv.weight") in tensors for i in range(len(tensors)))
         convolutions = [tensors[layer.format(i, "conv.weight")].shape for i in range(count)]
         kernels = tuple(shape[2] for shape in convolutions)
@@ -154,6 +161,8 @@ def pretraining_of(tensors: Tensors, groups: int | None = None) -> dict[str, Ten
         return {}
     extra = {ours: tensors.take(name).clone() for name, ours in QUANTIZER.items()}
     codes = tensors.take("quantizer.codevectors")
+    if not all(value.is_floating_point() for value in (*extra.values(), codes)):
+        raise ConversionError(f"{tensors.where}: its quantizer or projections hold no weights")
     logits, targets = extra["quantizer.logits.weight"], extra["project_target.weight"]
     if codes.ndim != 3 or logits.ndim != 2 or targets.ndim != 2 or not codes.numel():
         raise ConversionError(f"{tensors.where}: its quantizer's weights have not the shapes of one")

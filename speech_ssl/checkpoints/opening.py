@@ -114,7 +114,10 @@ def _read_pickled(path: Path) -> Converted:
         return fairseq2.read_folder(path)
     if path.suffix == ".safetensors":
         raise ConversionError(f"{path}: name the folder that it is in, with its config.json")
-    content = pickles.read_pickle(path)
+    try:
+        content = pickles.read_pickle(path)
+    except OSError as error:
+        raise ConversionError(f"{path}: cannot be read ({error.strerror})") from None
     if fairseq.recognises(content):
         return fairseq.read(content, str(path), path.stem)
     if fairseq2.recognises(content):

@@ -14,6 +14,7 @@ Relative = Literal["none", "gated", "rotary", "sinusoidal", "clipped"]
 
 WAVE_EPS = 1e-7
 """transformers' and ours."""
+LARGEST, DEEPEST = 2**20, 1000
 MEL_FIELD, MEL_HOP = 560, 320
 """Samples under a frame of log-mel features, and from one to the next."""
 
@@ -93,11 +94,7 @@ class EncoderConfig:
         depth = len(self.conv_channels)
         if not depth or not depth == len(self.conv_kernels) == len(self.conv_strides):
             raise ValueError("conv_channels, conv_kernels and conv_strides need the same length, at least 1")
-        numbers = (*self.conv_channels, *self.conv_kernels, *self.conv_strides)
-        numbers += (self.width, self.depth, self.heads, self.ffn_width)
-        numbers += (self.position_kernel, self.position_groups)
-        if min(numbers) < 1:
-            raise ValueError("all sizes of an encoder must be at least 1")
+        self._check_sizes()
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
         if self.width % self.position_groups:
@@ -112,6 +109,18 @@ class EncoderConfig:
             raise ValueError(f"init must be 'published' or 'smooth', not {self.init!r}")
         self._check_relatives()
         self._check_conformers()
+
+    def _check_sizes(self) -> None:
+        numbers = (*self.conv_channels, *self.conv_kernels, *self.conv_strides)
+        numbers += (self.width, self.depth, self.heads, self.ffn_width)
+        numbers += (self.position_kernel, self.position_groups)
+        if min(numbers) < 1:
+            raise ValueError("all sizes of an encoder must be at least 1")
+        if max(numbers) > LARGEST or self.depth > DEEPEST:
+            raise ValueError(f"an encoder's depth can be {DEEPEST} and its other sizes {LARGEST} at most")
+        for name in ("dropout", "attention_dropout", "activation_dropout", "feature_dropout", "layer_drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, not {getattr(self, name)!r}")
 
     def _check_relatives(self) -> None:
         """The fields of Transformer-type relatives."""

@@ -100,7 +100,7 @@ def test_what_its_trainer_wrote_besides_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"pos_enc_type": "abs"}, "'pos_enc_type' is 'abs'; Conformers are read with rel_pos or rope"),
+        ({"pos_enc_type": "abs"}, "'pos_enc_type' is 'abs'; Conformers have rel_pos or rope"),
         ({"layer_norm_first": False}, "pre_norm"),
         ({"pos_enc_type": "rope"}, "linear_pos"),
     ],

@@ -17,8 +17,8 @@ import torch
 
 from speech_ssl.checkpoints.artifact import ArtifactError
 from speech_ssl.checkpoints.pickles import read_pickle
-from speech_ssl.checkpoints.unpickling import Inert
 from speech_ssl.checkpoints.plain import plain
+from speech_ssl.checkpoints.unpickling import Inert
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
