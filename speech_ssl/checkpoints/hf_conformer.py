@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from speech_ssl.checkpoints.conversion import ConversionError, Tensors, field_of
+from speech_ssl.checkpoints.hf_adapters import FIRST, FLAG
 from speech_ssl.checkpoints.hf_names import (
     ACTIVATIONS,
     CONVOLUTIONS,
@@ -54,12 +55,8 @@ def read_config(config: Mapping[str, Any], where: str) -> EncoderConfig:
     Raises ConversionError for a field that is missing, or that asks for what this encoder does not have.
     """
     family = field_of(config, "model_type", str, where)
-    for name in ("add_adapter", "use_intermediate_ffn_before_adapter"):
-        if config.get(name):
-            raise ConversionError(
-                f"{where}: field {name!r} is true: what follows the encoder and makes fewer frames is not "
-                "supported; convert a model without it"
-            )
+    if config.get(FIRST) and not config.get(FLAG):
+        raise ConversionError(f"{where}: field {FIRST!r} is true, and {FLAG!r} is not: set both or none")
     positions = field_of(config, "position_embeddings_type", (str, type(None)), where)
     if positions not in _POSITIONS or (positions == "relative_key" and family != "wav2vec2-bert"):
         raise ConversionError(
@@ -132,7 +129,7 @@ def write_config(config: EncoderConfig, model_type: str) -> dict[str, Any]:
         "mask_time_length": 10,
         "mask_feature_prob": 0.0,
         "mask_feature_length": 10,
-        "add_adapter": False,
+        FLAG: False,
     }
     if model_type == "wav2vec2-bert":
         return written | {

@@ -14,8 +14,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from speech_ssl.checkpoints.artifact import Head, no_random_init
+from speech_ssl.checkpoints.artifact import Head
 from speech_ssl.checkpoints.conversion import ConversionError, Tensors, field_of
+from speech_ssl.checkpoints.random_init import no_random_init
+from speech_ssl.model.adapters import AdapterSpec
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.heads import CTCSpec, EventsSpec, HeadSpec
 from speech_ssl.text import BLANK, SPACE
@@ -68,10 +70,16 @@ def read_units(folder: Path, config: Mapping[str, Any]) -> Units | None:
     return Units(ours, blank, blank_index)
 
 
-def read_ctc(tensors: Tensors, units: Units, config: EncoderConfig) -> Head:
-    """`lm_head` of a model for CTC."""
-    spec = CTCSpec(vocabulary=units.symbols)
-    state = {
+def read_ctc(
+    tensors: Tensors,
+    units: Units,
+    config: EncoderConfig,
+    adapter: tuple[AdapterSpec, Mapping[str, Tensor]] | None = None,
+) -> Head:
+    """`lm_head` of a model for CTC, with the adapter that comes before it."""
+    spec = CTCSpec(vocabulary=units.symbols, adapter=adapter[0] if adapter else None)
+    state = {f"adapter.{name}": tensor for name, tensor in (adapter[1] if adapter else {}).items()}
+    state |= {
         "logits.weight": units.ours_first(_rows(tensors.take("lm_head.weight"), units, tensors.where)),
         "logits.bias": units.ours_first(_rows(tensors.take("lm_head.bias"), units, tensors.where)),
     }
@@ -106,7 +114,7 @@ def read_labels(
 
 
 def write_ctc(head: Head) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Tensors, fields for `config.json`, and the contents of the two files of the tokenizer."""
+    """Tensors but the adapter's, fields for `config.json`, and the contents of the tokenizer's two files."""
     assert isinstance(head.spec, CTCSpec)
     state = head.module.state_dict()
     where = head.training.get("blank_index", 0)

@@ -90,6 +90,12 @@ def read_names(names: Iterable[Name], tensors: Tensors, config: EncoderConfig) -
     state = {"hidden_vector": torch.zeros(config.width)}
     if "masked_spec_embed" in tensors:
         state["hidden_vector"] = tensors.take("masked_spec_embed")
+    return state | read_parts(names, tensors)
+
+
+def read_parts(names: Iterable[Name], tensors: Tensors) -> dict[str, Tensor]:
+    """Raises as `read_names`."""
+    state = {}
     for name in names:
         parts = [_take(tensors, key) for key in name.theirs]
         state[name.ours] = _joined(parts, name, tensors.where)
@@ -98,7 +104,12 @@ def read_names(names: Iterable[Name], tensors: Tensors, config: EncoderConfig) -
 
 def write_names(names: Iterable[Name], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `read_names`."""
-    written = {"masked_spec_embed": state["hidden_vector"].clone()}
+    return {"masked_spec_embed": state["hidden_vector"].clone(), **write_parts(names, state)}
+
+
+def write_parts(names: Iterable[Name], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `read_parts`."""
+    written: dict[str, Tensor] = {}
     for name in names:
         tensor = state[name.ours][(None,) * name.leading]
         parts = tensor.chunk(len(name.theirs)) if len(name.theirs) > 1 else (tensor,)

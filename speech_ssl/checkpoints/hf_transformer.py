@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from speech_ssl.checkpoints.conversion import ConversionError, Tensors, field_of
+from speech_ssl.checkpoints.hf_adapters import FLAG
 from speech_ssl.checkpoints.hf_names import (
     ACTIVATIONS,
     CONVOLUTIONS,
@@ -62,7 +63,6 @@ def read_config(config: Mapping[str, Any], where: str) -> EncoderConfig:
     family = field_of(config, "model_type", str, where)
     if family not in MODEL_TYPES:
         raise ConversionError(f"{where}: field 'model_type' is {family!r}, not one of {sorted(MODEL_TYPES)}")
-    _refuse(config, family, where)
     values: dict[str, Any] = {ours: field_of(config, theirs, int, where) for ours, theirs in _SIZES.items()}
     values |= {ours: whole_numbers(config, theirs, where) for ours, theirs in CONVOLUTIONS.items()}
     values |= {
@@ -78,14 +78,6 @@ def read_config(config: Mapping[str, Any], where: str) -> EncoderConfig:
         return EncoderConfig(**values, feature_grad_scale=1.0)
     except ValueError as error:
         raise ConversionError(f"{where}: no encoder can be made of it: {error}") from None
-
-
-def _refuse(config: Mapping[str, Any], family: str, where: str) -> None:
-    if family in _SHORTENED and config.get("add_adapter"):
-        raise ConversionError(
-            f"{where}: field 'add_adapter' is true: convolutions after the encoder that make fewer frames "
-            "are not supported; convert a model without them"
-        )
 
 
 def _of_family(config: Mapping[str, Any], family: str, where: str) -> dict[str, Any]:
@@ -154,7 +146,7 @@ def write_config(config: EncoderConfig, model_type: str) -> dict[str, Any]:
         written["feat_proj_layer_norm"] = config.feature_norm
         written["conv_pos_batch_norm"] = config.position_batch_norm
     if model_type in _SHORTENED:
-        written["add_adapter"] = False
+        written[FLAG] = False
     if model_type in _ADAPTED and (config.adapter_width or model_type == "wav2vec2"):
         written["adapter_attn_dim"] = config.adapter_width or None
     return written

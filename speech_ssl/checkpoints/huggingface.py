@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from speech_ssl.checkpoints import hf_conformer, hf_transformer
 from speech_ssl.checkpoints.artifact import Artifact, Head
 from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors, built_encoder
+from speech_ssl.checkpoints.hf_adapters import read_adapter, taken, write_adapter
 from speech_ssl.checkpoints.hf_heads import (
     TOKENIZER,
     VOCABULARY,
@@ -26,7 +26,8 @@ from speech_ssl.checkpoints.hf_heads import (
     write_ctc,
     write_labels,
 )
-from speech_ssl.checkpoints.naming import QUANTIZER, pretraining_of
+from speech_ssl.checkpoints.naming import QUANTIZER, pretraining_of, tensors_of
+from speech_ssl.checkpoints.pickles import read_pickle
 from speech_ssl.model.config import WAVE_EPS, EncoderConfig
 from speech_ssl.model.heads import CTCSpec
 from speech_ssl.types import SAMPLE_RATE
@@ -84,14 +85,17 @@ def read(folder: Path, *, pickles: bool = False) -> Converted:
     config = family.read_config(theirs, where)
     config = replace(config, normalize_wave=_normalizes(folder, config) and not config.mel_bins)
     tensors = _weights(folder, pickles=pickles)
-    body = tensors.below(_prefix(tensors))
+    prefix = _prefix(tensors)
+    body = tensors.below(prefix)
     if not body.keys():
         raise ConversionError(f"{tensors.where}: has no weights of a {kind} model")
+    adapter = taken(body, theirs)
     encoder = built_encoder(config, family.read_encoder(body, config), tensors.where)
     _check_left(body, LEFT_OUT)
-    heads = _heads(folder, theirs, tensors, config)
+    heads = _heads(folder, theirs, tensors, config, adapter)
     extra = pretraining_of(tensors, theirs.get("num_codevector_groups", 2))
-    left = tensors.keys()
+    unused = () if adapter is None else adapter.keys()
+    left = [*tensors.keys(), *(prefix + key for key in unused)]
     _check_left(tensors, LEFT_OUT)
     training: dict[str, object] = {"source": "transformers", "model_type": kind}
     if left:
@@ -111,6 +115,10 @@ def write(artifact: Artifact, folder: Path, extra: Mapping[str, Tensor]) -> None
     state = family.write_encoder(artifact.encoder.state_dict(), config, kind)
     fields = family.write_config(config, kind)
     architecture, tensors, files = _written_head(artifact.heads, extra, fields)
+    if architecture == "ForCTC":
+        between, more = _written_adapter(artifact.heads, config, kind)
+        state |= between
+        fields |= more
     fields["architectures"] = [f"{CLASSES[kind]}{architecture}"]
     prefix = "" if architecture == "Model" else kind.replace("-", "_") + "."
     tensors |= {prefix + key: value for key, value in state.items()}
@@ -159,6 +167,22 @@ def _written_head(
     return "ForPreTraining", tensors, {}
 
 
+def _written_adapter(
+    heads: Mapping[str, Head], config: EncoderConfig, kind: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """That of the first head for CTC, if it has one: tensors of the base model, and fields."""
+    head = next(head for head in heads.values() if isinstance(head.spec, CTCSpec))
+    assert isinstance(head.spec, CTCSpec)
+    if head.spec.adapter is None:
+        return {}, {}
+    state = {
+        key.removeprefix("adapter."): value
+        for key, value in head.module.state_dict().items()
+        if key.startswith("adapter.")
+    }
+    return write_adapter(head.spec.adapter, state, config, kind)
+
+
 def _family(config: Mapping[str, Any], folder: Path) -> Any:
     kind = config.get("model_type")
     for family in FAMILIES:
@@ -205,14 +229,10 @@ def _weights(folder: Path, *, pickles: bool) -> Tensors:
         raise ConversionError(
             f"{pickle} is a pickle, which is not loaded: make an artifact of it with `speech-ssl convert`"
         )
-    try:
-        content = torch.load(pickle, map_location="cpu", weights_only=True)
-    except Exception as error:  # of any kind, in a damaged file or one with code in it
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ConversionError(f"{pickle}: not a file of weights alone ({reason[0][:120]})") from None
+    content = read_pickle(pickle)
     if not isinstance(content, dict) or not all(isinstance(each, Tensor) for each in content.values()):
-        raise ConversionError(f"{pickle}: not a state dict")
-    return Tensors(content, str(pickle))
+        raise ConversionError(f"{pickle}: not a file of weights alone")
+    return Tensors(tensors_of(content), str(pickle))
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -261,13 +281,22 @@ def _preprocessor(config: EncoderConfig) -> dict[str, Any]:
 
 
 def _heads(
-    folder: Path, theirs: Mapping[str, Any], tensors: Tensors, config: EncoderConfig
+    folder: Path,
+    theirs: Mapping[str, Any],
+    tensors: Tensors,
+    config: EncoderConfig,
+    adapter: Tensors | None,
 ) -> dict[str, Head]:
     where = str(folder / CONFIG)
     if "lm_head.weight" in tensors:
         units = read_units(folder, theirs)
-        return {} if units is None else {"ctc": read_ctc(tensors, units, config)}
+        if units is None:
+            return {}
+        read = None if adapter is None else read_adapter(adapter, theirs, config, where)
+        return {"ctc": read_ctc(tensors, units, config, read)}
     if "classifier.weight" not in tensors or any(key.startswith("tdnn.") for key in list(tensors.keys())):
+        return {}
+    if adapter is not None:  # which that head was trained on, if there is such a model
         return {}
     of_frames = "projector.weight" not in tensors
     head = read_labels(tensors, theirs, config, of_frames=of_frames, where=where)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from speech_ssl.inference.ctc import align, greedy, split_at_blanks
-from speech_ssl.inference.word_times import Loudness, Word
+from speech_ssl.inference.word_times import Loudness, Word, of_every
 from speech_ssl.model.heads import CTCSpec, EventsSpec, clip_logits, frame_logits, scores
 from speech_ssl.text import SPACE, Vocabulary, normalize
 from speech_ssl.types import Features
@@ -125,6 +125,7 @@ def transcribe(
 ) -> Transcript:
     """The best path, or what the decoder makes of it, with the times of its words."""
     vocabulary = Vocabulary(spec.vocabulary)
+    log_probs_TV, clock, loudness_TE = _every(spec.stride, log_probs_TV, clock, loudness_TE)
     if decoder is None:
         text, words = greedy(log_probs_TV, vocabulary, clock.hop_s, loudness_TE)
     else:
@@ -137,8 +138,9 @@ def settled(log_probs_TV: NDArray[np.float32], spec: CTCSpec) -> int:
     of their text."""
     if SPACE not in spec.vocabulary:
         return 0
-    spaces = np.flatnonzero(log_probs_TV.argmax(axis=1) == spec.vocabulary.index(SPACE))
-    return int(spaces[-1]) if len(spaces) else 0
+    best_T = log_probs_TV[:: spec.stride].argmax(axis=1)
+    spaces = np.flatnonzero(best_T == spec.vocabulary.index(SPACE))
+    return int(spaces[-1]) * spec.stride if len(spaces) else 0
 
 
 def align_text(
@@ -150,18 +152,30 @@ def align_text(
 ) -> Transcript:
     """The times of the words of a known text. Raises ValueError where it does not fit into the clip."""
     text = normalize(text)
+    log_probs_TV, clock, loudness_TE = _every(spec.stride, log_probs_TV, clock, loudness_TE)
     words = align(log_probs_TV, text, Vocabulary(spec.vocabulary), clock.hop_s, loudness_TE)
     return Transcript(text, _shifted(words, clock), clock.duration_s)
 
 
+def _every(
+    stride: int, log_probs_TV: NDArray[np.float32], clock: Clock, loudness_TE: Loudness | None
+) -> tuple[NDArray[np.float32], Clock, Loudness | None]:
+    """One frame in `stride`, with a clock whose hop is so many times as long."""
+    if stride == 1:
+        return log_probs_TV, clock, loudness_TE
+    loudness_TE = None if loudness_TE is None else of_every(stride, loudness_TE)
+    return log_probs_TV[::stride], replace(clock, hop_s=stride * clock.hop_s), loudness_TE
+
+
 def _shifted(words: list[Word], clock: Clock) -> list[Word]:
-    """A frame begins half a hop before its middle, not at `t * hop_s`."""
+    """A frame begins half a hop before its middle, not at `t * hop_s`; where hops are long the first begins
+    before the recording."""
     middle_s = clock.field_s / 2 - clock.hop_s / 2
     return [
         replace(
             word,
-            start=min(word.start + middle_s, clock.duration_s),
-            end=min(word.end + middle_s, clock.duration_s),
+            start=min(max(word.start + middle_s, 0.0), clock.duration_s),
+            end=min(max(word.end + middle_s, 0.0), clock.duration_s),
         )
         for word in words
     ]

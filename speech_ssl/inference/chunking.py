@@ -36,23 +36,35 @@ class Chunker:
 
     hop and receptive_field are the encoder's, in samples. A clip of up to `window` frames is one
     window. Of a longer one the last two share what is left equally, so that none is tiny.
+    multiple: windows begin, and but for a clip's last one end, at multiples of so many frames; so does what
+    is kept of them. window and context must be multiples too.
     """
 
     hop: int
     receptive_field: int
     window: int
     context: int
+    multiple: int = 1
 
     def __post_init__(self) -> None:
+        if self.multiple < 1 or self.window % self.multiple or self.context % self.multiple:
+            raise ValueError(
+                f"a window of {self.window} frames and a context of {self.context} must be multiples of "
+                f"{self.multiple}"
+            )
         if self.context < 0 or self.window <= 2 * self.context:
             raise ValueError(
                 f"a window of {self.window} frames needs more than twice {self.context} of context"
             )
 
     @classmethod
-    def of_seconds(cls, hop: int, receptive_field: int, *, window_s: float, context_s: float) -> Chunker:
+    def of_seconds(
+        cls, hop: int, receptive_field: int, *, window_s: float, context_s: float, multiple: int = 1
+    ) -> Chunker:
+        """Windows may be shorter than said, and the context longer, to be multiples."""
         frames = (round(window_s * SAMPLE_RATE) - receptive_field) // hop + 1
-        return cls(hop, receptive_field, frames, round(context_s * SAMPLE_RATE / hop))
+        context = round(context_s * SAMPLE_RATE / hop)
+        return cls(hop, receptive_field, frames - frames % multiple, context + -context % multiple, multiple)
 
     @property
     def window_s(self) -> float:
@@ -122,7 +134,8 @@ class Chunker:
         left = self.frame_count(samples) - first
         if left <= self.window:
             return [Window(first * self.hop, samples, skip, left - skip)]
-        middle = first + left // 2  # where the kept frames of the two meet
+        half = left // 2
+        middle = first + half + -half % self.multiple  # where the kept frames of the two meet
         stop = (middle + self.context - 1) * self.hop + self.receptive_field
         return [
             Window(first * self.hop, stop, skip, middle - first - skip),

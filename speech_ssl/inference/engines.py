@@ -111,7 +111,8 @@ class TorchEngine:
             states = self.encoder.hidden_states(
                 wave_BS, lengths_B, last=None if heads else max(layer or 0 for layer in layers)
             )
-            outputs = {name: self.heads[name](states) for name in heads}
+            frames_B = self.encoder.frame_count(lengths_B)
+            outputs = {name: self.heads[name](states, frames_B) for name in heads}
             counts = [self.encoder.frame_count(length) for length in lengths]
             return [
                 Passed(

@@ -66,7 +66,11 @@ class Runtime(Card):
         self._memory = Memory()
         self.device, self.precision = self._engine.device, self._engine.precision
         chunker = Chunker.of_seconds(
-            encoder.hop, encoder.receptive_field, window_s=window_s, context_s=context_s
+            encoder.hop,
+            encoder.receptive_field,
+            window_s=window_s,
+            context_s=context_s,
+            multiple=max((head.spec.stride for head in artifact.heads.values()), default=1),
         )
         super().__init__(
             name=artifact.name,

@@ -41,6 +41,19 @@ Loudness: TypeAlias = NDArray[np.float32]
 """Mean squares by parts of a frame: (T, E)."""
 
 
+def of_every(stride: int, loudness_TE: Loudness) -> Loudness:
+    """What belongs to every `stride`-th frame, if each stands for `stride` hops around its middle: (ceil(T /
+    stride), stride * E). Beyond the recording it is as loud as at its end."""
+    frames, parts = loudness_TE.shape
+    if not loudness_TE.size:
+        return loudness_TE
+    before = (stride - 1) * parts // 2
+    length = -(-frames // stride) * stride * parts
+    after = max(length - before - frames * parts, 0)
+    padded = np.pad(loudness_TE.ravel(), (before, after), mode="edge")
+    return padded[:length].reshape(-1, stride * parts)
+
+
 @dataclass(frozen=True, slots=True)
 class Word:
     """A word and where it is said. start, end: seconds.

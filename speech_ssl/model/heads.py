@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speech_ssl.model.adapters import AdapterSpec, CTCAdapter
 from speech_ssl.model.config import EncoderConfig
+from speech_ssl.types import Frames
 
 EventPooling = Literal["mean", "max", "attentive"]
 Mixing = Literal["normalized", "plain", "last"]
@@ -23,15 +25,24 @@ Mixing = Literal["normalized", "plain", "last"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CTCSpec:
-    """vocabulary: one symbol a unit; the first is the blank, the others as `text.Vocabulary` has them."""
+    """vocabulary: one symbol a unit; the first is the blank, the others as `text.Vocabulary` has them.
+    adapter: what comes before the units and makes fewer frames. It may be missing in a stored spec."""
 
     vocabulary: tuple[str, ...]
+    adapter: AdapterSpec | None = None
 
     def __post_init__(self) -> None:
         _check_names("vocabulary", self.vocabulary, least=2)
+        if not isinstance(self.adapter, AdapterSpec | None):
+            raise ValueError(f"adapter must be an object with its fields, not {self.adapter!r}")
+
+    @property
+    def stride(self) -> int:
+        """Of that many frames the first has what is said in all of them; the others repeat it."""
+        return 1 if self.adapter is None else self.adapter.stride
 
     def build(self, encoder: EncoderConfig, dropout: float = 0.0) -> CTCHead:
-        return CTCHead(encoder.width, len(self.vocabulary), dropout)
+        return CTCHead(encoder.width, len(self.vocabulary), dropout, self.adapter)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,18 +72,23 @@ class EventsSpec:
         if not isinstance(self.hidden, int) or self.hidden < 0:
             raise ValueError(f"hidden must be at least 0, not {self.hidden!r}")
 
+    @property
+    def stride(self) -> int:
+        return 1
+
     def build(self, encoder: EncoderConfig, dropout: float = 0.0) -> EventsHead:
         return EventsHead(encoder, self, dropout)
 
 
 HeadSpec: TypeAlias = CTCSpec | EventsSpec
-_LATER = {"mixing", "bent"}
+_LATER = {"mixing", "bent", "adapter"}
 KINDS: dict[str, type[CTCSpec] | type[EventsSpec]] = {"ctc": CTCSpec, "events": EventsSpec}
 
 
 def spec_to_dict(spec: HeadSpec) -> dict[str, Any]:
     kind = next(name for name, cls in KINDS.items() if isinstance(spec, cls))
-    return {"kind": kind} | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
+    values = {k: v for k, v in asdict(spec).items() if v is not None}
+    return {"kind": kind} | {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def spec_from_dict(values: Mapping[str, Any]) -> HeadSpec:
@@ -86,6 +102,8 @@ def spec_from_dict(values: Mapping[str, Any]) -> HeadSpec:
         raise ValueError(f"field {missing[0]!r} is missing")
     given: dict[str, Any] = {name: values[name] for name in names}
     fitted: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    if isinstance(adapter := fitted.get("adapter"), Mapping):
+        fitted["adapter"] = AdapterSpec.from_dict(adapter)
     return cls(**fitted)
 
 
@@ -97,18 +115,37 @@ def _check_names(field: str, names: Sequence[object], *, least: int) -> None:
 
 
 class CTCHead(nn.Module):
-    """The final state to log-probabilities of units (B, T, V), in fp32. Unit 0 is the blank."""
+    """The final state to log-probabilities of units (B, T, V), in fp32. Unit 0 is the blank.
 
-    def __init__(self, width: int, units: int, dropout: float = 0.0) -> None:
+    An adapter makes fewer frames of it. Each is repeated, so that every frame of the encoder has its outputs:
+    windows are joined and cut by frames, and only what reads the text looks at one in `CTCSpec.stride`.
+    """
+
+    def __init__(
+        self, width: int, units: int, dropout: float = 0.0, adapter: AdapterSpec | None = None
+    ) -> None:
         super().__init__()
+        self.adapter = None if adapter is None else CTCAdapter(width, adapter)
+        width = width if adapter is None else adapter.width
         self.dropout = nn.Dropout(dropout)
         self.logits = nn.Linear(width, units)
         nn.init.normal_(self.logits.weight, std=width**-0.5)
         nn.init.zeros_(self.logits.bias)
 
-    def forward(self, states: Sequence[Tensor]) -> Tensor:
-        with torch.autocast(states[-1].device.type, enabled=False):
-            return self.logits(self.dropout(states[-1].float())).log_softmax(-1)  # type: ignore[no-any-return]
+    def forward(self, states: Sequence[Tensor], lengths_B: Tensor | None = None) -> Tensor:
+        """lengths_B: valid frames of each row, which adapters need; None: all are."""
+        x_BTD = states[-1]
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            if self.adapter is None:
+                return self._log_probs(x_BTD.float())
+            if lengths_B is None:
+                lengths_B = torch.full(x_BTD.shape[:1], x_BTD.shape[1], device=x_BTD.device)
+            fewer_BTD, _ = self.adapter(Frames(x_BTD.float(), lengths_B))
+            log_probs_BTV = self._log_probs(fewer_BTD).repeat_interleave(self.adapter.stride, dim=1)
+            return log_probs_BTV[:, : x_BTD.shape[1]]
+
+    def _log_probs(self, x_BTD: Tensor) -> Tensor:
+        return self.logits(self.dropout(x_BTD)).log_softmax(-1)  # type: ignore[no-any-return]
 
 
 class LayerMix(nn.Module):
@@ -198,7 +235,8 @@ class EventsHead(nn.Module):
         assert isinstance(self.mix, LayerMix)
         return self.mix
 
-    def forward(self, states: Sequence[Tensor]) -> Tensor:
+    def forward(self, states: Sequence[Tensor], lengths_B: Tensor | None = None) -> Tensor:
+        """lengths_B: for heads that need it; this one judges each frame by itself."""
         with torch.autocast(states[-1].device.type, enabled=False):
             x_BTD = self.dropout(self.mix(states))
             if self.hidden is not None:

@@ -110,7 +110,6 @@ def test_without_a_hidden_vector_it_is_zero() -> None:
         ({"hidden_act": "quick_gelu"}, "'hidden_act' is 'quick_gelu'"),
         ({"feat_extract_activation": "mish"}, "'feat_extract_activation' is 'mish'"),
         ({"feat_extract_norm": "batch"}, "conv_norm .*'batch'"),
-        ({"add_adapter": True}, "'add_adapter' is true"),
         ({"model_type": "whisper"}, "'model_type' is 'whisper'"),
         ({"model_type": "hubert", "conv_pos_batch_norm": "yes"}, "'conv_pos_batch_norm' is 'yes'"),
         ({"model_type": "hubert", "feat_proj_layer_norm": 1}, "'feat_proj_layer_norm' is 1"),

@@ -35,7 +35,9 @@ def made(family: str, head: str, **options: Any) -> Any:
     import transformers
 
     config = getattr(transformers, f"{family}Config")(**{**SMALL, **options})
-    model = getattr(transformers, f"{family}{head}")(config).eval()
+    with torch.random.fork_rng():  # whatever other tests have drawn
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{family}{head}")(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

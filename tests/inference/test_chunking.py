@@ -18,11 +18,13 @@ frontends = {name: Frontend(c) for name, c in (("tiny", presets.tiny()), ("other
 
 
 @st.composite
-def chunkers(draw) -> Chunker:
+def chunkers(draw, multiples: tuple[int, ...] = (1, 2, 8)) -> Chunker:
     frontend = frontends[draw(st.sampled_from(sorted(frontends)))]
-    context = draw(st.integers(0, 30))
-    window = draw(st.integers(2 * context + 1, 2 * context + 60))
-    return Chunker(frontend.hop, frontend.receptive_field, window, context)
+    multiple = draw(st.sampled_from(multiples))
+    context = draw(st.integers(0, 30 // multiple))
+    window = draw(st.integers(2 * context + 1, 2 * context + 60 // multiple))
+    context, window = context * multiple, window * multiple
+    return Chunker(frontend.hop, frontend.receptive_field, window, context, multiple)
 
 
 samples = st.integers(0, 150_000)
@@ -59,8 +61,18 @@ def test_windows_keep_each_frame_once_with_context(chunker: Chunker, length: int
         assert frames - window.skip - window.keep >= chunker.context or window.stop == length
         assert window.seconds <= chunker.window_s
         if len(plan) > 1:
-            assert frames > chunker.window // 2  # none is tiny
+            assert frames > chunker.window // 2 - chunker.multiple  # none is tiny
+        assert window.start // chunker.hop % chunker.multiple == window.skip % chunker.multiple == 0
+        assert window.keep % chunker.multiple == 0 or window is plan[-1]
     assert (len(plan) == 1) == (total <= chunker.window)
+
+
+@given(chunkers(multiples=(1,)), samples)
+def test_the_last_two_share_equally(chunker: Chunker, length: int):
+    if chunker.frame_count(length) > chunker.window:
+        *_, one, other = chunker.plan(length)
+        left = one.keep + one.skip + other.keep
+        assert (one.keep + one.skip, other.keep) == (left // 2, left - left // 2)
 
 
 @given(chunkers(), samples, st.data())
@@ -100,6 +112,18 @@ def test_seconds_become_frames():
     assert len(chunker.plan(20 * 16000)) == 1 and len(chunker.plan(21 * 16000)) == 2
     with pytest.raises(ValueError, match="more than twice"):
         Chunker.of_seconds(320, 400, window_s=3.0, context_s=2.0)
+
+
+@pytest.mark.parametrize(("multiple", "expected"), [(1, (999, 100)), (2, (998, 100)), (8, (992, 104))])
+def test_seconds_become_multiples_of_frames(multiple: int, expected: tuple[int, int]):
+    chunker = Chunker.of_seconds(320, 400, window_s=20.0, context_s=2.0, multiple=multiple)
+    assert (chunker.window, chunker.context, chunker.multiple) == (*expected, multiple)
+
+
+@pytest.mark.parametrize(("window", "context", "multiple"), [(99, 10, 2), (100, 9, 2), (100, 10, 0)])
+def test_sizes_that_are_no_multiples_are_refused(window: int, context: int, multiple: int):
+    with pytest.raises(ValueError, match=f"must be multiples of {multiple}"):
+        Chunker(320, 400, window, context, multiple)
 
 
 def test_the_error_of_a_short_clip_says_what_is_needed():

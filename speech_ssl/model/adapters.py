@@ -1,0 +1,161 @@
+"""What transformers' `add_adapter` puts between an encoder and its head for CTC: layers that each make one
+frame of two.
+
+An adapter belongs to its head: the frames of the encoder stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speech_ssl.model.attention import FeedForward, SelfAttention
+from speech_ssl.model.config import Activation
+from speech_ssl.model.frontend import LayerNorm
+from speech_ssl.types import Frames
+
+AdapterKind = Literal["convolutions", "blocks"]
+KERNEL, STRIDE, PADDING = 3, 2, 1
+"""ceil(T / 2) frames of T."""
+LARGEST, DEEPEST = 2**20, 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterSpec:
+    """kind: layers of "convolutions" alone, or Transformer "blocks" (w2v-BERT 2.0). width: of its frames; if
+    that is not the encoder's, they are projected first. eps: of the norms. The others are of "blocks" alone;
+    ffn_first: half of a feed-forward with ReLU comes before, as in a Conformer."""
+
+    kind: AdapterKind
+    layers: int
+    width: int
+    eps: float = 1e-5
+    heads: int = 0
+    ffn_width: int = 0
+    activation: Activation = "relu"
+    ffn_first: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(AdapterKind):
+            raise ValueError(f"the adapter's kind must be 'convolutions' or 'blocks', not {self.kind!r}")
+        blocks = int(self.kind == "blocks")
+        for name, least in (("layers", 1), ("width", 1), ("heads", blocks), ("ffn_width", blocks)):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= LARGEST:
+                raise ValueError(f"the adapter's {name} must be a whole number from {least}, not {value!r}")
+        if self.layers > DEEPEST:
+            raise ValueError(f"an adapter can have {DEEPEST} layers at most, not {self.layers}")
+        if not blocks and (self.heads or self.ffn_width or self.ffn_first):
+            raise ValueError("an adapter of convolutions has no heads, ffn_width or ffn_first")
+        if blocks and self.width % self.heads:
+            raise ValueError(f"the adapter's width {self.width} must be a multiple of its heads {self.heads}")
+        if not isinstance(self.eps, float) or not 0 < self.eps < 1:
+            raise ValueError(f"the adapter's eps must be above 0 and below 1, not {self.eps!r}")
+        if self.activation not in get_args(Activation):
+            known = ", ".join(get_args(Activation))
+            raise ValueError(f"the adapter's activation must be one of {known}, not {self.activation!r}")
+        if not isinstance(self.ffn_first, bool):
+            raise ValueError(f"the adapter's ffn_first must be true or false, not {self.ffn_first!r}")
+
+    @property
+    def stride(self) -> int:
+        """Frames of the encoder to one of the adapter."""
+        return int(STRIDE**self.layers)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AdapterSpec:
+        """The inverse of `dataclasses.asdict`. Raises ValueError that names a missing or unknown field: one
+        that is passed over would change the numbers."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(map(str, set(values) - known)):
+            raise ValueError(f"field {unknown[0]!r} of the adapter is not known")
+        if missing := [name for name in ("kind", "layers", "width") if name not in values]:
+            raise ValueError(f"field {missing[0]!r} of the adapter is missing")
+        return cls(**values)
+
+
+class Halving(nn.Module):
+    """A gated convolution that makes one frame of two. Invalid frames are zero before it can see them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2 * width, width, KERNEL))
+        self.bias = nn.Parameter(torch.zeros(2 * width))
+        nn.init.kaiming_normal_(self.weight)
+
+    def forward(self, frames: Frames) -> Tensor:
+        """(B, T, D) to (B, ceil(T / 2), D)."""
+        x_BTD = frames.x_BTD.masked_fill(~frames.valid_BT[:, :, None], 0.0)
+        y_BCT = F.conv1d(x_BTD.transpose(1, 2), self.weight, self.bias, stride=STRIDE, padding=PADDING)
+        return F.glu(y_BCT.transpose(1, 2), dim=-1)
+
+
+class AdapterConvolution(nn.Module):
+    def __init__(self, spec: AdapterSpec) -> None:
+        super().__init__()
+        self.conv = Halving(spec.width)
+
+    def forward(self, frames: Frames) -> Frames:
+        return Frames(self.conv(frames), halved(frames.lengths_B))
+
+
+class AdapterBlock(nn.Module):
+    """Attention and feed-forward on half as many frames; a convolution of its own halves the residual."""
+
+    def __init__(self, spec: AdapterSpec) -> None:
+        super().__init__()
+        self.residual_norm = LayerNorm(spec.width, eps=spec.eps)
+        self.residual_conv = Halving(spec.width)
+        self.attention_norm = LayerNorm(spec.width, eps=spec.eps)
+        self.attention_conv = Halving(spec.width)
+        self.attention = SelfAttention(spec.width, spec.heads, dropout=0.0)
+        self.ffn_norm = LayerNorm(spec.width, eps=spec.eps)
+        self.ffn = FeedForward(spec.width, spec.ffn_width, 0.0, spec.activation)
+
+    def forward(self, frames: Frames) -> Frames:
+        x_BTD, lengths_B = frames
+        residual_BTD = self.residual_conv(Frames(self.residual_norm(x_BTD), lengths_B))
+        x_BTD = self.attention_conv(Frames(self.attention_norm(x_BTD), lengths_B))
+        valid_BT = Frames(x_BTD, halved(lengths_B)).valid_BT
+        x_BTD = residual_BTD + self.attention(x_BTD, valid_BT[:, None, None, :])
+        return Frames(x_BTD + self.ffn(self.ffn_norm(x_BTD)), halved(lengths_B))
+
+
+LAYERS: Mapping[AdapterKind, type[AdapterConvolution] | type[AdapterBlock]] = {
+    "convolutions": AdapterConvolution,
+    "blocks": AdapterBlock,
+}
+
+
+class CTCAdapter(nn.Module):
+    """The encoder's final state (B, T, D) to (B, ceil(T / stride), width). A row's frames depend on its valid
+    ones alone."""
+
+    def __init__(self, encoder_width: int, spec: AdapterSpec) -> None:
+        super().__init__()
+        self.stride = spec.stride
+        self.ffn = FeedForward(encoder_width, spec.ffn_width, 0.0, "relu") if spec.ffn_first else None
+        self.projection: nn.Module = nn.Identity()
+        self.projection_norm: nn.Module = nn.Identity()
+        if spec.width != encoder_width:
+            self.projection = nn.Linear(encoder_width, spec.width)
+            self.projection_norm = LayerNorm(spec.width, eps=spec.eps)
+        self.layers = nn.ModuleList(LAYERS[spec.kind](spec) for _ in range(spec.layers))
+
+    def forward(self, frames: Frames) -> Frames:
+        x_BTD, lengths_B = frames
+        if self.ffn is not None:
+            x_BTD = x_BTD + 0.5 * self.ffn(x_BTD)
+        frames = Frames(self.projection_norm(self.projection(x_BTD)), lengths_B)
+        for layer in self.layers:
+            frames = layer(frames)
+        return frames
+
+
+def halved(lengths_B: Tensor) -> Tensor:
+    return (lengths_B + 1) // STRIDE
