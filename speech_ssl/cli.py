@@ -248,8 +248,8 @@ def manifest(folder: Path, out: Path) -> int:
 def convert(source: str, out: Path, form: Literal["artifact", "huggingface", "fairseq2"]) -> int:
     """Convert a checkpoint of another library, or an artifact, to OUT_DIR.
 
-    SRC is an artifact, a folder of transformers, the id of a model of the Hugging Face hub, or a file of
-    fairseq, fairseq2 or torchaudio. Nothing in it is executed.
+    SRC is an artifact, a folder of transformers, the id of a model of the Hugging Face hub, a file of
+    fairseq, fairseq2 or torchaudio, or a name that fairseq2 knows. Nothing in it is executed.
     """
     from speech_ssl.checkpoints.opening import convert
 
@@ -259,6 +259,8 @@ def convert(source: str, out: Path, form: Literal["artifact", "huggingface", "fa
     parts += [f"head {name}" for name in artifact.heads]
     left = artifact.config["training"].get("left_out")
     parts += [f"left out: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}"] if left else []
+    assumed = artifact.config["training"].get("assumed")
+    parts += [f"assumed, for it does not say: {', '.join(assumed)}"] if assumed else []
     print(f"{out}: {'; '.join(parts)}")
     return 0
 

@@ -19,10 +19,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import speech_ssl
 from speech_ssl.data.manifest import read_manifest
 from speech_ssl.inference.parquet import read_rows
+from tests.checkpoints.test_foreign import small_torchaudio
 from tests.checkpoints.transformers_models import made, saved
 from tests.command_line import Run, without_progress
 from tests.narrow import save_narrow
@@ -178,6 +180,15 @@ def test_convert_there_and_back(run: Run, tmp_path: Path, clips: list[Path]):
     assert run("transcribe", clips[0], "--model", folder) == run(
         "transcribe", clips[0], "--model", tmp_path / "ours"
     )
+
+
+def test_convert_says_what_it_left_out_and_assumed(run: Run, tmp_path: Path):
+    golden = Path(__file__).parent / "checkpoints" / "golden" / "fairseq"
+    status, out, _ = run("convert", golden / "hubert.pt", tmp_path / "a")
+    assert status == 0 and out.endswith("; left out: final_proj.bias, final_proj.weight, label_embs_concat\n")
+    torch.save(small_torchaudio("group").state_dict(), tmp_path / "model.pt")
+    status, out, _ = run("convert", tmp_path / "model.pt", tmp_path / "b")
+    assert status == 0 and "; assumed, for it does not say: attention has 2 heads, the convolutions'" in out
 
 
 def test_what_cannot_be_converted_is_one_line(run: Run, tmp_path: Path, tiny_artifact: Path):

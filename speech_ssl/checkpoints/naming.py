@@ -77,7 +77,7 @@ def assumed(config: EncoderConfig, *more: str, known: Collection[str] = ()) -> l
     """What a reader says of a config whose heads and strides neither shapes nor options told."""
     told = {
         "heads": f"attention has {config.heads} heads",
-        "conv_strides": f"the convolutions' strides are {', '.join(map(str, config.conv_strides))}",
+        "conv_strides": f"the convolutions' strides are {config.conv_strides}",
     }
     return [*(text for name, text in told.items() if name not in known), *more]
 
@@ -115,6 +115,8 @@ def config_of(tensors: Mapping[str, Tensor], where: str, **known: Any) -> Encode
         if "heads" not in known:
             values["heads"] = heads_of(width, where)
         return EncoderConfig(**{"feature_grad_scale": 1.0, "wave_eps": LAYER_NORM_EPS, **values, **known})
+    except ConversionError:
+        raise
     except KeyError as error:
         raise ConversionError(f"{where}: key {error} is missing (by transformers' names)") from None
     except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
