@@ -19,15 +19,15 @@ def plain(value: Any) -> Any:
 
 def _plain(value: Any, done: dict[int, Any]) -> Any:
     """done: what became of objects that were met before, by identity, for one may be referred to often."""
-    if type(value) is str:
-        return value[:LONGEST] if _writable(value) else None
     if type(value) is int:
         return value if abs(value) < 2**63 else None
-    if type(value) in (bool, float) or not isinstance(value, Inert | dict | list | tuple):
+    if type(value) in (bool, float) or not isinstance(value, str | Inert | dict | list | tuple):
         return value if type(value) in (bool, float) else None
     if id(value) not in done:
         done[id(value)] = None
-        if isinstance(value, Inert):
+        if isinstance(value, str):
+            done[id(value)] = value[:LONGEST] if _writable(value) else None
+        elif isinstance(value, Inert):
             done[id(value)] = _plain_object(value, done)
         elif isinstance(value, dict):
             done[id(value)] = _plain_fields(value, done)

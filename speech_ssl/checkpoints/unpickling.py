@@ -15,9 +15,14 @@ from pickletools import genops
 from types import NoneType
 from typing import IO, Any, NamedTuple
 
+import torch
+
 ALLOWANCE = 100_000
 """Of things that may be copied by calls. Those of a file as torch writes it are a few."""
-LONGEST_KEY, LARGEST_KEY = 16, 2**60
+LONGEST_KEY, LARGEST_KEY, PRICE = 16, 2**60, 10
+"""Of keys that are tuples, and of numbers in keys; a tuple costs as much as so many copies."""
+LONGEST_NAME = 500
+KEYS = (str, int, float, bool, bytes, NoneType, torch.dtype)
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -58,6 +63,7 @@ class Machine:
             ("builtins", kind.__name__): self._container(kind) for kind in (list, tuple, set, frozenset)
         }
         containers["builtins", "dict"] = containers["collections", "OrderedDict"] = self._ordered
+        containers["collections", "defaultdict"] = lambda *_: {}  # filled afterwards
         containers["torch", "Size"] = self._container(tuple)
         self._makers = {**containers, **makers}
         self._values, self._find = values, find
@@ -103,13 +109,27 @@ class Machine:
         if self._allowance < 0:
             raise ValueError("it copies too much")
 
+    def _check_keys(self, keys: Iterable[Any]) -> None:
+        """Hashing tuples within tuples can take for ever or overflow the stack; large numbers, and many
+        tuples, can be chosen to have one hash."""
+        for key in keys:
+            parts: tuple[Any, ...] = (key,)
+            if type(key) is tuple and len(key) <= LONGEST_KEY:
+                self._charge(PRICE)
+                parts = key
+            for part in parts:
+                if type(part) not in (*KEYS, Named, Inert) or (
+                    type(part) is int and abs(part) >= LARGEST_KEY
+                ):
+                    raise ValueError("it has a key of an unknown kind")
+
     def _container(self, kind: Callable[[Iterable[Any]], Any]) -> Callable[..., Any]:
         def made(values: Any = ()) -> Any:
             if type(values) not in (list, tuple):
                 raise ValueError("it makes a container of something else")
             self._charge(len(values))
             if kind in (set, frozenset):
-                _check_keys(values)
+                self._check_keys(values)
             return kind(values)
 
         return made
@@ -119,7 +139,7 @@ class Machine:
         if type(pairs) not in kinds or any(type(pair) not in kinds or len(pair) != 2 for pair in pairs):
             raise ValueError("it makes a dict of something else")
         self._charge(len(pairs))
-        _check_keys(key for key, _ in pairs)
+        self._check_keys(key for key, _ in pairs)
         return OrderedDict(pairs)
 
     def _above_mark(self) -> list[Any]:
@@ -153,7 +173,9 @@ class Machine:
             module, name = argument.split(" ", 1)
         if type(module) is not str or type(name) is not str:
             raise ValueError("it names something without a name")
-        named = Named(module.replace("__builtin__", "builtins"), name)
+        if len(module) + len(name) > LONGEST_NAME:
+            raise ValueError("it names something by a name that is too long")
+        named = Named("builtins" if module == "__builtin__" else module, name)
         self._stack.append(self._values.get(named, named))
 
     def _reduce(self, _: Any) -> None:
@@ -205,21 +227,21 @@ class Machine:
     def _set(self, items: list[Any]) -> None:
         into = self._stack[-1]
         if isinstance(into, dict):
-            _check_keys(items[::2])
+            self._check_keys(items[::2])
             into.update(zip(items[::2], items[1::2], strict=True))
         elif type(into) is not Inert:
             raise ValueError("it sets items of what is no dict")
 
     def _add_items(self, _: Any) -> None:
         items = self._above_mark()
-        _check_keys(items)
+        self._check_keys(items)
         if type(self._stack[-1]) is not set:
             raise ValueError("it adds to what is no set")
         self._stack[-1].update(items)
 
     def _frozen(self, _: Any) -> None:
         items = self._above_mark()
-        _check_keys(items)
+        self._check_keys(items)
         self._stack.append(frozenset(items))
 
     def _refer(self, _: Any) -> None:
@@ -250,14 +272,3 @@ STEPS: dict[str, Callable[[Machine, Any], None]] = {
     "FROZENSET": Machine._frozen,
     "BINPERSID": Machine._refer,
 }
-
-
-def _check_keys(keys: Iterable[Any]) -> None:
-    """Hashing tuples within tuples can take for ever or overflow the stack; large numbers can be chosen to
-    have one hash."""
-    for key in keys:
-        parts = key if type(key) is tuple and len(key) <= LONGEST_KEY else (key,)
-        if any(type(part) not in (str, int, float, bool, bytes, NoneType) for part in parts):
-            raise ValueError("it has a key of an unknown kind")
-        if any(type(part) is int and abs(part) >= LARGEST_KEY for part in parts):
-            raise ValueError("it has a key of an unknown kind")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ KEYS = {
     "wide": doubled(60),
     "colliding": b"\x8a\x09" + (2**61 - 1).to_bytes(9, "little"),
     "frozen": b"(\x91",
-    "tensors": b"ctorch\nfloat32\n",
+    "lists": b"]",
 }
 
 
@@ -77,6 +77,34 @@ def test_keys_that_cannot_be_hashed_in_time(tmp_path: Path, kind: str, before: b
 
 
 NAMES = (b"_inductor", b"has_mps", b"half")
+
+
+def test_keys_that_configs_have(tmp_path: Path) -> None:
+    """Classes, as callbacks have them, types of numbers, and tuples of such."""
+    found = opened(tmp_path / "f.pt", b"}(ca\nb\nNctorch\nhalf\nNca\nb\n)RNK\x01X\x01\x00\x00\x00a\x86Nu.")
+    assert [type(key).__name__ for key in found] == ["Named", "dtype", "Inert", "tuple"]
+
+
+def test_a_dict_with_defaults(tmp_path: Path) -> None:
+    torch.save(defaultdict(list, a=[1]), tmp_path / "f.pt")
+    assert read_pickle(tmp_path / "f.pt") == {"a": [1]}
+
+
+def test_many_tuples_of_one_hash(tmp_path: Path) -> None:
+    keys = b"".join(b"J" + number.to_bytes(4, "little") + b"\x85N" for number in range(20_000))
+    with pytest.raises(ArtifactError, match="copies too much"):
+        opened(tmp_path / "f.pt", b"}(" + keys + b"u.")
+
+
+def test_names_of_any_length(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="a name that is too long"):
+        opened(tmp_path / "f.pt", text("a" * 10_000) + text("b") + b"\x93.")
+
+
+def test_a_long_text_that_is_referred_to_often() -> None:
+    long = "x" * 1_000_000
+    shown = plain([long] * 100_000)
+    assert len(shown[0]) == 10_000 and shown[0] is shown[-1]
 
 
 def test_names_are_not_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
