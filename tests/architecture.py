@@ -15,6 +15,7 @@ OWN = ("speech_ssl", "service", "recipes", "benchmarks", "tests")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "speech_ssl": ("speech_ssl.inference",),  # the package itself: lazily, for `speech_ssl.load`
     "speech_ssl.types": (),
+    "speech_ssl.precision": (),  # what a device computes natively
     "speech_ssl.text": (),  # the one form of a text, for data, decoding and evaluation
     "speech_ssl.audio": ("speech_ssl.types", "speech_ssl.audio_formats", "speech_ssl.audio_av"),
     "speech_ssl.audio_av": ("speech_ssl.audio_formats",),  # the extra `av`
@@ -23,10 +24,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "speech_ssl.checkpoints": ("speech_ssl.types", "speech_ssl.text", "speech_ssl.model"),
     "speech_ssl.objectives": ("speech_ssl.types", "speech_ssl.model"),
     "speech_ssl.data": ("speech_ssl.types", "speech_ssl.audio", "speech_ssl.text"),
-    "speech_ssl.training": ("speech_ssl.types", "speech_ssl.objectives.base"),
+    "speech_ssl.training": ("speech_ssl.types", "speech_ssl.precision", "speech_ssl.objectives.base"),
     "speech_ssl.training.run": ("speech_ssl.types", "speech_ssl.objectives.base", "speech_ssl.model"),
     "speech_ssl.inference": (
         "speech_ssl.types",
+        "speech_ssl.precision",
         "speech_ssl.text",
         "speech_ssl.audio",
         "speech_ssl.model",
@@ -34,6 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "speech_ssl.inference.extract": (
         "speech_ssl.types",
+        "speech_ssl.precision",
         "speech_ssl.text",
         "speech_ssl.audio",
         "speech_ssl.model",
@@ -42,7 +45,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "speech_ssl.evaluation": tuple(
         f"speech_ssl.{part}"
-        for part in ("types", "text", "audio", "model", "checkpoints", "objectives", "data", "inference")
+        for part in (
+            "types",
+            "precision",
+            "text",
+            "audio",
+            "model",
+            "checkpoints",
+            "objectives",
+            "data",
+            "inference",
+        )
     ),
     "speech_ssl.client": (),  # of a service elsewhere: no model, no PyTorch
     "speech_ssl.cli": ("speech_ssl", "service"),

@@ -1,0 +1,48 @@
+"""Which arithmetic a device computes natively: what `precision="auto"` stands for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Float = Literal["fp32", "bf16", "fp16"]
+
+DTYPES: dict[Float, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+def native(device: torch.device) -> Float:
+    """The fastest arithmetic of floating-point numbers that is the device's own.
+
+    CUDA: bf16 from compute capability 8.0 on (Ampere), fp16 from 7.0 on (whose tensor cores know no
+    other), else fp32. CPU: bf16 where oneDNN multiplies it natively, else fp32.
+    """
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
+    return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
+
+
+def emulation(precision: Float, device: torch.device) -> str | None:
+    """What it costs to ask for an arithmetic that the device emulates, in one line; None where it does not."""
+    if precision == "fp32" or native(device) == precision or (device.type == "cuda" and precision == "fp16"):
+        return None
+    name = "this processor" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    return (
+        f"{name} has no {precision} arithmetic and emulates it, which can take ten times as long as fp32: "
+        "precision 'auto' takes what is fast here"
+    )
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """oneDNN answers for the instruction set that it may use (ONEDNN_MAX_CPU_ISA included). On x86 it says
+    yes from AVX-512 on, where it emulates the products unless the processor has AVX512_BF16 or AMX."""
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    if not torch.cpu._is_avx512_supported():  # ARM: oneDNN has looked at the processor's own flag
+        return True
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
