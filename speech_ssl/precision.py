@@ -28,7 +28,7 @@ def native(device: torch.device) -> Float:
 
 
 def emulation(precision: Float, device: torch.device) -> str | None:
-    """What it costs to ask for an arithmetic that the device emulates, in one line; None where it does not."""
+    """One line on what it costs to ask for an arithmetic that the device emulates; else None."""
     if precision == "fp32" or native(device) == precision or (device.type == "cuda" and precision == "fp16"):
         return None
     name = "this processor" if device.type == "cpu" else torch.cuda.get_device_name(device)
