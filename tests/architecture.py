@@ -17,9 +17,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "speech_ssl.types": (),
     "speech_ssl.precision": (),  # what a device computes natively
     "speech_ssl.text": (),  # the one form of a text, for data, decoding and evaluation
-    "speech_ssl.audio": ("speech_ssl.types", "speech_ssl.audio_formats", "speech_ssl.audio_av"),
-    "speech_ssl.audio_av": ("speech_ssl.audio_formats",),  # the extra `av`
-    "speech_ssl.audio_formats": (),
+    "speech_ssl.audio": ("speech_ssl.types",),
     "speech_ssl.model": ("speech_ssl.types",),
     "speech_ssl.checkpoints": ("speech_ssl.types", "speech_ssl.text", "speech_ssl.model"),
     "speech_ssl.objectives": ("speech_ssl.types", "speech_ssl.model"),

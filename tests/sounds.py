@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speech_ssl import audio
+from speech_ssl.audio import decoding
 
 RATE = 16_000
 FORMATS = [
@@ -41,12 +41,12 @@ def noise(seconds: float, rate: int = RATE, channels: int | None = None) -> np.n
 def count_frames(patch: pytest.MonkeyPatch) -> list[int]:
     """From now on, how many frames each call to the decoder gives."""
     counts: list[int] = []
-    read = audio._Sound.read
+    read = decoding._Sound.read
 
-    def counted(self: audio._Sound, *, out: np.ndarray) -> np.ndarray:
+    def counted(self: decoding._Sound, *, out: np.ndarray) -> np.ndarray:
         block = read(self, out=out)
         counts.append(len(block))
         return block
 
-    patch.setattr(audio._Sound, "read", counted)
+    patch.setattr(decoding._Sound, "read", counted)
     return counts

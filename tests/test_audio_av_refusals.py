@@ -43,7 +43,7 @@ def test_a_file_elsewhere_is_not_opened(tmp_path: Path) -> None:
 
 
 def test_options_each_forbid_what_they_should(tmp_path: Path) -> None:
-    from speech_ssl.audio_av import OPTIONS
+    from speech_ssl.audio.ffmpeg import OPTIONS
 
     secret = tmp_path / "secret"
     secret.write_bytes(b"\1" * 2 * RATE)

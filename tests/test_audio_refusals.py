@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from speech_ssl import audio
-from speech_ssl.audio import AudioError, Limits, decode, duration, sniff, stream
+from speech_ssl.audio import AudioError, Limits, decode, decoding, duration, formats, sniff, stream
 from tests.sounds import FORMATS, RATE, count_frames, encoded, noise
 
 NONE = Limits()
@@ -73,7 +73,7 @@ def test_a_bomb_is_defused_within_a_block_of_the_limit(kind: str, monkeypatch: p
     error = refusal(content, Limits(max_seconds=30))
     assert error.code == "too_long"
     assert "30 s" in str(error)
-    assert sum(frames_read) <= 30 * 8_000 + audio.BLOCK_SAMPLES
+    assert sum(frames_read) <= 30 * 8_000 + decoding.BLOCK_SAMPLES
 
 
 def test_streaming_takes_constant_memory() -> None:
@@ -199,7 +199,7 @@ def test_an_error_crosses_processes() -> None:
 def test_sniff_knows_each_container_and_no_other() -> None:
     kinds = {"WAV": "wav", "WAVEX": "wav", "RF64": "wav", "FLAC": "flac", "OGG": "ogg", "MP3": "mp3"}
     for kind, subtype in FORMATS:
-        head = encoded(noise(0.1), kind=kind, subtype=subtype)[: audio.HEAD_BYTES]
+        head = encoded(noise(0.1), kind=kind, subtype=subtype)[: formats.HEAD_BYTES]
         assert sniff(head) == kinds.get(kind, "aiff")
     assert sniff(b"") is None
 

@@ -1,8 +1,4 @@
-"""Audio of any kind in, 16 kHz mono float32 out, in blocks and within limits.
-
-Headers are taken as claims: samples are counted while they are decoded, and only formats known by
-their first bytes reach a decoder: libsndfile, or FFmpeg where the extra `av` is installed.
-"""
+"""Decoding: blocks of samples at 16 kHz, or all of them, or how long they are."""
 
 from __future__ import annotations
 
@@ -21,27 +17,23 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from speech_ssl.audio_formats import (
-    FORMATS,
-    HEAD_BYTES,
-    WITH_PYAV,
-    AudioError,
-    Container,
-    adts_frame_bytes,
-    sniff,
-)
+from speech_ssl.audio.errors import AudioError, AudioWarning, Warn
+from speech_ssl.audio.formats import FORMATS, HEAD_BYTES, WITH_PYAV, Container, adts_frame_bytes, sniff
+from speech_ssl.audio.phase import PhaseMeter
 from speech_ssl.types import SAMPLE_RATE, Waveform
 
 if TYPE_CHECKING:
-    from speech_ssl.audio_av import Clip
-
-__all__ = ["FORMATS", "AudioError", "Limits", "Source", "decode", "duration", "resampler", "sniff", "stream"]
+    from speech_ssl.audio.ffmpeg import Clip
 
 Source: TypeAlias = str | Path | bytes | BinaryIO
 """A path, the bytes of a file, or an open binary file (read from its beginning)."""
 
 BLOCK_SAMPLES = 1 << 16
 MAX_TAGS = 8
+OPPOSITE = (
+    "its channels are in opposite phase, and nearly nothing is left in their mean, which is what is used: "
+    "invert one of them, or keep one alone"
+)
 # The range of 32-bit integers read as floats. Beyond it energies overflow, and the clip is noise anyway.
 LARGEST_SAMPLE = 2.0**32
 
@@ -88,13 +80,19 @@ class Limits:
 
 
 def stream(
-    source: Source, *, limits: Limits = Limits(), start_s: float = 0.0, stop_s: float | None = None
+    source: Source,
+    *,
+    limits: Limits = Limits(),
+    start_s: float = 0.0,
+    stop_s: float | None = None,
+    warn: Warn | None = None,
 ) -> Iterator[Waveform]:
     """Decode in blocks: 16 kHz, mono (the mean of the channels), constant memory.
 
     `start_s` and `stop_s` choose a part, resampled as if nothing were around it. It is sought; only with
     FFmpeg's formats, where a seek does not lead to an exact sample, is what comes before it decoded too.
-    Never yields an empty block.
+    Never yields an empty block. `warn` is told, after the last block, what is wrong with audio that is used
+    all the same; without it nobody is.
 
     Raises AudioError, from the first block on, and OSError where the file itself cannot be opened.
     """
@@ -102,21 +100,29 @@ def stream(
         raise ValueError(f"start_s must be at least 0 and before stop_s, not {start_s} and {stop_s}")
     name = _name(source)
     with _opened(source, name, limits) as sound:
-        blocks = _mono_blocks(sound, name, limits, start_s, stop_s)
+        phase = PhaseMeter(sound.channels)
+        blocks = _mono_blocks(sound, name, limits, start_s, stop_s, phase)
         yield from blocks if sound.samplerate == SAMPLE_RATE else _resampled(blocks, sound.samplerate)
+        if phase.cancelled and warn is not None:
+            warn(AudioWarning("opposite_phase", f"{name}: {OPPOSITE}"))
 
 
 def decode(
-    source: Source, *, limits: Limits = Limits(), start_s: float = 0.0, stop_s: float | None = None
+    source: Source,
+    *,
+    limits: Limits = Limits(),
+    start_s: float = 0.0,
+    stop_s: float | None = None,
+    warn: Warn | None = None,
 ) -> Waveform:
     """The whole of what `stream` yields, shape (S,)."""
-    blocks = list(stream(source, limits=limits, start_s=start_s, stop_s=stop_s))
+    blocks = list(stream(source, limits=limits, start_s=start_s, stop_s=stop_s, warn=warn))
     if not blocks:  # fewer samples than one at 16 kHz
         raise AudioError("empty", f"{_name(source)}: no audio in it")
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
-def duration(path: str | Path) -> float:
+def duration(path: str | Path, *, warn: Warn | None = None) -> float:
     """Seconds, by the header where audio is found at the end that it claims, else (and always with
     FFmpeg's formats) by decoding.
 
@@ -195,7 +201,7 @@ def _by_libsndfile(handle: int | _Stored, name: str) -> _Sound:
 
 def _by_ffmpeg(file: _Stored, kind: Container, name: str) -> AbstractContextManager[Clip]:
     try:
-        from speech_ssl.audio_av import opened
+        from speech_ssl.audio.ffmpeg import opened
     except ImportError as error:
         raise AudioError(
             "unsupported_format",
@@ -243,7 +249,12 @@ def _check_header(sound: _Sound | Clip, name: str, limits: Limits) -> None:
 
 
 def _mono_blocks(
-    sound: _Sound | Clip, name: str, limits: Limits, start_s: float, stop_s: float | None
+    sound: _Sound | Clip,
+    name: str,
+    limits: Limits,
+    start_s: float,
+    stop_s: float | None,
+    phase: PhaseMeter | None = None,
 ) -> Iterator[Waveform]:
     """Blocks at the file's own rate, counted and checked."""
     rate = sound.samplerate
@@ -261,7 +272,10 @@ def _mono_blocks(
             raise AudioError("too_long", f"{name}: longer than {limits.max_seconds:g} s")
         if not (block.max() <= LARGEST_SAMPLE and block.min() >= -LARGEST_SAMPLE):  # NaN fails both
             raise AudioError("bad_samples", f"{name}: samples are not finite numbers")
-        yield block[:, 0] if sound.channels == 1 else block.mean(axis=1)
+        mono = block[:, 0] if sound.channels == 1 else block.mean(axis=1)
+        if phase is not None and sound.channels > 1:
+            phase.add(block, mono)
+        yield mono
     if not count:
         where = f" after {start_s:g} s" if start else ""
         raise AudioError("empty", f"{name}: no audio in it{where}")

@@ -1,21 +1,10 @@
-"""Which files are audio, told by their first bytes, and how audio is refused."""
+"""Which files are audio, told by their first bytes."""
 
 from __future__ import annotations
 
 import re
 from importlib.util import find_spec
-from typing import Literal, TypeAlias, get_args
-
-Code: TypeAlias = Literal[
-    "unsupported_format",
-    "undecodable",
-    "too_long",
-    "too_short",
-    "too_many_channels",
-    "bad_rate",
-    "bad_samples",
-    "empty",
-]
+from typing import Literal, TypeAlias
 
 Container: TypeAlias = Literal["wav", "flac", "ogg", "aiff", "mp3", "mp4", "adts", "matroska"]
 
@@ -46,18 +35,6 @@ BRANDS = frozenset(
 )
 EBML = b"\x1a\x45\xdf\xa3"
 _DOC_TYPE = re.compile(rb"\x42\x82(\x84webm|\x88matroska)")
-
-
-class AudioError(ValueError):
-    """Audio that is refused. `code` is for programs, the message for people."""
-
-    def __init__(self, code: Code, message: str) -> None:
-        assert code in get_args(Code)
-        super().__init__(code, message)
-        self.code: Code = code
-
-    def __str__(self) -> str:
-        return str(self.args[1])
 
 
 def sniff(head: bytes) -> Container | None:

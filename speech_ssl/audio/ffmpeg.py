@@ -17,7 +17,8 @@ from av import AudioStream
 from av.audio.plane import AudioPlane
 from numpy.typing import NDArray
 
-from speech_ssl.audio_formats import AudioError, Container
+from speech_ssl.audio.errors import AudioError
+from speech_ssl.audio.formats import Container
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame

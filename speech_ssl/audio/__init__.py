@@ -1,0 +1,32 @@
+"""Audio of any kind in, 16 kHz mono float32 out, in blocks and within limits.
+
+Headers are taken as claims: samples are counted while they are decoded, and only formats known by
+their first bytes reach a decoder: libsndfile, or FFmpeg where the extra `av` is installed.
+"""
+
+from speech_ssl.audio.decoding import (
+    LARGEST_SAMPLE,
+    Limits,
+    Source,
+    decode,
+    duration,
+    resampler,
+    stream,
+)
+from speech_ssl.audio.errors import AudioError, AudioWarning, Warn
+from speech_ssl.audio.formats import FORMATS, sniff
+
+__all__ = [
+    "FORMATS",
+    "LARGEST_SAMPLE",
+    "AudioError",
+    "AudioWarning",
+    "Limits",
+    "Source",
+    "Warn",
+    "decode",
+    "duration",
+    "resampler",
+    "sniff",
+    "stream",
+]

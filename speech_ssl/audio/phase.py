@@ -1,0 +1,36 @@
+"""Whether channels cancel each other out in their mean, as those of a wrongly wired microphone do."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+CANCELLED = 0.01
+"""So little of the channels' energy is left in the mean. Sixteen channels that have nothing in common leave a
+sixteenth."""
+AUDIBLE = 1e-3
+"""The share of the energy that is not a constant offset: with less, rounding would decide."""
+
+
+class PhaseMeter:
+    """Sums over blocks; offsets are left out, for they do not cancel where the sound does."""
+
+    def __init__(self, channels: int) -> None:
+        self._count = 0
+        self._energy = self._mean_energy = 0.0
+        self._sum_C = np.zeros(channels)
+
+    def add(self, block_SC: NDArray[np.float32], mean_S: NDArray[np.float32]) -> None:
+        self._count += len(block_SC)
+        self._energy += float(np.vdot(block_SC, block_SC))
+        self._mean_energy += float(mean_S @ mean_S)
+        self._sum_C += np.ones(len(block_SC), dtype=np.float32) @ block_SC
+
+    @property
+    def cancelled(self) -> bool:
+        channels = len(self._sum_C)
+        if channels < 2 or not self._count:
+            return False
+        energy = (self._energy - float(self._sum_C @ self._sum_C) / self._count) / channels
+        mean_energy = self._mean_energy - float(self._sum_C.mean()) ** 2 / self._count
+        return energy * channels > AUDIBLE * self._energy and mean_energy < CANCELLED * energy
