@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from speech_ssl.checkpoints.artifact import Head, add_head, load_artifact, save_artifact
+from speech_ssl.checkpoints.artifact import Artifact, Head, add_head, load_artifact, save_artifact
+from speech_ssl.inference import Runtime
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.heads import CTCSpec, EventsSpec
 from speech_ssl.model.presets import tiny
@@ -17,12 +19,36 @@ HEADS = {
     "sounds": EventsSpec(labels=("dog", "rain", "siren")),
     "moods": EventsSpec(labels=("calm", "tense"), exclusive=False, pooling="max"),
 }
+NARROW: dict[str, Any] = {
+    "conv_channels": (8,) * 7,
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "ffn_width": 16,
+}
 
 
 def save_narrow(folder: Path) -> Path:
     """The tiny encoder's strides and window lengths, but 16 wide and one layer deep."""
-    config = replace(tiny(), conv_channels=(8,) * 7, width=16, depth=1, heads=2, ffn_width=16)
-    return save_artifact(Encoder(config), folder, name="narrow", training={}, licence="Apache-2.0")
+    return save_artifact(
+        Encoder(replace(tiny(), **NARROW)), folder, name="narrow", training={}, licence="Apache-2.0"
+    )
+
+
+def narrow_runtime(*, window_s: float = 20.0, context_s: float = 2.0, **changes: Any) -> Runtime:
+    """`HEADS` on an encoder as narrow, changed in some fields of its config; nothing is written."""
+    config = replace(tiny(), **(NARROW | changes))
+    heads = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        encoder = Encoder(config)
+        for name, spec in HEADS.items():
+            module = spec.build(config)
+            for parameter in module.parameters():
+                parameter.data.mul_(4.0)
+            heads[name] = Head(spec, module, {}, "CC0")
+    artifact = Artifact(Path(), {"name": "narrow"}, encoder, "", heads)
+    return Runtime(artifact, window_s=window_s, context_s=context_s)
 
 
 def add_random_heads(source: Path, folder: Path) -> Path:

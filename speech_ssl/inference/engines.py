@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from speech_ssl.inference.word_times import Loudness, loudness_of
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.types import Waveform
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
-QUARTERS = 4
 NO_FRAMES: NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
 
 
@@ -27,8 +27,8 @@ class Passed(NamedTuple):
     """Of the wave's own layer: (T, D)."""
     heads: dict[str, NDArray[np.float32]]
     """Outputs of each head that was asked for: (T, O)."""
-    loudness: NDArray[np.float32] = NO_FRAMES
-    """Mean square of the samples around each frame's middle, by quarters of a hop: (T, 4). Empty without
+    loudness: Loudness = NO_FRAMES
+    """Mean square of the samples around each frame's middle, by parts of a hop: (T, E). Empty without
     heads: it is what tells words apart where they meet."""
 
     def kept(self, skip: int, keep: int) -> Passed:
@@ -123,13 +123,8 @@ class TorchEngine:
                 for i, (layer, count) in enumerate(zip(layers, counts, strict=True))
             ]
 
-    def _loudness(self, wave: Waveform, frames: int) -> NDArray[np.float32]:
-        hop = self.encoder.hop
-        first = (self.encoder.receptive_field - hop) // 2
-        part = wave[first : first + frames * hop]
-        part = np.pad(part, (0, frames * hop - len(part)))  # of encoders whose field is short
-        squares: NDArray[np.float32] = np.square(part).reshape(frames, QUARTERS, hop // QUARTERS)
-        return np.asarray(squares.mean(axis=2))
+    def _loudness(self, wave: Waveform, frames: int) -> Loudness:
+        return loudness_of(wave, frames, self.encoder.hop, self.encoder.receptive_field)
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speech_ssl.text import SPACE, Vocabulary
+from speech_ssl.types import Waveform
 
 USUAL_STEP_S, LONGEST_STEP_S = 0.08, 0.2
 NEAR_S, HEARD_NEAR_S = 0.2, 0.3
@@ -37,8 +38,25 @@ AROUND_S = 0.5
 SILENT, AS_QUIET, UNTOLD = 1e-3, 4.0, 0.1
 """Of the loudest: a pause for sure. Times the quietest: as quiet. Of the loudest: too loud to tell pauses."""
 
+PARTS = 4
+"""Of a frame, each with a loudness of its own; fewer only where a hop has fewer samples."""
+
 Loudness: TypeAlias = NDArray[np.float32]
 """Mean squares by parts of a frame: (T, E)."""
+
+
+def loudness_of(wave: Waveform, frames: int, hop: int, receptive_field: int) -> Loudness:
+    """Of the samples around the middles of frames, a hop for each. Parts of a hop that cannot be divided
+    evenly differ by a sample. Beyond the wave, where a field shorter than a hop reaches, it is silent."""
+    parts = min(PARTS, hop)
+    first = (receptive_field - hop) // 2
+    begin, stop = max(first, 0), first + frames * hop
+    squares_N = np.zeros(frames * hop, dtype=np.float32)
+    heard_N = wave[begin:stop]
+    squares_N[begin - first : begin - first + len(heard_N)] = np.square(heard_N)
+    edges_N = np.arange(frames * parts + 1) * hop // parts
+    sums_N = np.add.reduceat(squares_N, edges_N[:-1], dtype=np.float32) if frames else squares_N
+    return np.asarray(sums_N / np.diff(edges_N), dtype=np.float32).reshape(frames, parts)
 
 
 def of_every(stride: int, loudness_TE: Loudness) -> Loudness:
