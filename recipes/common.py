@@ -15,12 +15,9 @@ from typing import Any
 
 import torch
 
-from speech_ssl.checkpoints.artifact import (
-    Artifact,
-    check_replaceable,
-    save_artifact,
-)
+from speech_ssl.checkpoints.artifact import Artifact, save_artifact
 from speech_ssl.checkpoints.opening import pretraining_of
+from speech_ssl.checkpoints.replacing import check_replaceable
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.data.loader import Loader, LoaderState, OnFailure, Targets, evaluation
 from speech_ssl.data.manifest import Utterance, read_manifest

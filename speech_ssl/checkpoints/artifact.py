@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,12 +25,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from speech_ssl.checkpoints.random_init import no_random_init
+from speech_ssl.checkpoints.replacing import CONFIG as CONFIG
+from speech_ssl.checkpoints.replacing import ArtifactError as ArtifactError
+from speech_ssl.checkpoints.replacing import new_folder
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.heads import HeadSpec, spec_from_dict, spec_to_dict
 
 FORMAT_VERSION = 1
-CONFIG = "config.json"
 ENCODER = "encoder.safetensors"
 EXTRA = "pretraining.safetensors"
 
@@ -46,10 +45,6 @@ _FIELDS: dict[str, type] = {
     "licence": str,
     "files": dict,
 }
-
-
-class ArtifactError(ValueError):
-    """An artifact that cannot be used. One line: which file, key or field, and what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,7 @@ def save_artifact(  # noqa: PLR0913 - each is a part of the artifact
     training: provenance, as JSON can hold it. extra: further tensors, for `load_extra`.
     dtype: store the weights in this precision, e.g. torch.float16 for half the size.
     """
-    with _new_folder(Path(folder).absolute()) as new:
+    with new_folder(Path(folder)) as new:
         _write_tensors(new / ENCODER, encoder.state_dict(), dtype)
         if extra:
             _write_tensors(new / EXTRA, extra, dtype)
@@ -134,31 +129,13 @@ def add_head(
     config, _ = _read_config(source)
     for file in config["files"]:
         _check_sum(source, config, file)
-    with _new_folder(Path(folder).absolute()) as new:
+    with new_folder(Path(folder)) as new:
         for file in config["files"]:
             shutil.copy(source / file, new / file)
         entry = _write_head(new, name, head, dtype)
         heads = {**config["heads"], name: entry}
         _write_config(new, {**config, "name": model or config["name"], "heads": heads})
     return Path(folder).absolute()
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write an artifact into, which is put in its place when that is done."""
-    check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    new.mkdir()
-    try:
-        yield new
-        for path in (*new.iterdir(), new):
-            if path.is_file():  # safetensors makes files for the owner alone; a service may be another user
-                path.chmod((new / CONFIG).stat().st_mode)
-            _sync(path)
-        _move_into_place(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def _write_head(folder: Path, name: str, head: Head, dtype: torch.dtype | None) -> dict[str, object]:
@@ -235,14 +212,6 @@ def load_extra(folder: str | Path) -> dict[str, Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
-def check_replaceable(folder: Path) -> None:
-    """Raises ArtifactError if `save_artifact` would refuse to write there."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
-        raise ArtifactError(f"{folder} holds something other than an artifact: choose another folder")
-    if folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"{folder} is a file: choose another name for the artifact's folder")
-
-
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
     stored = {}
     for key, tensor in tensors.items():
@@ -255,28 +224,6 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _move_into_place(new: Path, folder: Path) -> None:
-    old = new.with_name(new.name + ".old")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], str]:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from speech_ssl.checkpoints.artifact import Artifact, load_extra
+from speech_ssl.checkpoints.replacing import check_empty
 from speech_ssl.model.config import EncoderConfig
 
 CARD, WEIGHTS = "model.yaml", "model.safetensors"
@@ -72,8 +73,7 @@ def write(artifact: Artifact, folder: str | Path) -> Path:
         "normalize_audio": config.normalize_wave,  # not fairseq2's model does that, but its data set
         "wave_eps": config.wave_eps,
     }
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not an empty folder: choose another name")
+    check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"  # JSON is YAML too

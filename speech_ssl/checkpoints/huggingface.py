@@ -28,6 +28,7 @@ from speech_ssl.checkpoints.hf_heads import (
 )
 from speech_ssl.checkpoints.naming import QUANTIZER, pretraining_of, tensors_of
 from speech_ssl.checkpoints.pickles import read_pickle
+from speech_ssl.checkpoints.replacing import check_empty
 from speech_ssl.model.config import WAVE_EPS, EncoderConfig
 from speech_ssl.model.heads import CTCSpec
 from speech_ssl.types import SAMPLE_RATE
@@ -124,9 +125,8 @@ def write(artifact: Artifact, folder: Path, extra: Mapping[str, Tensor]) -> None
     tensors |= {prefix + key: value for key, value in state.items()}
     files[CONFIG] = {"model_type": kind, **fields}
     files[PREPROCESSOR] = _preprocessor(config)
+    check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise ConversionError(f"{folder} is not empty: choose another folder")
     stored = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
     for file, content in files.items():

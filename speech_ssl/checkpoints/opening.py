@@ -11,15 +11,9 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from speech_ssl.checkpoints import hub, huggingface
-from speech_ssl.checkpoints.artifact import (
-    CONFIG,
-    Artifact,
-    check_replaceable,
-    load_artifact,
-    load_extra,
-    save_artifact,
-)
+from speech_ssl.checkpoints.artifact import Artifact, load_artifact, load_extra, save_artifact
 from speech_ssl.checkpoints.conversion import ConversionError, Converted
+from speech_ssl.checkpoints.replacing import CONFIG, check_empty, check_replaceable
 
 Form = Literal["artifact", "huggingface", "fairseq2"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -51,8 +45,7 @@ def open_checkpoint(source: str | Path, *, pickles: bool = False) -> Artifact:
 def convert(source: str | Path, folder: Path, form: Form = "artifact") -> Artifact:
     """Write a checkpoint of any kind as an artifact, as a folder for transformers, or for fairseq2; returns
     what was read. Raises ArtifactError, and ValueError for a model that the other library does not have."""
-    if form == "artifact":
-        check_replaceable(folder.absolute())
+    (check_replaceable if form == "artifact" else check_empty)(folder)
     artifact = open_checkpoint(source, pickles=True)
     if form == "huggingface":
         huggingface.write(artifact, folder, pretraining_of(artifact))
