@@ -103,6 +103,7 @@ def read_labels(
         hidden=0 if projected is None else len(projected),
         mixing="plain" if weighted else "last",
         bent=False,
+        timed=of_frames,
     )
     state = {"outputs.weight": weight, "outputs.bias": tensors.take("classifier.bias")}
     if projected is not None:

@@ -203,7 +203,8 @@ def _decoded(
 def classify(
     outputs_TO: NDArray[np.float32], spec: EventsSpec, clock: Clock, choice: Choice
 ) -> Classification:
-    """Labels of the clip, and where those that reach the threshold were heard."""
+    """Labels of the clip, and where they were heard: their frames, smoothed, reach the threshold; and the
+    clip does, if `spec.frames_decide` is not so."""
     top_k, threshold = choice.top_k, choice.threshold
     outputs_1TO = torch.from_numpy(outputs_TO)[None]
     valid_1T = torch.ones(outputs_1TO.shape[:2], dtype=torch.bool)
@@ -211,7 +212,7 @@ def classify(
     frames_TK, _ = frame_scores(outputs_TO, spec, clock)
     order = np.argsort(-clip_K, kind="stable")
     labels = [Label(spec.labels[k], float(clip_K[k])) for k in order[:top_k]]
-    heard = [k for k in range(len(spec.labels)) if clip_K[k] >= threshold]
+    heard = [k for k in range(len(spec.labels)) if spec.frames_decide or clip_K[k] >= threshold]
     smooth_TK = _smoothed(frames_TK, clock.hop_s)
     events = []
     for k in heard:

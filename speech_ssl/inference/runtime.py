@@ -158,7 +158,8 @@ class Runtime(Card):
         threshold: float = 0.5,
     ) -> list[Classification]:
         """What is heard in each clip: labels, the likeliest first, at most `top_k` of them; and events, where
-        labels that reach `threshold` in the clip reach it in its frames. Raises as `transcribe`."""
+        frames reach `threshold` for a label; of a head that was taught by labels of clips alone, only for
+        labels that the clip reaches it for too. Raises as `transcribe`."""
         name = self.check_head("classification", head)
         choice = Choice(top_k, threshold)
         return [self.classification(whole, name, choice) for whole in self._heard(waves)]

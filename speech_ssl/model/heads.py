@@ -50,7 +50,8 @@ class EventsSpec:
     """labels: what may be heard. exclusive: exactly one of them in a clip (softmax), or any number
     (sigmoid). hidden: width of the layer before the outputs; 0: none, the head is linear.
     mixing: of the hidden states: a sum of "normalized" or of "plain" ones, or the "last" alone. bent: whether
-    a GELU follows the hidden layer. The last two may be missing in a stored spec."""
+    a GELU follows the hidden layer. timed: whether each frame was taught by itself; else by labels of clips
+    alone; None: not known. The last three may be missing in a stored spec."""
 
     labels: tuple[str, ...]
     exclusive: bool = True
@@ -58,6 +59,7 @@ class EventsSpec:
     hidden: int = 256
     mixing: Mixing = "normalized"
     bent: bool = True
+    timed: bool | None = None
 
     def __post_init__(self) -> None:
         _check_names("labels", self.labels, least=2 if self.exclusive else 1)
@@ -67,6 +69,8 @@ class EventsSpec:
             raise ValueError(f"mixing must be 'normalized', 'plain' or 'last', not {self.mixing!r}")
         if not isinstance(self.bent, bool):
             raise ValueError(f"bent must be true or false, not {self.bent!r}")
+        if not isinstance(self.timed, bool | None):
+            raise ValueError(f"timed must be true or false, not {self.timed!r}")
         if not isinstance(self.exclusive, bool):
             raise ValueError(f"exclusive must be true or false, not {self.exclusive!r}")
         if not isinstance(self.hidden, int) or self.hidden < 0:
@@ -76,12 +80,20 @@ class EventsSpec:
     def stride(self) -> int:
         return 1
 
+    @property
+    def frames_decide(self) -> bool:
+        """Whether a label is heard where its frames say so, or only in clips that have it. Labels of clips
+        alone leave most frames untaught: many of them say yes in clips that have nothing of the kind."""
+        if self.exclusive:
+            return False
+        return self.pooling != "attentive" if self.timed is None else self.timed
+
     def build(self, encoder: EncoderConfig, dropout: float = 0.0) -> EventsHead:
         return EventsHead(encoder, self, dropout)
 
 
 HeadSpec: TypeAlias = CTCSpec | EventsSpec
-_LATER = {"mixing", "bent", "adapter"}
+_LATER = {"mixing", "bent", "timed", "adapter"}
 KINDS: dict[str, type[CTCSpec] | type[EventsSpec]] = {"ctc": CTCSpec, "events": EventsSpec}
 
 

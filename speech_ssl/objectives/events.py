@@ -69,7 +69,11 @@ class EventsConfig(Tuning):
     @property
     def spec(self) -> EventsSpec:
         return EventsSpec(
-            labels=self.labels, exclusive=self.exclusive, pooling=self.pooling, hidden=self.hidden
+            labels=self.labels,
+            exclusive=self.exclusive,
+            pooling=self.pooling,
+            hidden=self.hidden,
+            timed=self.timed,
         )
 
     def build(self, encoder: Encoder) -> Events:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -74,6 +76,30 @@ def test_a_label_that_the_clip_has_not_has_no_events() -> None:
     assert [label.label for label in found.labels] == ["dog", "rain"]
     assert {event.label for event in found.events} == {"dog"}
     assert sum(label.score for label in found.labels) == pytest.approx(1)
+
+
+def test_an_event_that_is_short_in_its_clip_is_told() -> None:
+    """114 of 499 frames leave the clip's mean logit far below the threshold. A head of another origin, of
+    which nobody knows whether frames were taught, is believed; one taught by labels of clips is not."""
+    outputs = heard((0, 200, 313), frames=499)
+    spec = EventsSpec(labels=("dog", "rain"), exclusive=False, pooling="mean")
+    for timed, expected in ((True, ["dog"]), (None, ["dog"]), (False, [])):
+        found = classify(outputs, replace(spec, timed=timed), clock(499), Choice())
+        assert [event.label for event in found.events] == expected
+        assert found.labels[0].label == "dog" and found.labels[0].score < 0.1
+    (event,) = classify(outputs, spec, clock(499), Choice()).events
+    assert (event.start, event.end) == pytest.approx((4.0025, 6.2825))
+    assert event.score == pytest.approx(1 / (1 + np.exp(-6)), rel=1e-5)
+
+
+def test_frames_that_attention_passed_over_say_nothing() -> None:
+    """Taught by clips: where the head does not listen, its frames are as they happen to be."""
+    spec = EventsSpec(labels=("dog", "rain"), exclusive=False, pooling="attentive")
+    outputs = np.concatenate([heard((0, 0, 59)), np.zeros((100, 2), np.float32)], axis=1)
+    outputs[60:, 2] = 20.0
+    assert classify(outputs, spec, clock(100), Choice()).events == []
+    outputs[:60, 2] = 30.0
+    assert [e.label for e in classify(outputs, spec, clock(100), Choice()).events] == ["dog"]
 
 
 def test_frame_scores_and_edges() -> None:
