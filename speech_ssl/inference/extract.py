@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.inference.batching import Piece, batches
 from speech_ssl.inference.decoding import Decoded, Decoders, Event, Failed, Job
-from speech_ssl.inference.parquet import Failure, Row, Settings, Shard, Store
+from speech_ssl.inference.parquet import Shard, Store
 from speech_ssl.inference.pooling import Pool
 from speech_ssl.inference.progress import Progress
+from speech_ssl.inference.records import Record
+from speech_ssl.inference.rows import Row, Settings, Stamp
 from speech_ssl.inference.runtime import LOOKAHEAD, Runtime
 from speech_ssl.types import SAMPLE_RATE
 
@@ -93,11 +95,14 @@ class Extraction:
         ids = {utterance.id for utterance in mine}
         store = Store(Path(folder), self.settings, self.shard, ids=ids, columns=columns)
         try:
-            done_before = len(ids & store.done.keys())
             _check_same_files(mine, store)
+            news = _brought_up_to_date(mine, store, columns)
+            done_before = len(store.done)
             # The longest first: batches of equal length, and no long file alone at the end.
             todo = sorted((u for u in mine if u.id not in store.done), key=lambda u: -u.duration_s)
             progress = Progress("extract", sum(u.duration_s for u in todo))
+            for line in news:
+                progress.say(line)
             assembly = _Assembly(todo, self.pooling, store, progress)
             try:
                 self._extract(todo, store, assembly)
@@ -119,7 +124,8 @@ class Extraction:
         lookahead_s = LOOKAHEAD * runtime.batch_s
         committed = time.monotonic()
         workers = min(self.workers or _default_workers(runtime), max(len(todo), 1))
-        with Decoders(_jobs(todo), runtime.chunker, workers=workers, ahead_s=lookahead_s) as events:
+        jobs = assembly.jobs()
+        with Decoders(jobs, runtime.chunker, workers=workers, ahead_s=lookahead_s) as events:
             pieces = assembly.pieces(events)
             for batch in batches(pieces, budget_s=runtime.batch_s, lookahead_s=lookahead_s):
                 frames = runtime.encode_windows([piece.wave for piece in batch], [layer] * len(batch))
@@ -150,7 +156,13 @@ class _Assembly:
         self._utterances, self._pooling = utterances, pooling
         self._store, self._progress = store, progress
         self._clips: dict[int, _Clip] = {}
+        self._stamps: dict[int, Stamp | None] = {}
         self.audio_s = 0.0  # of finished clips
+
+    def jobs(self) -> Iterator[Job]:
+        for number, utterance in enumerate(self._utterances):
+            self._stamps[number] = Stamp.of(utterance.path)
+            yield Job(number, str(utterance.path), utterance.start or 0.0, utterance.end)
 
     def pieces(self, events: Iterable[Event]) -> Iterator[Piece]:
         """Pass the windows on; take note of clips that end or fail."""
@@ -191,16 +203,24 @@ class _Assembly:
             values = np.concatenate([clip.frames[index] for index in range(clip.received)])
         else:
             values = clip.pool.result()
-        texts = {name: getattr(utterance, name) for name in TEXT_COLUMNS}
         duration_s = clip.end.samples / SAMPLE_RATE
-        row = Row(utterance.id, _path(utterance), duration_s, clip.num_frames, values, texts)
+        row = Row(
+            id=utterance.id,
+            path=_path(utterance),
+            duration_s=duration_s,
+            num_frames=clip.num_frames,
+            values=values,
+            texts=_texts(utterance, TEXT_COLUMNS),
+            stamp=self._stamps.pop(number),
+        )
         self._store.add(row)
         self.audio_s += duration_s
         self._progress.advance(0, clips=1)
 
     def _fail(self, event: Failed) -> None:
         clip, utterance = self._clips.pop(event.clip, None), self._utterances[event.clip]
-        self._store.fail(Failure(utterance.id, _path(utterance), _text(event.reason), event.code))
+        self._stamps.pop(event.clip)
+        self._store.fail(Record(utterance.id, _path(utterance), _text(event.reason), event.code))
         counted_s = self._audio_s(clip.num_frames) if clip else 0.0
         self._progress.advance(max(utterance.duration_s - counted_s, 0), failures=1)
 
@@ -211,12 +231,46 @@ class _Assembly:
 def _check_same_files(utterances: Iterable[Utterance], store: Store) -> None:
     """A row is found again by its id, which another manifest may give to another file."""
     for utterance in utterances:
-        path = store.done.get(utterance.id)
-        if path is not None and path != _path(utterance):
+        row = store.done.get(utterance.id)
+        if row is not None and row.path != _path(utterance):
             raise ValueError(
-                f"{store.folder} holds a row {utterance.id!r} of {path}, not of {_path(utterance)}: choose "
-                "another folder for another data set"
+                f"{store.folder} holds a row {utterance.id!r} of {row.path}, not of {_path(utterance)}: "
+                "choose another folder for another data set"
             )
+
+
+def _brought_up_to_date(utterances: Iterable[Utterance], store: Store, columns: Sequence[str]) -> list[str]:
+    """Take out the rows of files that have changed, and give others the texts that the manifest has now.
+    Returns what there is to say of it. The row of a file that is gone stays."""
+    stamps: dict[Path, Stamp | None] = {}
+    changed: set[str] = set()
+    texts: dict[str, dict[str, str]] = {}
+    unknown = 0
+    for utterance in utterances:
+        row = store.done.get(utterance.id)
+        if row is None:
+            continue
+        if utterance.path not in stamps:
+            stamps[utterance.path] = Stamp.of(utterance.path)
+        now = stamps[utterance.path]
+        said = _texts(utterance, columns)
+        if now and row.stamp and now != row.stamp:
+            changed.add(utterance.id)
+        elif tuple(said.values()) != row.texts:
+            texts[utterance.id] = said
+        unknown += row.stamp is None
+    if changed or texts:
+        store.mend(drop=changed, texts=texts)
+    counted = {
+        "rows are computed again: their files have changed": len(changed),
+        "rows take over texts of the manifest that have changed": len(texts),
+        "rows are of a version that did not note size and time of files: these may have changed": unknown,
+    }
+    return [f"{count} {what}" for what, count in counted.items() if count]
+
+
+def _texts(utterance: Utterance, columns: Sequence[str]) -> dict[str, str]:
+    return {name: getattr(utterance, name) for name in columns}
 
 
 def _path(utterance: Utterance) -> str:
@@ -226,11 +280,6 @@ def _path(utterance: Utterance) -> str:
 def _text(path: str) -> str:
     """Bytes of a file's name that are no UTF-8 as backslashes: Parquet and JSON hold text."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _jobs(utterances: Iterable[Utterance]) -> Iterator[Job]:
-    for number, utterance in enumerate(utterances):
-        yield Job(number, str(utterance.path), utterance.start or 0.0, utterance.end)
 
 
 def _default_workers(runtime: Runtime) -> int:

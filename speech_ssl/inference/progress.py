@@ -51,6 +51,11 @@ class Progress:
         if self._bar is not None:
             self._bar.clear()
 
+    def say(self, line: str) -> None:
+        """A line on stderr, beside the bar."""
+        self.hide()
+        print(f"{self._what}: {line}", file=sys.stderr, flush=True)
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
