@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import zlib
 from collections.abc import Sequence
@@ -14,12 +13,13 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import captions, schemas_audio
+from service import captions, logprobs, schemas_audio
 from service.encoding import Answer, embedding_of, embeddings_text, response_of
 from service.engine import Engine, File, Result
 from service.errors import bad_request
 from service.hearing import Wanted
-from service.models import Model, Runtime
+from service.models import Model
+from service.runtime import Runtime
 from service.schemas import EmbeddingOptions, Usage
 from service.schemas_audio import (
     Analysis,
@@ -46,6 +46,7 @@ def wanted(runtime: Runtime, options: Options) -> Wanted:
     """What the model has to run for it. Raises ServiceError for what it cannot."""
     match options:
         case EmbeddingOptions():
+            _check_dimensions(runtime, options.dimensions)
             return Wanted(checked_layer(runtime, options.layer), options.pooling)
         case TranscriptionOptions():
             return Wanted(heads=(head_of(runtime, "transcription", options.head),))
@@ -89,6 +90,12 @@ async def _answer(engine: Engine, runtime: Runtime, options: Options, result: Re
             sounds = await _sounds(engine, runtime, options, result)
             return _json(Classification(model=runtime.name, usage=_usage(result), **dict(sounds)))
     return _json(await _analysis(engine, runtime, options, result))
+
+
+def _check_dimensions(runtime: Runtime, dimensions: int | None) -> None:
+    if dimensions not in (None, runtime.width):
+        message = f"dimensions: vectors of {runtime.name} have {runtime.width} numbers, and no fewer"
+        raise bad_request(message, "dimensions")
 
 
 def head_of(runtime: Runtime, task: HeadTask, name: str | None) -> str:
@@ -149,6 +156,8 @@ def _transcription(said: Transcript, options: TranscriptionOptions, result: Resu
         case "vtt":
             return Answer([captions.vtt(said.words)], "text/vtt; charset=utf-8")
     answer = Transcription(text=said.text, usage=_usage(result))
+    if "logprobs" in options.include:
+        answer.logprobs = logprobs.tokens(said.words)
     if options.response_format == "verbose_json":
         answer.task, answer.language = "transcribe", options.language or "unknown"
         answer.duration = said.duration_s
@@ -166,7 +175,7 @@ def _segment(number: int, part: captions.Segment) -> Segment:
         start=part.start,
         end=part.end,
         text=part.text,
-        avg_logprob=statistics.fmean(math.log(max(word.score, 1e-9)) for word in part.words),
+        avg_logprob=statistics.fmean(map(logprobs.of_word, part.words)),
         compression_ratio=len(text) / len(zlib.compress(text)),
     )
 

@@ -23,7 +23,8 @@ from service.engine import Engine
 from service.job_runner import Jobs
 from service.metrics import Metrics
 from service.middleware import GuardBody, Observe
-from service.models import DEFAULT, Runtime, Source
+from service.models import DEFAULT, Source
+from service.runtime import Runtime
 from service.settings import Settings
 from service.shares import Shares
 

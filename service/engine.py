@@ -21,8 +21,9 @@ from service.batcher import Stopped, Ticket, TooLarge
 from service.errors import as_service_error, unavailable
 from service.hearing import Clip, Heard, Job, Wanted, Windows
 from service.metrics import Metrics
-from service.models import Model, Models, Runtime, Source
+from service.models import Model, Models, Source
 from service.record import current
+from service.runtime import Runtime
 from service.sandbox import Sandbox
 from service.settings import Settings
 from service.shares import asking

@@ -18,7 +18,7 @@ from starlette.requests import Request
 
 from service.errors import ServiceError, bad_request
 from service.job_files import storage, sync_folder
-from service.uploads import MAX_FIELD_BYTES, MAX_FIELDS
+from service.uploads import MAX_FIELD_BYTES, MAX_FIELDS, kept
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -135,6 +135,7 @@ class Form:
             self._file.write(piece)
             self._digest.update(piece)
             return
+        end = start + kept(self._field, end - start, len(self._text))
         if len(self._text) + end - start > MAX_FIELD_BYTES:
             raise bad_request(f"{self._field[:80]}: too long", self._field[:80])
         self._text += data[start:end]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -18,71 +17,16 @@ from service.batcher import Batcher, BatchLimits, Overloaded, Run, Stopped, Tick
 from service.errors import ServiceError, unavailable
 from service.hearing import Job
 from service.metrics import Metrics
+from service.runtime import Elsewhere, Loader, Runtime
 from service.settings import Settings
-from speech_ssl.inference.answers import Choice, Classification, Decoder, Transcript
-from speech_ssl.inference.card import HeadTask
-from speech_ssl.inference.chunking import Window
-from speech_ssl.inference.clips import Whole
 from speech_ssl.inference.engines import Passed
-from speech_ssl.types import SAMPLE_RATE, Waveform
+from speech_ssl.types import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
 DEFAULT = "default"
 JOIN_TIMEOUT_S = 10.0
 LOOK_EVERY_S = 1.0
-
-
-class Runtime(Protocol):
-    """What the service needs of a model; `run_windows` is called in one thread, the others in any."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def window_s(self) -> float: ...
-    @property
-    def batch_s(self) -> float: ...
-
-    def plan(self, num_samples: int) -> list[Window]:
-        """Raises AudioError `too_short`."""
-
-    def run_windows(
-        self, waves: Sequence[Waveform], layers: Sequence[int | None], heads: Sequence[str] = ()
-    ) -> list[Passed]:
-        """The frames (T, D) of each wave, from its own layer, and the outputs of heads."""
-
-    def check_layer(self, layer: int) -> int:
-        """0..num_layers, from that or from a negative number. Raises ValueError."""
-
-    @property
-    def heads(self) -> Mapping[str, object]: ...
-
-    def check_head(self, task: HeadTask, name: str | None = None) -> str:
-        """The head for a task. Raises ValueError."""
-
-    def transcript(self, whole: Whole, head: str, decoder: Decoder | None = None) -> Transcript: ...
-    def settled(self, whole: Whole, head: str) -> int: ...
-    def classification(self, whole: Whole, head: str, choice: Choice) -> Classification: ...
-
-
-@runtime_checkable
-class Elsewhere(Protocol):
-    """A runtime whose model is in another process."""
-
-    @property
-    def running(self) -> bool: ...
-    @property
-    def stale(self) -> bool:
-        """What it was loaded from is another model now."""
-
-    def close(self) -> None: ...
-
-
-Loader: TypeAlias = Callable[[], Runtime]
 
 
 @dataclass(frozen=True)
@@ -236,15 +180,29 @@ class Models:
         """Why a model that is to be there from the start is not."""
         return next((model.error for model in self._from_the_start() if model and model.error), None)
 
+    def aliases(self, name: str) -> list[str]:
+        """What a model answers to beside its own name."""
+        return [
+            alias
+            for alias, meant in self._settings.aliases.items()
+            if meant == name and self._named(alias) is None
+        ]
+
     def name_of(self, asked: str) -> str:
         """Of a model as a client calls it. Raises the 404 of one that is not there."""
+        name = self._named(asked) or self._settings.aliases.get(asked)
+        if name in self.sources:
+            return name
+        message = f"there is no model {asked[:80]!r} here; /v1/models lists what there is"
+        raise ServiceError(404, "model_not_found", message, param="model")
+
+    def _named(self, asked: str) -> str | None:
+        """The model whose own name it is."""
         if asked in self.sources:
             return asked
         default = self._models.get(DEFAULT)
-        if default is not None and default.loaded and asked == default.runtime.name:
-            return DEFAULT
-        message = f"there is no model {asked[:80]!r} here; /v1/models lists what there is"
-        raise ServiceError(404, "model_not_found", message, param="model")
+        own = default is not None and default.loaded and asked == default.runtime.name
+        return DEFAULT if own else None
 
     @asynccontextmanager
     async def serving(self, asked: str) -> AsyncIterator[Model]:

@@ -47,9 +47,9 @@ async def models(engine: TheEngine) -> ModelList:
     return ModelList(data=[_described(engine, name) for name in engine.models.names])
 
 
-@router.get("/v1/models/{model}", responses={404: ERRORS[404], 503: ERRORS[503]})
+@router.get("/v1/models/{model:path}", responses={404: ERRORS[404], 503: ERRORS[503]})
 async def one_model(engine: TheEngine, model: str) -> ModelCard:
-    """One of them."""
+    """One of them, by its name or an alias."""
     engine.check_open()
     return _described(engine, engine.models.name_of(model))
 
@@ -76,14 +76,15 @@ async def metrics(request: Request) -> Response:
 
 def _described(engine: Engine, name: str) -> ModelCard:
     """What is known of it: little of one that is not loaded."""
-    model = engine.models.get(name)
+    model, aliases = engine.models.get(name), engine.models.aliases(name)
     if model is None or not model.loaded:
-        return ModelCard(id=name, created=engine.started_at, loaded=False)
+        return ModelCard(id=name, created=engine.started_at, loaded=False, aliases=aliases)
     runtime = model.runtime
     return ModelCard(
         id=runtime.name if name == DEFAULT else name,
         created=model.created,
         loaded=True,
+        aliases=aliases,
         layers=runtime.num_layers,
         width=runtime.width,
         sample_rate=SAMPLE_RATE,

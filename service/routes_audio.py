@@ -16,8 +16,7 @@ from starlette.types import Receive, Scope, Send
 from service import answering
 from service.engine import Engine, Hearing
 from service.errors import as_service_error, bad_request
-from service.models import Runtime
-from service.schemas import ERRORS, Usage, body_of
+from service.schemas import ERRORS, body_of
 from service.schemas_audio import (
     Analysis,
     AnalysisOptions,
@@ -59,7 +58,8 @@ async def _streamed(
     model = await stack.enter_async_context(engine.models.serving(upload.options.model))
     wanted = answering.wanted(model.runtime, upload.options)
     hearing = await stack.enter_async_context(engine.hearing(model, upload.files, wanted))
-    lines = _events(engine, model.runtime, hearing, wanted.heads[0], seconds_left(request, engine))
+    settling = Settling(engine, model.runtime, wanted.heads[0])
+    lines = _events(hearing, settling, "logprobs" in upload.options.include, seconds_left(request, engine))
     return Streamed(lines, stack.pop_all())
 
 
@@ -102,22 +102,28 @@ class Streamed(StreamingResponse):
 
 
 async def _events(
-    engine: Engine, runtime: Runtime, hearing: Hearing, head: str, timeout_s: float
+    hearing: Hearing, settling: Settling, with_logprobs: bool, timeout_s: float
 ) -> AsyncIterator[str]:
     """Words as they become certain. Joined, the deltas are the text."""
-    settling = Settling(engine, runtime, head)
+    told: list[dict[str, Any]] = []
     try:
         async with asyncio.timeout(timeout_s):
             (clip,) = hearing.clips
             async for part in clip.parts():
                 clip.check(list(part.heads.values()))
-                if delta := await settling.more(part, hearing.seconds, last=not clip.windows):
-                    yield _event("transcript.text.delta", delta=delta)
-            usage = Usage(seconds=round(hearing.seconds, 6)).model_dump()
-            yield _event("transcript.text.done", text=settling.told, usage=usage)
+                delta = await settling.more(part, hearing.seconds, last=not clip.windows)
+                new = [token.model_dump() for token in delta.tokens] if with_logprobs else []
+                told += new
+                if delta.text:
+                    yield _event("transcript.text.delta", delta=delta.text, **_logprobs(new))
+            yield _event("transcript.text.done", text=settling.told, **_logprobs(told))
     except Exception as error:
         yield f"data: {as_service_error(error).body().decode()}\n\n"
     yield "data: [DONE]\n\n"
+
+
+def _logprobs(tokens: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"logprobs": tokens} if tokens else {}
 
 
 def _event(kind: str, **fields: Any) -> str:

@@ -20,9 +20,9 @@ from service.batcher import Stopped
 from service.engine import Engine
 from service.errors import ServiceError, as_service_error, bad_request, overloaded
 from service.live import Live
-from service.models import Runtime
 from service.origins import same_origin
 from service.record import current
+from service.runtime import Runtime
 from service.schemas import Usage
 from service.schemas_audio import AudioOptions, Labelling, listed
 from service.settling import Settling
@@ -204,8 +204,8 @@ class _Told:
     async def _delta(self, live: Live, part: Any) -> None:
         if self._settling is not None:
             last = live.ended and not live.running
-            if delta := await self._settling.more(part, live.seconds, last=last):
-                await self.send("delta", text=delta)
+            if text := (await self._settling.more(part, live.seconds, last=last)).text:
+                await self.send("delta", text=text)
 
     async def _partial(self, live: Live) -> None:
         seconds = live.seconds

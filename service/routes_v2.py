@@ -19,7 +19,7 @@ from service.encoding import Answer, response_of
 from service.engine import Engine, File
 from service.errors import ServiceError, bad_request
 from service.hearing import Heard, Vectors, Wanted
-from service.models import Runtime
+from service.runtime import Runtime
 from service.schemas import ERRORS
 from service.schemas_v2 import (
     INFER_BODY,

@@ -27,6 +27,9 @@ class EmbeddingOptions(BaseModel):
     encoding_format: Literal["float", "base64"] = Field(
         default="float", description="Lists of numbers, or base64 of little-endian float32, row by row."
     )
+    dimensions: int | None = Field(
+        default=None, ge=1, description="The width of the model's vectors, if given: they are not shortened."
+    )
     modality: Literal["audio"] = "audio"
     user: str | None = Field(default=None, description="Ignored; there for clients that send it.")
 
@@ -75,6 +78,7 @@ class ModelCard(BaseModel):
     created: int = Field(description="When the service loaded it, Unix time.")
     owned_by: str = "speech-ssl"
     loaded: bool = True
+    aliases: list[str] = Field(default=[], description="Further names that it answers to.")
     layers: int | None = None
     width: int | None = None
     sample_rate: int = 16_000
@@ -103,14 +107,29 @@ class ErrorBody(BaseModel):
 
 def _sent(field: dict[str, Any]) -> dict[str, Any]:
     """As a query or a form has it: what is not set is left out, and not null."""
-    kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
+    if "anyOf" not in field:
+        return field
+    kinds = [kind for kind in field["anyOf"] if kind != {"type": "null"}]
     rest = {key: value for key, value in field.items() if key not in ("anyOf", "default")}
-    return field if len(kinds) != 1 else {**kinds[0], **rest}
+    return {**kinds[0], **rest} if len(kinds) == 1 else {"anyOf": kinds, **rest}
+
+
+def inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """Where it will stand, `#/$defs` is not there."""
+    if isinstance(schema, list):
+        return [inlined(each, definitions) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return inlined(definitions[schema["$ref"].removeprefix("#/$defs/")], definitions)
+    return {key: inlined(value, definitions) for key, value in schema.items() if key != "$defs"}
 
 
 def body_of(options: type[BaseModel], *, several: bool = False) -> dict[str, Any]:
     """FastAPI cannot derive it: the routes read their bodies themselves."""
-    fields = {name: _sent(field) for name, field in options.model_json_schema()["properties"].items()}
+    schema = options.model_json_schema()
+    properties = inlined(schema["properties"], schema.get("$defs", {}))
+    fields = {name: _sent(field) for name, field in properties.items()}
     one = {"type": "string", "format": "binary"}
     file = {"type": "array", "items": one, "minItems": 1} if several else one
     form = {"type": "object", "required": ["file"], "properties": {"file": file, **fields}}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from service.schemas import Embedding, Usage
 from speech_ssl.inference.answers import Task
@@ -14,6 +16,28 @@ def listed(value: Any) -> Any:
     """A list, repeated fields, or names separated by commas."""
     parts = value if isinstance(value, list) else [value]
     return [name.strip() for part in parts for name in (part.split(",") if isinstance(part, str) else [part])]
+
+
+def _texts(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _object(value: Any) -> Any:
+    """As a form may have it: JSON."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value.startswith("{") else value
+    except (ValueError, RecursionError):
+        return value
+
+
+def _without_speakers(value: Any) -> Any:
+    if value == "diarized_json":
+        message = "who says what is not told apart here: ask for json or verbose_json"
+        raise PydanticCustomError("no_speakers", message)
+    return value
+
+
+Texts: TypeAlias = Annotated[list[str], BeforeValidator(_texts)]
 
 
 class AudioOptions(BaseModel):
@@ -32,16 +56,55 @@ class Labelling(BaseModel):
     threshold: float = Field(default=0.5, gt=0, le=1, description="Probability from which an event is told.")
 
 
-class TranscriptionOptions(AudioOptions):
+class Chunking(BaseModel):
+    """Where to cut long audio. Windows are cut otherwise here."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["server_vad"]
+    prefix_padding_ms: int | None = Field(default=None, ge=0)
+    silence_duration_ms: int | None = Field(default=None, ge=0)
+    threshold: float | None = Field(default=None, ge=0, le=1)
+
+
+class PassedOver(BaseModel):
+    """What OpenAI's clients may send with a transcription, and what changes nothing here: it is read, and
+    not kept."""
+
+    prompt: str | None = Field(default=None, exclude=True, description="Passed over.")
+    temperature: float | None = Field(
+        default=None, exclude=True, description="Passed over: decoding is not random."
+    )
+    chunking_strategy: Annotated[Literal["auto"] | Chunking, BeforeValidator(_object)] | None = Field(
+        default=None, exclude=True, description="Passed over: where audio is cut does not change the text."
+    )
+    keywords: Texts = Field(default=[], exclude=True, description="Passed over.")
+    languages: Texts = Field(default=[], exclude=True, description="Passed over.")
+    known_speaker_names: Texts = Field(default=[], exclude=True, description="Passed over.")
+    known_speaker_references: Texts = Field(default=[], exclude=True, description="Passed over.")
+
+
+class TranscriptionOptions(AudioOptions, PassedOver):
     head: str | None = Field(default=None, description="Which head, where the model has several.")
-    response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = "json"
+    response_format: Annotated[
+        Literal["json", "text", "srt", "vtt", "verbose_json"], BeforeValidator(_without_speakers)
+    ] = "json"
+    include: Annotated[list[Literal["logprobs"]], BeforeValidator(listed)] = Field(
+        default=[],
+        description="`logprobs`: how sure the model is of each word, in `json` and `verbose_json`.",
+    )
     timestamp_granularities: Annotated[list[Literal["word", "segment"]], BeforeValidator(listed)] = Field(
         default=["segment"], description="What `verbose_json` tells the times of."
     )
     stream: bool = Field(default=False, description="Server-sent events, with text as it becomes certain.")
     language: str | None = Field(default=None, max_length=32, description="Repeated in `verbose_json`.")
-    prompt: str | None = Field(default=None, description="Ignored; there for clients that send it.")
-    temperature: float | None = Field(default=None, description="Ignored: decoding is not random.")
+
+    @field_validator("include")
+    @classmethod
+    def _has_a_place(cls, include: list[str], info: ValidationInfo) -> list[str]:
+        if include and info.data.get("response_format") not in ("json", "verbose_json"):
+            raise PydanticCustomError("no_place", "log-probabilities are told in json and verbose_json alone")
+        return include
 
 
 class ClassificationOptions(AudioOptions, Labelling):
@@ -88,11 +151,20 @@ class Segment(BaseModel):
     no_speech_prob: float = 0.0
 
 
+class Logprob(BaseModel):
+    """A word, with the space before it. bytes: in UTF-8. logprob: the mean over the word's units."""
+
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
 class Transcription(BaseModel):
-    """`json`; with further fields for `verbose_json`."""
+    """`json`; with further fields for `verbose_json`. logprobs: if asked for with `include`."""
 
     text: str
     usage: Usage
+    logprobs: list[Logprob] | None = None
     task: Literal["transcribe"] | None = None
     language: str | None = None
     duration: float | None = None

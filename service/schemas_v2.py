@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, W
 from pydantic_core import PydanticCustomError
 
 import speech_ssl
+from service.schemas import inlined
 
 VERSION = "1"
 AUDIO = "audio"
@@ -161,21 +162,10 @@ class ModelMetadata(BaseModel):
     outputs: list[TensorMetadata]
 
 
-def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """Where it will stand, `#/$defs` is not there."""
-    if isinstance(schema, list):
-        return [_inlined(each, definitions) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inlined(definitions[schema["$ref"].removeprefix("#/$defs/")], definitions)
-    return {key: _inlined(value, definitions) for key, value in schema.items() if key != "$defs"}
-
-
 _SCHEMA = InferRequest.model_json_schema()
 INFER_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"])}},
+        "content": {"application/json": {"schema": inlined(_SCHEMA, _SCHEMA["$defs"])}},
     }
 }

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from service.batcher import Stopped
 from service.engine import Engine, due_at
 from service.errors import ServiceError, bad_request
-from service.models import Runtime
+from service.runtime import Runtime
 
 T = TypeVar("T")
 

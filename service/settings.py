@@ -7,7 +7,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -51,6 +59,19 @@ def _model_name(name: str) -> str:
     return name
 
 
+def _alias(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._:/-]{1,128}", name) or name == "default":
+        raise ValueError(
+            "an alias has 1 to 128 letters, digits, dots, dashes, underscores, colons, slashes, and is not "
+            "`default`"
+        )
+    return name
+
+
+ALIASES = ("whisper-1", "gpt-transcribe", "gpt-4o-transcribe", "gpt-4o-mini-transcribe")
+"""What clients of OpenAI's transcriptions have written into them."""
+
+
 class Settings(BaseSettings):
     """Arguments go before the environment, that before the file named by SPEECH_SSL_SETTINGS_FILE.
 
@@ -70,6 +91,11 @@ class Settings(BaseSettings):
         default={},
         description="Further models by name, as a JSON object: `source`, and if wanted `device`, "
         "`precision`, `preload`, `unload_after_s`.",
+    )
+    aliases: dict[Annotated[str, AfterValidator(_alias)], str] = Field(
+        default=dict.fromkeys(ALIASES, "default"),
+        description="Further names of models, as a JSON object: `default` or a name of `models` for each. "
+        "`{}`: none. A model's own name goes before an alias.",
     )
     processes: int | None = Field(
         default=None,
@@ -181,6 +207,15 @@ class Settings(BaseSettings):
     job_keep_s: float = Field(
         default=7 * 86400.0, gt=0, description="From a job's end until it is deleted, with its results."
     )
+
+    @field_validator("aliases")
+    @classmethod
+    def _of_models(cls, aliases: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        names = ["default", *info.data.get("models", {})]
+        for alias, name in aliases.items():
+            if name not in names:
+                raise ValueError(f"{alias} is to be {name}, which is no model: there is {', '.join(names)}")
+        return aliases
 
     @classmethod
     def settings_customise_sources(

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
+from service import logprobs
 from service.engine import Engine
-from service.models import Runtime
+from service.runtime import Runtime
+from service.schemas_audio import Logprob
+from speech_ssl.inference.answers import Transcript
 from speech_ssl.inference.clips import Whole
 from speech_ssl.inference.engines import Passed
+
+
+class Delta(NamedTuple):
+    """What is new of a text; joined, the tokens are it."""
+
+    text: str = ""
+    tokens: list[Logprob] = []
 
 
 class Settling:
@@ -19,21 +30,24 @@ class Settling:
         self._pending: list[Passed] = []
         self.told = ""
 
-    async def more(self, part: Passed, seconds: float, *, last: bool) -> str:
+    async def more(self, part: Passed, seconds: float, *, last: bool) -> Delta:
         """What is new, with the next window's outputs; `seconds`: of the clip, as far as it is known."""
         heard = Passed.joined([*self._pending, part])
         frames = len(heard.heads[self._head])
         cut = frames if last else self._runtime.settled(Whole(heard, seconds), self._head)
         self._pending = [heard.kept(cut, frames - cut)]
-        text = await self._text(heard.kept(0, cut), seconds)
-        delta = f" {text}" if text and self.told else text
+        said = await self._said(heard.kept(0, cut), seconds)
+        if not said.text:
+            return Delta()
+        begun = bool(self.told)
+        delta = f" {said.text}" if begun else said.text
         self.told += delta
-        return delta
+        return Delta(delta, logprobs.tokens(said.words, begun=begun))
 
     async def rest(self, parts: list[Passed], seconds: float) -> str:
         """What follows `told` if the clip ended with these."""
-        return await self._text(Passed.joined([*self._pending, *parts]), seconds)
+        return (await self._said(Passed.joined([*self._pending, *parts]), seconds)).text
 
-    async def _text(self, heard: Passed, seconds: float) -> str:
+    async def _said(self, heard: Passed, seconds: float) -> Transcript:
         work = partial(self._runtime.transcript, Whole(heard, seconds), self._head)
-        return (await self._engine.aside(work)).text
+        return await self._engine.aside(work)

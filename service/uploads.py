@@ -22,8 +22,12 @@ from service.errors import ServiceError, bad_request
 from service.schemas import EmbeddingOptions, EmbeddingRequest
 from speech_ssl.audio import FORMATS
 
-MAX_FIELDS = 32
+MAX_FIELDS = 256
 MAX_FIELD_BYTES = 4096
+SHORTENED = frozenset({"prompt", "keywords", "known_speaker_references"})
+"""Fields that change nothing, and may be long: what is kept of them is their beginning."""
+_PART = re.compile(r"(\w+)\[(\w*)\]", re.ASCII)
+"""Of a list (`name[]`, `name[0]`), or of an object (`name[key]`)."""
 _SPACE = re.compile(r"[ \t\r\n]+")  # base64 comes in lines of 76 characters
 _DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
@@ -71,6 +75,12 @@ class _WholeParser(MultiPartParser):
     """Refuses a form that ends before its closing boundary: files may be missing from it."""
 
     whole = False
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        part = self._current_part
+        if part.file is None:
+            end = start + kept(part.field_name, end - start, len(part.data))
+        super().on_part_data(data, start, end)
 
     def on_end(self) -> None:
         self.whole = True
@@ -165,14 +175,28 @@ def unwrapped(text: str, param: str) -> bytes:
     return data
 
 
+def kept(field: str, size: int, before: int) -> int:
+    """How many of the next bytes of a field to keep, after so many."""
+    return min(size, MAX_FIELD_BYTES - before) if field.partition("[")[0] in SHORTENED else size
+
+
 def once(items: list[tuple[str, str]]) -> dict[str, Any]:
-    """Each option once; those whose names end with "[]" are lists."""
+    """Each option once; lists and objects come in parts. Raises ServiceError."""
     values: dict[str, Any] = {}
     for name, value in items:
-        if name.endswith("[]"):
-            values.setdefault(name[:-2], []).append(value)
-        elif name in values:
-            raise bad_request("an option is given more than once")
-        else:
+        part = _PART.fullmatch(name)
+        if part is None:
+            if name in values:
+                raise bad_request("an option is given more than once")
             values[name] = value
+            continue
+        whole, key = part.groups()
+        in_list = not key or key.isdigit()
+        parts = values.setdefault(whole, [] if in_list else {})
+        if in_list and isinstance(parts, list):
+            parts.append(value)
+        elif not in_list and isinstance(parts, dict) and key not in parts:
+            parts[key] = value
+        else:
+            raise bad_request("an option is given more than once")
     return values

@@ -23,7 +23,8 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from service.app import create_app
-from service.models import DEFAULT, Runtime, Source
+from service.models import DEFAULT, Source
+from service.runtime import Runtime
 from service.server import Protocol
 from service.settings import Settings
 

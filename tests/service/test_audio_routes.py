@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -94,8 +95,27 @@ def test_streamed_deltas_are_the_text(client: httpx.Client, runtime: Runtime, cl
         *deltas, done = events(ask(client, TRANSCRIPTIONS, clip, stream="true"))
         assert {delta["type"] for delta in deltas} == {"transcript.text.delta"}
         assert "".join(delta["delta"] for delta in deltas) == said.text
-        assert (done["type"], done["text"]) == ("transcript.text.done", said.text)
+        assert done == {"type": "transcript.text.done", "text": said.text}
     assert len(deltas) > 1, "a clip of several windows is told in pieces"
+
+
+def test_log_probabilities_come_in_pieces_that_join(
+    client: httpx.Client, runtime: Runtime, clips: list[Path]
+) -> None:
+    fields = {"stream": "true", "include[]": "logprobs"}
+    *deltas, done = events(ask(client, TRANSCRIPTIONS, clips[1], **fields))
+    assert len(deltas) > 1
+    for told in (*deltas, done):
+        text = told.get("delta", told.get("text"))
+        assert "".join(token["token"] for token in told["logprobs"]) == text
+    (said,) = runtime.transcribe(clips[1:])
+    assert [math.exp(token["logprob"]) for token in done["logprobs"]] == pytest.approx(
+        [word.score for word in said.words], rel=1e-3
+    )
+    assert sum((told["logprobs"] for told in deltas), []) == done["logprobs"]
+    fields = {"response_format": "verbose_json", "include": "logprobs"}
+    verbose = ask(client, TRANSCRIPTIONS, clips[1], **fields).json()["logprobs"]
+    assert [token["token"] for token in verbose] == [token["token"] for token in done["logprobs"]]
 
 
 def test_sounds_are_those_of_python(client: httpx.Client, runtime: Runtime, clips: list[Path]) -> None:
@@ -169,6 +189,17 @@ def test_a_wrong_option_is_named(
 ) -> None:
     answer = client.post(route, files={"file": clips[0].read_bytes()}, data=fields)
     assert answer.status_code == status and error_of(answer)["param"] == param
+
+
+def test_an_option_in_two_forms_is_refused(client: httpx.Client, clips: list[Path]) -> None:
+    data = clips[0].read_bytes()
+    for fields in (
+        "tasks=embedding&tasks[]=transcription",
+        "tasks[]=embedding&tasks[a]=b",
+        "tasks[a]=b&tasks=c",
+    ):
+        answer = client.post(f"{ANALYSES}?{fields}", files={"file": data})
+        assert answer.status_code == 400 and "more than once" in str(error_of(answer)["message"])
 
 
 @pytest.mark.parametrize("route", [TRANSCRIPTIONS, CLASSIFICATIONS, ANALYSES])

@@ -59,6 +59,7 @@ def gauge(client: httpx.Client, name: str) -> float:
             "transcription",
             {"response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"]},
         ),
+        ("transcription", {"include[]": "logprobs", "model": "whisper-1", "prompt": "word " * 2000}),
         ("classification", {"head": "moods", "top_k": "2"}),
         ("analysis", {"tasks": "embedding,classification"}),
         ("analysis", {}),

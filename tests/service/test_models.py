@@ -74,6 +74,21 @@ def test_each_by_its_name() -> None:
         assert (refused.status_code, error_of(refused)["code"]) == (404, "model_not_found")
 
 
+def test_aliases_are_further_names() -> None:
+    aliases = {"hf.co/OWNER/NAME": "default", "other": "twice", "twice": "default"}
+    sources = {DEFAULT: Source(lambda: Named("single")), "twice": Source(Shelf())}
+    settings = Settings(models={"twice": {"source": "double"}}, aliases=aliases)
+    with serving_app(create_app(settings, sources)) as client:
+        until(lambda: client.get("/health/ready").status_code == 200)
+        assert ask(client, "hf.co/OWNER/NAME") == ask(client)
+        assert ask(client, "other") == ask(client, "twice") != ask(client)  # its own name goes first
+        shown = {model["id"]: model["aliases"] for model in client.get("/v1/models").json()["data"]}
+        assert shown == {"single": ["hf.co/OWNER/NAME"], "twice": ["other"]}
+        assert client.get("/v1/models/hf.co/OWNER/NAME").json()["id"] == "single"
+        for unknown in ("whisper-1", "hf.co"):  # those that are set take the place of the others
+            assert client.get(f"/v1/models/{unknown}").status_code == 404
+
+
 def test_one_is_loaded_by_its_first_request_and_let_go_when_idle() -> None:
     shelf = Shelf()
     with both(shelf, preload=False, unload_after_s=0.3) as client:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import inspect
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openai
@@ -65,6 +68,81 @@ def test_streaming(client: openai.OpenAI, runtime: Runtime, clip: Path) -> None:
     assert "".join(deltas) == done == runtime.transcribe([clip])[0].text
 
 
+def test_log_probabilities_are_those_of_the_words(
+    client: openai.OpenAI, runtime: Runtime, clip: Path
+) -> None:
+    (said,) = runtime.transcribe([clip])
+    whole = client.audio.transcriptions.create(file=clip, model="default", include=["logprobs"])
+    assert whole.logprobs and "".join(token.token or "" for token in whole.logprobs) == said.text
+    assert [bytes(map(int, token.bytes or [])).decode() for token in whole.logprobs] == [
+        token.token for token in whole.logprobs
+    ]
+    scores = [math.exp(token.logprob or 0) for token in whole.logprobs]
+    assert scores == pytest.approx([word.score for word in said.words], rel=1e-3)
+    stream = client.audio.transcriptions.create(file=clip, model="default", include=["logprobs"], stream=True)
+    *deltas, done = list(stream)
+    pieces = [token for event in deltas for token in getattr(event, "logprobs", None) or []]
+    assert done.type == "transcript.text.done" and done.logprobs and done.usage is None
+    for tokens in (pieces, done.logprobs):
+        assert [token.token for token in tokens] == [token.token for token in whole.logprobs]
+        assert [token.logprob for token in tokens] == pytest.approx(
+            [token.logprob for token in whole.logprobs], rel=1e-3
+        )
+
+
+SAMPLE = "data:audio/wav;base64," + "A" * 100_000
+DOCUMENTED: dict[str, list[Any]] = {
+    "chunking_strategy": ["auto", {"type": "server_vad", "threshold": 0.5, "silence_duration_ms": 200}],
+    "include": [["logprobs"]],
+    "keywords": [["Kyoto, Japan", "word " * 2000]],
+    "known_speaker_names": [["Anna", "Bo"]],
+    "known_speaker_references": [[SAMPLE, SAMPLE]],
+    "language": ["en"],
+    "languages": [["en", "ja"]],
+    "model": [
+        "default",
+        "whisper-1",
+        "gpt-transcribe",
+        "gpt-4o-transcribe",
+        "gpt-4o-mini-transcribe",
+    ],
+    "prompt": ["word " * 2000],
+    "response_format": ["json"],
+    "stream": [False],
+    "temperature": [0.2],
+    "timestamp_granularities": [["word"], ["word", "segment"]],
+}
+
+
+def test_all_that_is_documented_is_taken(client: openai.OpenAI, runtime: Runtime, clip: Path) -> None:
+    create = client.audio.transcriptions.create
+    own = {"self", "file", "extra_headers", "extra_query", "extra_body", "timeout"}
+    documented = inspect.signature(create).parameters.keys() - own
+    (said,) = runtime.transcribe([clip])
+    for name in documented:
+        for value in DOCUMENTED[name]:
+            answer = create(**{"file": clip, "model": "default", name: value})
+            assert answer.text == said.text, (name, value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"response_format": "diarized_json"}, "response_format: who says what"),
+        ({"response_format": "srt", "include": ["logprobs"]}, "include: log-probabilities are told in json"),
+        ({"include": ["tokens"]}, "include: "),
+        ({"chunking_strategy": "fast"}, "chunking_strategy: "),
+        ({"chunking_strategy": {"type": "server_vad", "thresold": 0.5}}, "chunking_strategy: "),
+        ({"extra_body": {"colour": "red"}}, "colour: "),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    client: openai.OpenAI, clip: Path, wrong: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=why):
+        client.audio.transcriptions.create(file=clip, model="default", **wrong)
+
+
 def test_embeddings_take_audio_where_text_would_be(
     client: openai.OpenAI, runtime: Runtime, clip: Path
 ) -> None:
@@ -72,11 +150,18 @@ def test_embeddings_take_audio_where_text_would_be(
     answer = client.embeddings.create(input=[audio], model="default")  # asks for base64, gives floats
     expected = runtime.encode([clip])[0].pooled("mean")
     np.testing.assert_allclose(answer.data[0].embedding, expected, rtol=1e-5, atol=1e-5)
+    all_of_it = client.embeddings.create(
+        input=audio, model="default", dimensions=runtime.width, encoding_format="float", user="anna"
+    )
+    np.testing.assert_allclose(all_of_it.data[0].embedding, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(openai.BadRequestError, match=f"have {runtime.width} numbers"):
+        client.embeddings.create(input=audio, model="default", dimensions=8)
 
 
 def test_models_and_errors(client: openai.OpenAI, runtime: Runtime, clip: Path) -> None:
     assert [model.id for model in client.models.list()] == [runtime.name]
-    with pytest.raises(openai.NotFoundError, match="no model 'whisper-1' here"):
-        client.audio.transcriptions.create(file=clip, model="whisper-1")
+    assert client.models.retrieve("whisper-1").id == runtime.name
+    with pytest.raises(openai.NotFoundError, match="no model 'text-embedding-3-small' here"):
+        client.embeddings.create(input="AAAA", model="text-embedding-3-small")
     with pytest.raises(openai.UnprocessableEntityError):
         client.audio.transcriptions.create(file=("a.flac", clip.read_bytes()[:200]), model="default")

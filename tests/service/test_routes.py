@@ -221,7 +221,7 @@ FORM_MISTAKES = [
     (form(part(b'name="audio"; filename="a.wav"', WAV)), "invalid_value"),
     (form(part(b'name="file"; filename="a.wav"', b"")), "empty"),
     (form(*[FILE] * 4), "malformed_form"),
-    (form(FILE, *[part(b'name="user"', b"me")] * 33), "malformed_form"),
+    (form(FILE, *[part(b'name="user"', b"me")] * 257), "malformed_form"),
     (form(FILE, part(b'name="layer"', b"1"), part(b'name="layer"', b"2")), "invalid_value"),
     (form(FILE, part(b'name="\xff\xfe"', b"1")), "invalid_value"),
 ]

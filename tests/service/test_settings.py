@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -50,7 +51,15 @@ def test_mistakes_are_refused(monkeypatch, tmp_path):
     with pytest.raises(ValueError):
         Settings()
     monkeypatch.delenv(FILE_VARIABLE)
-    for bad in ({"port": 70000}, {"max_padding": 1.0}, {"max_queue_s": 0}, {"precision": "fp8"}):
+    with pytest.raises(ValidationError, match="a is to be b, which is no model: there is default, c"):
+        Settings(models={"c": {"source": "default"}}, aliases={"a": "b"})
+    for bad in (
+        {"port": 70000},
+        {"aliases": {"a b": "default"}},
+        {"max_padding": 1.0},
+        {"max_queue_s": 0},
+        {"precision": "fp8"},
+    ):
         with pytest.raises(ValidationError):
             Settings(**bad)
 
@@ -59,7 +68,13 @@ def test_every_setting_is_documented_with_its_default():
     rows = re.findall(r"^\| `(\w+)` \| `?(.*?)`? \| (.*) \|$", DOCUMENT.read_text(), re.MULTILINE)
     written = {name: (default, text) for name, default, text in rows}
     expected = {
-        PREFIX + name.upper(): ("unset" if field.default is None else str(field.default), field.description)
+        PREFIX + name.upper(): (_written(field.default), field.description)
         for name, field in Settings.model_fields.items()
     }
     assert written == expected
+
+
+def _written(default):
+    if default is None:
+        return "unset"
+    return json.dumps(default) if isinstance(default, dict) else str(default)

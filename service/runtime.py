@@ -1,0 +1,65 @@
+"""What the service needs of a model, wherever that is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
+
+from speech_ssl.inference.answers import Choice, Classification, Decoder, Transcript
+from speech_ssl.inference.card import HeadTask
+from speech_ssl.inference.chunking import Window
+from speech_ssl.inference.clips import Whole
+from speech_ssl.inference.engines import Passed
+from speech_ssl.types import Waveform
+
+
+class Runtime(Protocol):
+    """`run_windows` is called in one thread, the others in any."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def window_s(self) -> float: ...
+    @property
+    def batch_s(self) -> float: ...
+
+    def plan(self, num_samples: int) -> list[Window]:
+        """Raises AudioError `too_short`."""
+
+    def run_windows(
+        self, waves: Sequence[Waveform], layers: Sequence[int | None], heads: Sequence[str] = ()
+    ) -> list[Passed]:
+        """The frames (T, D) of each wave, from its own layer, and the outputs of heads."""
+
+    def check_layer(self, layer: int) -> int:
+        """0..num_layers, from that or from a negative number. Raises ValueError."""
+
+    @property
+    def heads(self) -> Mapping[str, object]: ...
+
+    def check_head(self, task: HeadTask, name: str | None = None) -> str:
+        """The head for a task. Raises ValueError."""
+
+    def transcript(self, whole: Whole, head: str, decoder: Decoder | None = None) -> Transcript: ...
+    def settled(self, whole: Whole, head: str) -> int: ...
+    def classification(self, whole: Whole, head: str, choice: Choice) -> Classification: ...
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """A runtime whose model is in another process."""
+
+    @property
+    def running(self) -> bool: ...
+    @property
+    def stale(self) -> bool:
+        """What it was loaded from is another model now."""
+
+    def close(self) -> None: ...
+
+
+Loader: TypeAlias = Callable[[], Runtime]
