@@ -11,13 +11,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from recipes.folders import open_folder
 from speech_ssl.checkpoints.artifact import Artifact, save_artifact
 from speech_ssl.checkpoints.opening import pretraining_of
-from speech_ssl.checkpoints.replacing import check_replaceable
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.data.loader import Loader, LoaderState, OnFailure, Targets, evaluation
 from speech_ssl.data.manifest import Utterance, read_manifest
@@ -25,11 +26,13 @@ from speech_ssl.data.splits import split_utterances
 from speech_ssl.inference.runtime import named_artifact
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
+from speech_ssl.precision import Float, native
+from speech_ssl.training.changes import parse_changes
 from speech_ssl.training.checkpoint import BEST, LAST, RunState, load_checkpoint
 from speech_ssl.training.health import Collapsed, NonFinite
 from speech_ssl.training.loop import Batches, Probe, Stopped, stop_signals, train
 from speech_ssl.training.ranks import Ranks, joined_ranks
-from speech_ssl.training.run import Run, open_run_folder
+from speech_ssl.training.run import Run
 from speech_ssl.types import Batch
 
 SKIPPED = "skipped.jsonl"
@@ -51,6 +54,7 @@ def command(*variants: Callable[[], Run], doc: str | None) -> Callable[..., None
         options = parser.parse_args(arguments)
         run = named[options.variant]()
         with orderly_exit(), joined_ranks(options.device) as ranks:
+            changes = asked_changes(options)
             pretrain(
                 run,
                 options.manifest,
@@ -58,6 +62,7 @@ def command(*variants: Callable[[], Run], doc: str | None) -> Callable[..., None
                 ranks,
                 init=options.init,
                 resume=options.resume,
+                changes=changes,
                 probe=options.probe,
                 engine=options.engine,
             )
@@ -92,8 +97,24 @@ def recipe_parser(variants: Sequence[str], doc: str | None) -> argparse.Argument
     parser.add_argument(
         "--resume", action="store_true", help="continue the run in --out from its last checkpoint"
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="with --resume: change a number of the training from here on, such as peak_lr=3e-4",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     return parser
+
+
+def asked_changes(options: argparse.Namespace) -> dict[str, Any]:
+    """Of --set. Raises ValueError without --resume, and for what cannot change."""
+    if options.set and not options.resume:
+        raise ValueError(
+            "--set changes a run that is resumed: give --resume too, or write a variant of the recipe"
+        )
+    return parse_changes(options.set)
 
 
 def _leave(status: int, error: Exception) -> None:
@@ -109,6 +130,7 @@ def pretrain(  # noqa: PLR0913 - what the command line asks
     *,
     init: str | None,
     resume: bool,
+    changes: Mapping[str, Any] = MappingProxyType({}),
     probe: Path | None = None,
     engine: str = ENGINES[0],
 ) -> None:
@@ -135,7 +157,8 @@ def pretrain(  # noqa: PLR0913 - what the command line asks
     note = Skipped(out / SKIPPED, aloud=ranks.first)
     loader = Loader(training, data, seed=run.train.seed, on_failure=note)
     watch = _online_probe(probe) if ranks.first else None
-    open_folder(out, run, inputs, ranks, resume=resume)  # last: what is refused above leaves no folder
+    # Last: what is refused above leaves no folder.
+    run = open_folder(out, run, inputs, ranks, resume=resume, changes=changes, here=auto_of(engine, ranks))
     if ranks.first:
         describe(run, loader, training, held_out)
     valid = fixed_validation(held_out, data, note if ranks.first else None)
@@ -155,6 +178,12 @@ def trainer_of(engine: str) -> Callable[..., RunState]:
             "scripts/install-fairseq2, and run with .venv-fairseq2/bin/python"
         ) from None
     return partial(fairseq2.train, sharded=engine == ENGINES[2])
+
+
+def auto_of(engine: str, ranks: Ranks) -> Float:
+    """What precision "auto" stands for. fairseq2's trainer is not given our loss scaling."""
+    best = native(ranks.device)
+    return "fp32" if best == "fp16" and engine != ENGINES[0] else best
 
 
 def _online_probe(manifest: Path | None) -> Probe | None:
@@ -246,19 +275,6 @@ def save_pretrained(objective: Objective, folder: Path, run: Run, step: int, bes
         licence="as the audio it was trained on allows",
         extra=pretraining_parts(objective),
     )
-
-
-def open_folder(out: Path, run: Run, inputs: Mapping[str, Any], ranks: Ranks, *, resume: bool) -> None:
-    """The first rank does it, and the others wait. If it refuses, they leave without a word."""
-    refusal: ValueError | OSError | None = None
-    if ranks.first:
-        try:
-            check_replaceable(out / "artifact")
-            open_run_folder(out, run, inputs, resume=resume)
-        except (ValueError, OSError) as error:
-            refusal = error
-    if ranks.any(refusal is not None):
-        raise refusal or SystemExit(2)
 
 
 class Skipped:

@@ -16,16 +16,17 @@ import torch
 from recipes.common import (
     SKIPPED,
     Skipped,
+    asked_changes,
     batches_of,
     best_weights,
     describe,
     fingerprint,
     fixed_validation,
     leaving_artifact,
-    open_folder,
     orderly_exit,
     recipe_parser,
 )
+from recipes.folders import open_folder
 from speech_ssl.checkpoints.artifact import (
     Artifact,
     Head,
@@ -128,6 +129,7 @@ class Request:
     head: str
     init: str | None = None
     resume: bool = False
+    changes: Mapping[str, Any] = field(default_factory=dict)
     lang: str | None = None
 
 
@@ -147,15 +149,16 @@ def command(
         parser.add_argument("--lang", help="use the clips of this language alone (column 'lang')")
         options(parser)
         given = parser.parse_args(arguments)
-        request = Request(
-            manifests=given.manifest,
-            out=given.out,
-            head=given.head,
-            init=given.init,
-            resume=given.resume,
-            lang=given.lang,
-        )
         with orderly_exit(), joined_ranks(given.device) as ranks:
+            request = Request(
+                manifests=given.manifest,
+                out=given.out,
+                head=given.head,
+                init=given.init,
+                resume=given.resume,
+                changes=asked_changes(given),
+                lang=given.lang,
+            )
             start(named[given.variant](), request, given, ranks)
 
     return main
@@ -202,7 +205,7 @@ def finetune(
     inputs = fingerprint([*examples.train, *examples.valid, *examples.test], artifact, task.taught)
     began = time.monotonic()
     loader = Loader(training, data, seed=run.train.seed, on_failure=note, targets=targets)
-    open_folder(request.out, run, inputs, ranks, resume=request.resume)
+    run = open_folder(request.out, run, inputs, ranks, resume=request.resume, changes=request.changes)
     if request.resume and (request.out / RESULTS).exists():
         return json.loads((request.out / RESULTS).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     if ranks.first:

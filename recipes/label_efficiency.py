@@ -235,6 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     variants: dict[str, Any] = {"smoke": smoke, "tiny": tiny}
     given = recipe_parser(list(variants), __doc__).parse_args(arguments)
     with orderly_exit(), joined_ranks(given.device) as ranks:
+        if given.set:
+            raise ValueError("--set changes one run, and a study is many: write a variant of the recipe")
         if ranks.world > 1:
             raise ValueError("a study is many small runs: start it without torchrun, a process a manifest")
         options = Options(given.out, given.init or "default", ranks)

@@ -33,7 +33,7 @@ def base() -> Run:
         encoder=presets.base(),
         objective=Wav2Vec2Config(),
         data=DataConfig(crop_s=15.625, batch_s=87.5, min_s=2.0, workers=6),
-        train=TrainConfig(steps=400_000, batches_per_step=64, peak_lr=5e-4, warmup=0.08),
+        train=TrainConfig(steps=400_000, batches_per_step=64, peak_lr=5e-4, warmup=0.08, decay_vectors=True),
     )
 
 
@@ -52,7 +52,9 @@ def large() -> Run:
             target_dropout=0.0,
         ),
         data=DataConfig(crop_s=20.0, batch_s=75.0, min_s=2.0, workers=6),
-        train=TrainConfig(steps=600_000, batches_per_step=128, peak_lr=3e-4, warmup=0.053),
+        train=TrainConfig(
+            steps=600_000, batches_per_step=128, peak_lr=3e-4, warmup=0.053, decay_vectors=True
+        ),
     )
 
 

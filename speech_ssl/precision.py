@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Literal
 
 import torch
 
 Float = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 DTYPES: dict[Float, torch.dtype] = {
     "fp32": torch.float32,
@@ -27,22 +29,41 @@ def native(device: torch.device) -> Float:
     return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
 
 
+def resolve(precision: Precision, device: torch.device) -> Float:
+    return native(device) if precision == "auto" else precision
+
+
 def emulation(precision: Float, device: torch.device) -> str | None:
-    """One line on what it costs to ask for an arithmetic that the device emulates; else None."""
-    if precision == "fp32" or native(device) == precision or (device.type == "cuda" and precision == "fp16"):
+    """One line on what it costs to ask for an arithmetic that the device emulates, and what to ask for
+    instead; else None."""
+    cost = emulation_cost(precision, device)
+    return None if cost is None else f"{cost}: precision 'auto' takes what is fast here"
+
+
+def emulation_cost(precision: Float, device: torch.device) -> str | None:
+    """As `emulation`, without the advice."""
+    if precision == "fp32" or native(device) == precision:
+        return None
+    if precision == "fp16" and (device.type == "cuda" or _cpu_multiplies_fp16()):
         return None
     name = "this processor" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    return (
-        f"{name} has no {precision} arithmetic and emulates it, which can take ten times as long as fp32: "
-        "precision 'auto' takes what is fast here"
-    )
+    return f"{name} has no {precision} arithmetic and emulates it, which can take ten times as long as fp32"
 
 
 def _cpu_multiplies_bf16() -> bool:
     """oneDNN answers for the instruction set that it may use (ONEDNN_MAX_CPU_ISA included). On x86 it says
-    yes from AVX-512 on, where it emulates the products unless the processor has AVX512_BF16 or AMX."""
-    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    yes from AVX-512 on, and where there are but conversions (AVX-NE-CONVERT), though it emulates the
+    products unless the processor has AVX512_BF16 or AMX."""
+    if not _has_onednn() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    if not torch.cpu._is_avx512_supported():  # ARM: oneDNN has looked at the processor's own flag
+    if platform.machine().lower() not in ("x86_64", "amd64"):  # oneDNN has looked at the processor's flag
         return True
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _cpu_multiplies_fp16() -> bool:
+    return _has_onednn() and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call, no-any-return]

@@ -11,7 +11,7 @@ Tensors and arrays carry their shape in their name (`x_BTD`):
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -55,6 +55,8 @@ class Batch:
     lengths_B: Tensor
     targets_BU: Tensor | None = None
     target_lengths_B: Tensor | None = None
+    names: tuple[str, ...] = ()
+    """For messages: what each row was read from."""
 
     @property
     def seconds(self) -> float:
@@ -64,12 +66,9 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         if self.wave_BS.device == device:
             return self
-        return Batch(
-            *(
-                None if t is None else t.to(device, non_blocking=True)
-                for t in (self.wave_BS, self.lengths_B, self.targets_BU, self.target_lengths_B)
-            )  # type: ignore[arg-type]
-        )
+        padded = ("wave_BS", "lengths_B", "targets_BU", "target_lengths_B")
+        here = {name: tensor for name in padded if (tensor := getattr(self, name)) is not None}
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in here.items()})
 
 
 @dataclass(frozen=True, slots=True)

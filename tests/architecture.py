@@ -23,7 +23,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "speech_ssl.objectives": ("speech_ssl.types", "speech_ssl.model"),
     "speech_ssl.data": ("speech_ssl.types", "speech_ssl.audio", "speech_ssl.text"),
     "speech_ssl.training": ("speech_ssl.types", "speech_ssl.precision", "speech_ssl.objectives.base"),
-    "speech_ssl.training.run": ("speech_ssl.types", "speech_ssl.objectives.base", "speech_ssl.model"),
+    "speech_ssl.training.run": (
+        "speech_ssl.types",
+        "speech_ssl.precision",
+        "speech_ssl.objectives.base",
+        "speech_ssl.model",
+    ),
     "speech_ssl.inference": (
         "speech_ssl.types",
         "speech_ssl.precision",

@@ -85,13 +85,15 @@ class _Read(NamedTuple):
 
     wave_BS: Tensor
     lengths_B: Tensor
+    names: Sequence[str]
     failures: tuple[tuple[int, str], ...]
     targets_BU: Tensor | None = None
     target_lengths_B: Tensor | None = None
 
     @property
     def batch(self) -> Batch:
-        return Batch(self.wave_BS, self.lengths_B, self.targets_BU, self.target_lengths_B)
+        names = tuple(self.names)
+        return Batch(self.wave_BS, self.lengths_B, self.targets_BU, self.target_lengths_B, names)
 
 
 class Loader:
@@ -288,6 +290,7 @@ class _Reader(Dataset[_Read]):
 
     def __getitem__(self, request: _Request) -> _Read:
         waves: list[Waveform] = []
+        names: list[str] = []
         units: list[Sequence[int]] = []
         failures: list[tuple[int, str]] = []
         for clip in request:
@@ -295,12 +298,13 @@ class _Reader(Dataset[_Read]):
                 if self._targets is not None:
                     units.append(self._targets(clip.utterance))
                 waves.append(self._wave(clip))
+                names.append(f"{clip.utterance.path} {clip.start_s:.2f}-{clip.stop_s:.2f} s")
             except (ValueError, OSError) as error:
                 failures.append((clip.number, str(error)))
             del units[len(waves) :]  # of a wave that failed
         batch = collate(waves)
         targets = () if self._targets is None else collate_targets(units)
-        return _Read(batch.wave_BS, batch.lengths_B, tuple(failures), *targets)
+        return _Read(batch.wave_BS, batch.lengths_B, names, tuple(failures), *targets)
 
     def _wave(self, clip: _Clip) -> Waveform:
         wave = self._source.read(clip.utterance, clip.start_s, clip.stop_s)

@@ -36,6 +36,8 @@ class RunState:
     """Validations since the best one."""
     below: dict[str, int] | None = None
     """For each kind of log line and watched number, how many lines in a row it has been below its floor."""
+    guard: dict[str, float] | None = None
+    """As `Guard.numbers` gave them; in a file only, a run under way has them on its device."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -66,16 +68,19 @@ def save_checkpoint(
     write_atomically(path, save(plain, {"state": json.dumps(header)}))
 
 
+def last_step(out: Path) -> int:
+    """From which the run in this folder would go on. Raises CheckpointError if a file is damaged."""
+    steps = [int(path.parent.name.removeprefix("step_")) for path in out.glob(FAIRSEQ2_STEPS)]
+    if (out / LAST).exists():
+        steps.append(_read(out / LAST, tensors=False)[0]["step"])
+    return max(steps, default=0)
+
+
 def load_checkpoint(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> RunState:
     """Raises CheckpointError if the file is damaged or of another model."""
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})["state"])
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from None
+    header, tensors = _read(path)
     weights = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
     try:
         module.load_state_dict(weights)
@@ -87,6 +92,16 @@ def load_checkpoint(
         return RunState(**header)
     except TypeError as error:
         raise CheckpointError(f"{path} is of another version of this program: {error}") from None
+
+
+def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The state's header, and what is in the file."""
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})["state"])
+            return header, {k: file.get_tensor(k) for k in file.keys()} if tensors else {}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from None
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

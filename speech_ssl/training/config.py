@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from speech_ssl.precision import Precision
+
+COUNTS = (
+    "steps",
+    "batches_per_step",
+    "log_every",
+    "valid_every",
+    "save_every",
+    "probe_every",
+    "watch_patience",
+    "max_bad_steps",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """Defaults: the optimizer of wav2vec 2.0 BASE (section 4.2)."""
+    """Defaults: the optimizer of wav2vec 2.0 BASE (section 4.2), but that vectors do not decay."""
 
     steps: int
     batches_per_step: int = 1
     """Batches whose gradients make one step, over all ranks and micro-steps: the run is the same on
     one GPU as on eight."""
     seed: int = 0
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "auto"
+    """Of the forward pass. "auto": what the first process's device computes natively (`precision.native`).
+    A run keeps what it began with; fp16 comes with loss scaling."""
 
     peak_lr: float = 5e-4
     warmup: float = 0.08
@@ -28,7 +44,13 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     weight_decay: float = 0.01
+    decay_vectors: bool = False
+    """Biases, norms and other vectors too, as fairseq does."""
     clip_norm: float | None = None
+
+    max_bad_steps: int = 5
+    """Steps in a row whose loss or gradients are not finite after which the run ends. They change nothing:
+    each is skipped, and its audio named in `bad_steps.jsonl`."""
 
     log_every: int = 100
     valid_every: int = 5_000
@@ -46,14 +68,26 @@ class TrainConfig:
     on_collapse: Literal["warn", "stop"] = "warn"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batches_per_step", "log_every", "valid_every", "save_every", "probe_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience must be at least 1, not {self.patience}")
+        self._check_counts()
+        for name in ("peak_lr", "eps", "clip_norm"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a number above 0, not {value}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be a number from 0 on, not {self.weight_decay}")
         if not (0 <= self.warmup < 1 and 0 <= self.hold < 1 and self.warmup + self.hold < 1):
             raise ValueError(
                 f"warmup and hold are shares of the steps, below 1 in all, not {self.warmup} and {self.hold}"
             )
         if self.decay == "exponential" and not self.final_lr_scale > 0:
             raise ValueError("an exponential fall needs a final_lr_scale above 0")
+        if not 0 <= self.final_lr_scale < math.inf:
+            raise ValueError(f"final_lr_scale must be a number from 0 on, not {self.final_lr_scale}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision is {', '.join(get_args(Precision))}, not {self.precision!r}")
+
+    def _check_counts(self) -> None:
+        for name in COUNTS:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be at least 1, not {self.patience}")

@@ -1,9 +1,10 @@
 """A run under fairseq2's Trainer instead of our own loop: its data parallelism (DDP, FSDP2), checkpoints
 and metric recorders around our objective, loader, schedule and random numbers.
 
-The steps are those of `loop.train`, with two differences in what is kept: the Trainer's checkpoints are in
-`checkpoints/`, and are resumed by as many processes as saved them; `last.safetensors` is written at the end,
-without the optimizer. Importing this needs the extra `fairseq2`.
+The steps are those of `loop.train`, but none is skipped: the first whose loss or gradients are not finite
+ends the run. Two things are kept in another way: the Trainer's checkpoints are in `checkpoints/`, and are
+resumed by as many processes as saved them; `last.safetensors` is written at the end, without the optimizer.
+Importing this needs the extra `fairseq2`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from speech_ssl.objectives.base import Objective
+from speech_ssl.precision import DTYPES, resolve
 from speech_ssl.training.checkpoint import BEST, LAST, RunState
 from speech_ssl.training.config import TrainConfig
 from speech_ssl.training.fairseq2_parts import (
@@ -88,6 +91,7 @@ def train(  # noqa: PLR0913 - each is a part of the run
     sharded: parameters, gradients and optimizer state are shared out by FSDP2; else each process has all of
     them (DDP). Raises ValueError for numbers that the Trainer does not take, and as `loop.train`.
     """
+    config = replace(config, precision=ranks.from_first(resolve(config.precision, ranks.device)))
     check(objective, config, ranks, sharded)
     micro_steps = ranks.share(config.batches_per_step)
     state = RunState()
@@ -131,6 +135,8 @@ def check(objective: Objective, config: TrainConfig, ranks: Ranks, sharded: bool
                 f"{name} is {getattr(config, name)}: with fairseq2 it must be a multiple of log_every, "
                 f"{config.log_every}"
             )
+    if config.precision == "fp16":
+        raise ValueError("fp16 needs the loss scaling of our own loop: leave --engine away, or take fp32")
     if sharded and ranks.world == 1:
         raise ValueError(
             "one process has nothing to share out: use --engine fairseq2, or start with torchrun"
@@ -243,7 +249,7 @@ def build_trainer(
         data_reader=reader,
         gangs=parts.gangs,
         amp=config.precision == "bf16",
-        amp_dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        amp_dtype=DTYPES[resolve(config.precision, parts.gangs.device)],
         optimizer=optimizer,
         lr_scheduler=LambdaLR(optimizer, lambda step: learning_rate(step, config)),
         fp16_loss_scaler=NOOP_FP16_LOSS_SCALER,

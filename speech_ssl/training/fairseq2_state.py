@@ -58,7 +58,7 @@ class Parts:
         self.gangs = gangs_of(ranks, sharded=sharded)
         self.trained = deepcopy(objective).to(self.gangs.device)
         self.model = spread(Summed(self.trained), self.gangs, sharded)
-        self.facade = Finite(get_data_parallel_facade(self.model), state)
+        self.facade = Finite(get_data_parallel_facade(self.model), state, config)
         set_data_parallel_facade(self.model, self.facade)
         self.optimizer = build_optimizer(self.trained, config)
         if sharded:
@@ -148,13 +148,13 @@ def spread(model: Summed, gangs: BorrowedGangs, sharded: bool) -> nn.Module:
 class Finite(DataParallelFacade):
     """A facade that refuses gradients that are not finite, on all ranks alike, before they do harm."""
 
-    def __init__(self, facade: DataParallelFacade, state: RunState) -> None:
-        self._facade, self._state = facade, state
+    def __init__(self, facade: DataParallelFacade, state: RunState, config: TrainConfig) -> None:
+        self._facade, self._state, self._config = facade, state, config
 
     def clip_grad_norm(self, max_norm: float | None) -> Tensor:
         norm: Tensor = self._facade.clip_grad_norm(max_norm)
         if not torch.isfinite(norm):
-            raise NonFinite(self._state.step)
+            raise NonFinite(self._state.step + 1, self._config)
         return norm
 
     def state_dict(self) -> dict[str, object]:

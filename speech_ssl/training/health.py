@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from speech_ssl.objectives.base import Floor
+from speech_ssl.training.config import TrainConfig
 
 
 class Collapsed(RuntimeError):
@@ -12,13 +13,22 @@ class Collapsed(RuntimeError):
 
 
 class NonFinite(RuntimeError):
-    """The loss or the gradients are infinite or not a number."""
+    """The loss or the gradients are infinite or not a number.
 
-    def __init__(self, step: int) -> None:
+    step: the last such step, counted from 1. in_a_row: how many there were; none of them changed a weight.
+    heard: where to look for its audio.
+    """
+
+    def __init__(
+        self, step: int, config: TrainConfig, *, in_a_row: int = 1, heard: str = "the manifest"
+    ) -> None:
+        times = f", the last of {in_a_row} such steps in a row" if in_a_row > 1 else ""
+        precision = "" if config.precision == "fp32" else ", or with --set precision=fp32"
         super().__init__(
-            f"the loss or its gradients are not finite at step {step}. The last checkpoint is from "
-            "before: resume from it with a lower peak_lr, a longer warm-up, clip_norm=1.0 or "
-            "precision='fp32', and look for broken audio in the manifest"
+            f"the loss or its gradients are not finite at step {step}{times}. The last checkpoint is from "
+            f"before: go on from it with --resume --set peak_lr={config.peak_lr / 2:g}, with --resume --set "
+            f"clip_norm={1 if config.clip_norm is None else config.clip_norm / 2:g}{precision}, and look for "
+            f"broken audio in {heard}"
         )
 
 

@@ -87,10 +87,11 @@ class Logs:
         else:
             self.say(f"{kind} step {step}: " + "  ".join(f"{k} {v}" for k, v in shown.items()))
 
-    def event(self, kind: str, step: int, message: str) -> None:
+    def event(self, kind: str, step: int, message: str, *, aloud: bool = True) -> None:
         if self.active:
             self._write({"kind": kind, "step": step, "message": message})
-            self.say(f"{kind}: {message}")
+            if aloud:
+                self.say(f"{kind}: {message}")
 
     def say(self, text: str) -> None:
         if self.active:

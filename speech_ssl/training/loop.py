@@ -6,6 +6,7 @@ import math
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from speech_ssl.objectives.base import Objective
+from speech_ssl.precision import DTYPES, resolve
 from speech_ssl.training.checkpoint import BEST, LAST, RunState, load_checkpoint, save_checkpoint
 from speech_ssl.training.config import TrainConfig
+from speech_ssl.training.guard import Guard
 from speech_ssl.training.health import Collapsed, fallen, watch
 from speech_ssl.training.logs import Logs
 from speech_ssl.training.meter import Meter, OnItsWay, summarize
@@ -24,6 +27,7 @@ from speech_ssl.training.optim import (
     clip_gradients,
     scale_gradients,
     set_learning_rate,
+    take_step,
 )
 from speech_ssl.training.ranks import Ranks
 from speech_ssl.types import Batch, LossSum
@@ -63,14 +67,14 @@ def train(  # noqa: PLR0913 - each is a part of the run
     Every random number is a function of (seed, step, number of the batch), so that a resumed run, and
     a run on another number of ranks, takes the same steps. Raises Stopped, Collapsed or NonFinite.
     """
+    config = replace(config, precision=ranks.from_first(resolve(config.precision, ranks.device)))
     objective.to(ranks.device)
     optimizer = build_optimizer(objective, config)
-    state = load_checkpoint(out / LAST, objective, optimizer) if (out / LAST).exists() else RunState()
-    check_same_start(state, out, ranks)
+    state = last_state(out, objective, optimizer, ranks)
     objective.after_step(state.step / config.steps)
     model = ranks.wrap(objective)
     parameters = [p for p in objective.parameters() if p.requires_grad]
-    meter, asked = Meter(ranks), OnItsWay(torch.zeros(()))
+    meter, guard, asked = Meter(ranks), Guard(config, state, ranks, out), OnItsWay(torch.zeros(()))
     with (
         closing(batches(state.loader)) as stream,
         Logs(out, total=config.steps, done=state.step, active=ranks.first) as logs,
@@ -80,45 +84,46 @@ def train(  # noqa: PLR0913 - each is a part of the run
             validate(objective, valid(), state, config, logs, out, ranks)
         while state.step < config.steps and not is_over(state, config):
             rate = set_learning_rate(optimizer, state.step, config)
-            sums = accumulate(model, stream, state, config, ranks, meter)
-            mine = torch.stack([sums.count, sums.total, sums.count.new_tensor(float(bool(caught)))])
-            count, total, asked_now = ranks.all_sum(mine)
-            scale_gradients(parameters, ranks.world / count.clamp(min=1))  # DDP has divided by world already
-            meter.check_finite()  # of the step before, as the next line: the device has both by now
+            sums = accumulate(model, stream, state, config, ranks, meter, guard)
+            per_target, total, asked_now = over_ranks(sums, bool(caught), ranks)
+            scale_gradients(parameters, guard.scale.unscaled(per_target))
+            guard.tell(logs)  # of the step before, as the next line: the device has both by now
             stopping, asked = bool(asked.read()), OnItsWay(asked_now)
-            meter.add(sums, clip_gradients(parameters, config.clip_norm) + 0 * total, state.step)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            norm = clip_gradients(parameters, config.clip_norm)
+            skip = guard.judge(total, norm, state.step)
+            meter.add(sums, norm, skip)
+            take_step(optimizer, skip)
             state.step += 1
             objective.after_step(state.step / config.steps)
             logs.step()
             done = state.step == config.steps
             if state.step % config.log_every == 0 or done:
-                report_training(objective, meter, state, config, logs, rate)
+                numbers = {**meter.flush(objective), **guard.report(), "lr": rate}
+                report_training(objective, numbers, state, config, logs)
             if state.step % config.valid_every == 0 or done:
-                meter.check_finite()
                 validate(objective, valid(), state, config, logs, out, ranks)
                 done = done or is_over(state, config)
             if probe is not None and (state.step % config.probe_every == 0 or done):
                 logs.numbers("probe", state.step, probe(objective) if ranks.first else {})
             if state.step % config.save_every == 0 or done or stopping:
-                meter.check_finite()
-                if ranks.first:
-                    save_checkpoint(out / LAST, state, objective, optimizer)
+                guard.tell(logs)
+                if ranks.first and (not guard.in_a_row or done or stopping):
+                    save_checkpoint(out / LAST, replace(state, guard=guard.numbers()), objective, optimizer)
             if stopping and not done:
                 raise Stopped(state.step, caught[0] if caught else signal.SIGTERM)
     return state
 
 
-def accumulate(
+def accumulate(  # noqa: PLR0913 - each is a part of the run
     model: nn.Module,
     stream: Iterator[tuple[Batch, LoaderState]],
     state: RunState,
     config: TrainConfig,
     ranks: Ranks,
     meter: Meter,
+    guard: Guard,
 ) -> LossSum:
-    """Forward and backward over this rank's share of the step's batches; gradients of the *sum*."""
+    """Forward and backward over this rank's share of the step's batches; gradients of the scaled *sum*."""
     micro_steps = ranks.share(config.batches_per_step)
     sums: LossSum | None = None
     for micro in range(micro_steps):
@@ -128,20 +133,29 @@ def accumulate(
         with ranks.without_sync(model) if micro < micro_steps - 1 else nullcontext():
             with autocast(config, ranks.device):
                 loss: LossSum = model(batch.to(ranks.device), generator=generator)
-            loss.total.backward()  # type: ignore[no-untyped-call]
+            guard.scale.scaled(loss.total).backward()  # type: ignore[no-untyped-call]
         loss = loss.map(Tensor.detach)
+        guard.heard(batch, loss.total)
         sums = loss if sums is None else sums + loss
     assert sums is not None
     return sums
 
 
+def over_ranks(sums: LossSum, flag: bool, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a step, in one sum and without waiting: the factor that makes its gradients those of the mean, its
+    total loss, and on how many ranks the flag is true."""
+    mine = torch.stack([sums.count, sums.total, sums.count.new_full((), flag)])
+    count, total, flags = ranks.all_sum(mine)
+    return ranks.world / count.clamp(min=1), total, flags  # DDP has divided by world already
+
+
 def report_training(
-    objective: Objective, meter: Meter, state: RunState, config: TrainConfig, logs: Logs, rate: float
+    objective: Objective, numbers: Mapping[str, float], state: RunState, config: TrainConfig, logs: Logs
 ) -> None:
-    """Log the means since the last report, and look for a collapse in them."""
-    numbers = meter.flush(objective)
-    logs.numbers("train", state.step, {**numbers, "lr": rate})
-    look_for_collapse("train", objective, numbers, state, config, logs)
+    """Log the means since the last report, and look for a collapse in them, if any step was taken."""
+    logs.numbers("train", state.step, numbers)
+    if "loss" in numbers:
+        look_for_collapse("train", objective, numbers, state, config, logs)
 
 
 def look_for_collapse(
@@ -221,6 +235,13 @@ def is_over(state: RunState, config: TrainConfig) -> bool:
     return config.patience is not None and state.best is not None and state.stale >= config.patience
 
 
+def last_state(out: Path, objective: Objective, optimizer: torch.optim.Optimizer, ranks: Ranks) -> RunState:
+    """Of the checkpoint in `out`, which is loaded, or of a run that begins."""
+    state = load_checkpoint(out / LAST, objective, optimizer) if (out / LAST).exists() else RunState()
+    check_same_start(state, out, ranks)
+    return state
+
+
 def check_same_start(state: RunState, out: Path, ranks: Ranks) -> None:
     """Raises ValueError where a process does not see the first one's checkpoint."""
     mine = torch.tensor(float(state.step), device=ranks.device)
@@ -237,7 +258,8 @@ def seeded(seed: int, step: int, number: int, device: torch.device) -> torch.Gen
 
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[None]:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    precision = resolve(config.precision, device)
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from speech_ssl.objectives.base import Objective
-from speech_ssl.training.health import NonFinite
 from speech_ssl.training.ranks import Ranks
 from speech_ssl.types import SAMPLE_RATE, Batch, LossSum
 
@@ -21,8 +20,8 @@ def summarize(sums: LossSum, objective: Objective) -> dict[str, float]:
 
 
 class OnItsWay:
-    """A small tensor that travels to the host while the device goes on. Reading it waits for what was
-    queued before it was made, not for what came after."""
+    """A small tensor that travels to the host while its device goes on. Reading it waits for what was queued
+    there before it was made, not for what came after."""
 
     def __init__(self, value: Tensor) -> None:
         self._value, self._arrived = value.detach(), None
@@ -30,7 +29,8 @@ class OnItsWay:
             self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
             self._value.copy_(value.detach(), non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+            # Of its own device: the current one may be another, and have nothing to wait for.
+            self._arrived.record(torch.cuda.current_stream(value.device))
 
     def read(self) -> Tensor:
         if self._arrived is not None:
@@ -39,42 +39,44 @@ class OnItsWay:
 
 
 class Meter:
-    """Sums of losses and metrics, the gradient norm, and the audio that went through."""
+    """Sums of losses and metrics, gradient norms, and the audio that went through. What was skipped counts
+    for the audio alone."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._norm: OnItsWay | None = None
-        self._step = 0
+        self._norm = torch.zeros((), device=ranks.device)
         self._reset()
 
     def _reset(self) -> None:
         self._sums: LossSum | None = None
+        self._largest = torch.zeros((), device=self._ranks.device)
+        self._taken = torch.zeros((), device=self._ranks.device)
         self._samples = 0
         self._began = time.monotonic()
 
     def heard(self, batch: Batch) -> None:
         self._samples += int(batch.lengths_B.sum())
 
-    def add(self, sums: LossSum, norm: Tensor, step: int) -> None:
-        """norm: of the gradients, on all ranks the same, and not finite where the loss is not."""
+    def add(self, sums: LossSum, norm: Tensor, skip: Tensor) -> None:
+        """Of a step. norm: of the gradients, on all ranks the same. skip: a bool, on the device."""
+        sums = sums.map(lambda value: value.masked_fill(skip, 0))
         self._sums = sums if self._sums is None else self._sums + sums
-        self._norm, self._step = OnItsWay(norm), step
-
-    def check_finite(self) -> None:
-        """Raises NonFinite if the last loss or gradient norm is not finite, on all ranks alike. Called
-        before anything is logged or saved."""
-        if self._norm is not None and not torch.isfinite(self._norm.read()):
-            raise NonFinite(self._step)
+        self._norm = torch.where(skip, self._norm, norm)
+        self._largest = torch.where(skip, self._largest, torch.maximum(self._largest, norm))
+        self._taken = self._taken + ~skip
 
     def flush(self, objective: Objective) -> dict[str, float]:
-        """The numbers since the last call, over all ranks. Raises NonFinite as `check_finite`."""
-        self.check_finite()
-        assert self._sums is not None and self._norm is not None
-        numbers = summarize(self._sums.map(self._ranks.all_sum), objective)
+        """The numbers since the last call, over all ranks; those of the loss and its gradients only if a step
+        was taken."""
+        assert self._sums is not None
+        sums = self._sums.map(self._ranks.all_sum)
         samples = self._ranks.all_sum(torch.tensor(float(self._samples), device=self._ranks.device))
-        seconds = time.monotonic() - self._began
-        numbers["grad_norm"] = float(self._norm.read())
-        numbers["audio_s_per_s"] = float(samples) / SAMPLE_RATE / seconds
-        numbers["seconds"] = seconds
+        numbers = {}
+        if self._taken > 0:
+            numbers = summarize(sums, objective)
+            numbers["grad_norm"] = float(self._norm)
+            numbers["grad_norm_max"] = float(self._largest)
+        numbers["seconds"] = time.monotonic() - self._began
+        numbers["audio_s_per_s"] = float(samples) / SAMPLE_RATE / numbers["seconds"]
         self._reset()
         return numbers

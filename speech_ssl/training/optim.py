@@ -34,11 +34,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, config: Train
 
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters that are not frozen; biases, norms and other vectors do not decay."""
+    """AdamW over all parameters that are not frozen; biases, norms and other vectors do not decay, unless
+    `decay_vectors` says so."""
     parameters = [p for p in module.parameters() if p.requires_grad]
+    vectors = config.weight_decay if config.decay_vectors else 0.0
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": vectors},
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
 
@@ -53,3 +55,11 @@ def scale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> None:
 def clip_gradients(parameters: Iterable[nn.Parameter], most: float | None) -> Tensor:
     """Clip the global norm to `most` (None: only measure it); the norm before clipping."""
     return torch.nn.utils.clip_grad_norm_(list(parameters), math.inf if most is None else most)
+
+
+def take_step(optimizer: torch.optim.AdamW, skip: Tensor) -> None:
+    """Let go of the gradients afterwards. skip: a bool on the device; where it is true nothing changes, the
+    optimizer's moments and counts neither, without waiting to know it."""
+    optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # what torch.amp.GradScaler sets
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

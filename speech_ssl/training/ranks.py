@@ -7,11 +7,14 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,14 @@ class Ranks:
         if self.world == 1:
             return flag
         return bool(self.all_sum(torch.tensor(float(flag), device=self.device)).item() > 0)
+
+    def from_first(self, value: T) -> T:
+        """The first rank's, on all."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, device=self.device)
+        return box[0]
 
     def meet(self) -> None:
         """Return when all have come here."""
@@ -85,12 +96,13 @@ def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
     """Join the process group that torchrun's environment variables name, if they are there."""
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     chosen = pick_device(device)
+    if chosen.type == "cuda":  # what is asked of CUDA without naming a device must mean this one
+        index = (chosen.index or 0) if world == 1 else int(os.environ.get("LOCAL_RANK", "0"))
+        chosen = torch.device("cuda", index)
+        torch.cuda.set_device(chosen)
     if world == 1:
         yield Ranks(0, 1, chosen)
         return
-    if chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Ranks(rank, world, chosen)

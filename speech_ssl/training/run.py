@@ -5,17 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
-from speech_ssl.training.checkpoint import BEST, FAIRSEQ2_STEPS, LAST, write_atomically
+from speech_ssl.precision import Float
+from speech_ssl.training.changes import changed, differing
+from speech_ssl.training.checkpoint import BEST, FAIRSEQ2_STEPS, LAST, last_step, write_atomically
 from speech_ssl.training.config import TrainConfig
 
 RUN_FILE = "run.json"
+BEFORE: Mapping[str, Any] = {"decay_vectors": False}
+"""What runs did that were begun before these numbers could be chosen."""
 
 
 class ObjectiveConfig(Protocol):
@@ -49,30 +54,80 @@ class Run:
         return json.loads(json.dumps(described))  # type: ignore[no-any-return]  # tuples become lists, as on disk
 
 
-def open_run_folder(out: Path, run: Run, inputs: Mapping[str, Any], *, resume: bool) -> None:
-    """Make the folder and its `run.json`; or, to resume, check that nothing in it has changed.
+def open_run_folder(
+    out: Path,
+    run: Run,
+    inputs: Mapping[str, Any],
+    *,
+    resume: bool,
+    here: Float,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> TrainConfig:
+    """Make the folder and its `run.json`; or, to resume, check that nothing in it has changed. Returns the
+    numbers to train with: those the run began with, as they were changed since.
 
-    `inputs`: what else decides the result, such as a fingerprint of the manifest. Raises ValueError
-    if the folder holds a run and `resume` is not asked for, or if a number differs. A run that left
-    no checkpoint is no run: its folder is as good as new.
+    `inputs`: what else decides the result, such as a fingerprint of the manifest. `here`: what precision
+    "auto" stands for, where a run begins. `changes`: numbers that are to differ from the last checkpoint on;
+    they are recorded. Raises ValueError if the folder holds a run and `resume` is not asked for, or if a
+    number differs. A run that left no checkpoint is no run: its folder is as good as new.
     """
-    now = {**run.to_dict(), "inputs": dict(inputs)}
     path = out / RUN_FILE
-    if not path.exists() or not any(any(out.glob(kept)) for kept in (LAST, BEST, FAIRSEQ2_STEPS)):
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(now, indent=2).encode())
-        return
-    if not resume:
+    fresh = not path.exists() or not any(any(out.glob(kept)) for kept in (LAST, BEST, FAIRSEQ2_STEPS))
+    if fresh:
+        begun = replace(run, train=changed(run.train, {"precision": run.train.precision}, here))
+        described = {**begun.to_dict(), "inputs": dict(inputs)}
+    elif resume:
+        described = _read(path)
+        _check_same(described, {**run.to_dict(), "inputs": dict(inputs)}, out)
+    else:
         raise ValueError(f"{out} already holds a run: continue it with --resume, or name another folder")
+    config = _in_effect(described, path)
+    wanted = changed(config, {"precision": config.precision, **changes}, here)
+    made = differing(config, wanted, last_step(out)) if changes else []
+    if made:
+        described["changes"] = [*described.get("changes", []), *made]
+    if fresh or made:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(described, indent=2).encode())
+    return wanted
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): name another folder") from None
-    if changes := list(_differences(before, now)):
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, error) from None
+    if not isinstance(described, dict) or not isinstance(described.get("train"), dict):
+        raise _damaged(path, "it describes no training")
+    return described
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
+    """Raises ValueError for a number that differs. What "auto" stands for, and numbers of training that the
+    folder's run does not know, remain as they were there."""
+    train = {k: v for k, v in now["train"].items() if k in before["train"]}
+    if train.get("precision") == "auto":
+        train["precision"] = before["train"]["precision"]
+    then = {k: v for k, v in before.items() if k != "changes"}
+    if differences := list(_differences(then, {**now, "train": train})):
         raise ValueError(
-            f"{out} was made by another run and cannot be resumed under this one: {'; '.join(changes)}. "
+            f"{out} was made by another run and cannot be resumed under this one: {'; '.join(differences)}. "
             "Undo the change, or name another folder"
         )
+
+
+def _in_effect(described: Mapping[str, Any], path: Path) -> TrainConfig:
+    """The numbers of training that a run has now."""
+    try:
+        now = {change["name"]: change["now"] for change in described.get("changes", [])}
+        begun = {**BEFORE, **described["train"]}
+        return TrainConfig(**{**begun, "betas": tuple(begun["betas"]), **now})
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, why: object) -> ValueError:
+    return ValueError(f"{path} is damaged ({why}): name another folder")
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:

@@ -1,0 +1,61 @@
+"""The folder of a run: made, or taken up where it is resumed, the same for all processes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from speech_ssl.checkpoints.replacing import check_replaceable
+from speech_ssl.precision import Float, emulation, emulation_cost, native
+from speech_ssl.training.config import TrainConfig
+from speech_ssl.training.ranks import Ranks
+from speech_ssl.training.run import Run, open_run_folder
+
+
+def open_folder(  # noqa: PLR0913 - what makes a run, and how it goes on
+    out: Path,
+    run: Run,
+    inputs: Mapping[str, Any],
+    ranks: Ranks,
+    *,
+    resume: bool,
+    changes: Mapping[str, Any],
+    here: Float | None = None,
+) -> Run:
+    """The first rank does it, and the others wait. If it refuses, they leave without a word.
+
+    Returns the run with the numbers it has in this folder: precision "auto" becomes what it began with, where
+    it begins here what the first rank computes natively (or `here`); what was changed stays so.
+    """
+    refusal: ValueError | OSError | None = None
+    train = run.train
+    if ranks.first:
+        try:
+            check_replaceable(out / "artifact")
+            here = here or native(ranks.device)
+            train = open_run_folder(out, run, inputs, resume=resume, here=here, changes=changes)
+        except (ValueError, OSError) as error:
+            refusal = error
+    if ranks.any(refusal is not None):
+        raise refusal or SystemExit(2)
+    train = ranks.from_first(train)
+    if ranks.first:
+        _tell_costs(train, run.train, ranks)
+    return replace(run, train=train)
+
+
+def _tell_costs(train: TrainConfig, asked: TrainConfig, ranks: Ranks) -> None:
+    """Of a precision that is emulated here."""
+    assert train.precision != "auto"
+    if train.precision == asked.precision:
+        line = emulation(train.precision, ranks.device)
+    elif line := emulation_cost(train.precision, ranks.device):
+        line = (
+            f"the run goes on in {train.precision}, as it began or was told to: {line}. "
+            "--resume --set precision=auto takes what is fast here"
+        )
+    if line:
+        print(line, file=sys.stderr)
