@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from typing import Literal
 
@@ -15,6 +16,8 @@ DTYPES: dict[Float, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+X86 = ("x86_64", "amd64")
+AVX512_WITHOUT_BF16 = ("AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 def native(device: torch.device) -> Float:
@@ -42,7 +45,7 @@ def emulation(precision: Float, device: torch.device) -> str | None:
 
 def emulation_cost(precision: Float, device: torch.device) -> str | None:
     """As `emulation`, without the advice."""
-    if precision == "fp32" or native(device) == precision:
+    if precision in ("fp32", native(device)):
         return None
     if precision == "fp16" and (device.type == "cuda" or _cpu_multiplies_fp16()):
         return None
@@ -51,13 +54,15 @@ def emulation_cost(precision: Float, device: torch.device) -> str | None:
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """oneDNN answers for the instruction set that it may use (ONEDNN_MAX_CPU_ISA included). On x86 it says
-    yes from AVX-512 on, and where there are but conversions (AVX-NE-CONVERT), though it emulates the
-    products unless the processor has AVX512_BF16 or AMX."""
+    """What oneDNN may use of the processor. On x86 it accepts bf16 from AVX-512 on, and with AVX-NE-CONVERT,
+    but has its products computed in fp32 unless there is AVX512_BF16 or AMX."""
     if not _has_onednn() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    if platform.machine().lower() not in ("x86_64", "amd64"):  # oneDNN has looked at the processor's flag
+    if platform.machine().lower() not in X86:  # ARM: that was the processor's own flag
         return True
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")
+    if limit.upper() in AVX512_WITHOUT_BF16:
+        return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
@@ -66,4 +71,4 @@ def _cpu_multiplies_fp16() -> bool:
 
 
 def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call, no-any-return]
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
