@@ -9,13 +9,16 @@ import json
 import logging
 import sys
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import TypeVar
 
 from service.record import current
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), 127, 0x85, 0x2028, 0x2029)}
 
@@ -53,6 +56,12 @@ def configure(settings: Settings) -> None:
     threading.excepthook = _thread_failed
     if settings.log_format == "json":
         sys.excepthook = _failed
+
+
+def told(settings: Settings, load: Callable[[], T]) -> T:
+    """What `load` gives; in a process of its own, what it logs has the form of the service's."""
+    configure(settings)
+    return load()
 
 
 def _time(record: logging.LogRecord) -> str:

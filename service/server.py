@@ -144,7 +144,7 @@ def _sources(
     for name, load in loads.items():
         started = partial(
             Worker,
-            load,
+            partial(logs.told, settings, load),
             timeout_s=settings.batch_timeout_s,
             lost=metrics.lost_workers.inc,
             threads=threads,

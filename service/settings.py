@@ -28,7 +28,7 @@ FILE_VARIABLE = PREFIX + "SETTINGS_FILE"
 MIB = 1 << 20
 
 
-Precision = Literal["auto", "fp32", "bf16", "int8"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 
 class ModelSettings(BaseModel):
@@ -86,7 +86,11 @@ class Settings(BaseSettings):
         "the Hugging Face hub.",
     )
     device: str = Field(default="cpu", description="Where it runs: `cpu`, `cuda`, `cuda:1`.")
-    precision: Precision = Field(default="auto", description="Arithmetic of the model.")
+    precision: Precision = Field(
+        default="auto",
+        description="Arithmetic of the model: `fp32`, `bf16`, `fp16`, `int8` (on the CPU), or `auto`, what the "
+        "device computes natively.",
+    )
     models: dict[Annotated[str, AfterValidator(_model_name)], ModelSettings] = Field(
         default={},
         description="Further models by name, as a JSON object: `source`, and if wanted `device`, "

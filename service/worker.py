@@ -92,7 +92,7 @@ def preload() -> Threads:
     clip)."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     threads = os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
-    context.set_forkserver_preload(["speech_ssl.inference.runtime"])
+    context.set_forkserver_preload(["speech_ssl.inference.runtime", "service.logs"])
     return Threads(int(threads) if threads.isdecimal() and int(threads) else cores())
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -37,13 +38,17 @@ _json = click.option("--json", "as_json", is_flag=True, help="One JSON object a 
 _head = click.option("--head", help="Which head to ask, where the model has several.")
 _device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 _precision = click.option(
-    "--precision", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default="auto", show_default=True
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]),
+    default="auto",
+    show_default=True,
 )
 
 
 def main() -> None:
     """The entry point: `cli`, with its errors turned into one line."""
     _mend_streams()
+    logging.basicConfig(format="speech-ssl: %(message)s", level=logging.WARNING)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads wait for each other (LOG.md)
     try:
         status = cli.main(standalone_mode=False)

@@ -18,11 +18,12 @@ from speech_ssl.checkpoints.artifact import Artifact, ArtifactError, load_artifa
 from speech_ssl.checkpoints.opening import open_checkpoint
 from speech_ssl.inference import answers
 from speech_ssl.inference.answers import Analysis, Choice, Classification, Decoder, Task, Transcript
+from speech_ssl.inference.arithmetic import Precision
 from speech_ssl.inference.batching import Piece, batches
 from speech_ssl.inference.card import Card
 from speech_ssl.inference.chunking import Chunker, Window
 from speech_ssl.inference.clips import Clip, Memory, Whole, checked_clips, key_of, naming
-from speech_ssl.inference.engines import Passed, Precision, TorchEngine
+from speech_ssl.inference.engines import Passed, TorchEngine
 from speech_ssl.inference.pooling import Pool
 from speech_ssl.model.heads import CTCSpec, EventsSpec
 from speech_ssl.text import Vocabulary
@@ -44,6 +45,8 @@ class Runtime(Card):
     frames next to a cut come from the window that sees more around them. They are not those of one
     pass over the whole, where each frame attends to all others: with the packaged model, on readings of
     1.5 to 4.6 minutes, 7 % off (relative L2), and the mean over time 1.6 % (benchmarks/stitching.py).
+
+    precision: what is computed in; of "auto" what it has come to here, see `arithmetic.fitted`.
 
     The answers of all heads for the last clips are kept for a while: `classify` after `transcribe` of the
     same clips costs no second pass.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import threading
@@ -103,6 +104,7 @@ class Deadly(FakeRuntime):
 
 
 def load(slowness: float = 0.0, load_time: float = 0.0) -> FakeRuntime:
+    logging.getLogger(__name__).warning("slow\nhere")
     time.sleep(load_time)
     return Deadly(slowness=slowness)
 

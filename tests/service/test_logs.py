@@ -177,7 +177,10 @@ def test_all_of_a_process_is_json_and_tells_no_secrets(start, tmp_path):
     log = process.log.read_text()
     lines = [json.loads(line) for line in log.splitlines()]
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
-    assert {"uvicorn.error", "service.server", "service.requests"} <= {line["logger"] for line in lines}
+    of_the_model = "tests.service.fakes"
+    assert {"uvicorn.error", "service.server", "service.requests", of_the_model} <= {
+        line["logger"] for line in lines
+    }
     assert "secret" not in log and key not in log and key[:8] not in log
     statuses = [line["status"] for line in lines if line["logger"] == "service.requests"]
     assert statuses.count(401) == 1 and statuses.count(200) >= 2 and 400 in statuses
