@@ -88,8 +88,8 @@ class Settings(BaseSettings):
     device: str = Field(default="cpu", description="Where it runs: `cpu`, `cuda`, `cuda:1`.")
     precision: Precision = Field(
         default="auto",
-        description="Arithmetic of the model: `fp32`, `bf16`, `fp16`, `int8` (on the CPU), or `auto`, what the "
-        "device computes natively.",
+        description="Arithmetic of the model: `fp32`, `bf16`, `fp16`, `int8` (on the CPU), or `auto`, what "
+        "the device computes natively.",
     )
     models: dict[Annotated[str, AfterValidator(_model_name)], ModelSettings] = Field(
         default={},

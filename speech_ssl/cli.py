@@ -271,6 +271,21 @@ def convert(source: str, out: Path, form: Literal["artifact", "huggingface", "fa
 
 
 @cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def doctor(as_json: bool) -> int:
+    """Print what a bug report needs: versions, this machine, what is chosen for it, and how fast it is.
+
+    The exit status is 1 if something that is needed does not work; the lines called `problem` say what.
+    """
+    from speech_ssl.doctor import examine
+    from speech_ssl.doctor_output import written
+
+    report = examine()
+    print(json.dumps(report, indent=2) if as_json else "\n".join(written(report)))
+    return 1 if report["problems"] else 0
+
+
+@cli.command()
 @click.option("--model", help=f"{MODEL}  [default: SPEECH_SSL_MODEL, or the packaged model]")
 @click.option("--host", help="Address to listen on.  [default: SPEECH_SSL_HOST, or 127.0.0.1]")
 @click.option("--port", type=int, help="[default: SPEECH_SSL_PORT, or 8000]")

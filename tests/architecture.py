@@ -61,6 +61,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         )
     ),
     "speech_ssl.client": (),  # of a service elsewhere: no model, no PyTorch
+    "speech_ssl.doctor": ("speech_ssl.precision", "speech_ssl.audio", "speech_ssl.inference"),
+    "speech_ssl.doctor_output": (),
     "speech_ssl.cli": ("speech_ssl", "service"),
     "speech_ssl.cli_output": ("speech_ssl",),
     "service": ("speech_ssl.inference", "speech_ssl.audio", "speech_ssl.types"),
