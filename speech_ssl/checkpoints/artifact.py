@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from speech_ssl.checkpoints.identity import identity
 from speech_ssl.checkpoints.random_init import no_random_init
 from speech_ssl.checkpoints.replacing import CONFIG as CONFIG
 from speech_ssl.checkpoints.replacing import ArtifactError as ArtifactError
@@ -63,7 +64,7 @@ class Artifact:
 
     config: all of `config.json`.
     encoder, heads: the weights in float32, on the CPU, whatever precision they are stored in.
-    sha256: of `config.json`, which holds the sums of all other files: it identifies the model.
+    sha256: what identifies the model, see `identity`.
     """
 
     folder: Path
@@ -126,7 +127,7 @@ def add_head(
     """Write the artifact in `source` with one more head (or another one of that name) to `folder`, which
     may be the same. Its other files stay as they are, byte for byte. model: another name for it."""
     source = Path(source)
-    config, _ = _read_config(source)
+    config = _read_config(source)
     for file in config["files"]:
         _check_sum(source, config, file)
     with new_folder(Path(folder)) as new:
@@ -164,13 +165,13 @@ def load_artifact(folder: str | Path) -> Artifact:
     Raises ArtifactError.
     """
     folder = Path(folder)
-    config, sha256 = _read_config(folder)
+    config = _read_config(folder)
     for name in config["files"]:
         _check_sum(folder, config, name)
     encoder = _built(folder, "encoder", lambda: Encoder(EncoderConfig.from_dict(config["encoder"])))
     _load_weights(folder, config, ENCODER, encoder)
     heads = {name: _load_head(folder, config, name, encoder.config) for name in config["heads"]}
-    return Artifact(folder, config, encoder, sha256, heads)
+    return Artifact(folder, config, encoder, identity(encoder, heads), heads)
 
 
 def _load_head(folder: Path, config: Mapping[str, Any], name: str, encoder: EncoderConfig) -> Head:
@@ -204,7 +205,7 @@ def _load_weights(folder: Path, config: Mapping[str, Any], name: str, module: nn
 
 def load_extra(folder: str | Path) -> dict[str, Tensor]:
     """The tensors that were saved as `extra`, in float32; empty if there were none."""
-    config, _ = _read_config(folder := Path(folder))
+    config = _read_config(folder := Path(folder))
     if EXTRA not in config["files"]:
         return {}
     _check_sum(folder, config, EXTRA)
@@ -226,15 +227,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_config(folder: Path) -> tuple[dict[str, Any], str]:
+def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: no such folder; an artifact is a folder with {CONFIG} in it")
     if not path.is_file():
         raise ArtifactError(f"{folder} is not an artifact: it has no {CONFIG}")
-    content = path.read_bytes()
     try:
-        config = json.loads(content)
+        config = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not valid JSON ({error}): copy the artifact again") from None
     if not isinstance(config, dict):
@@ -247,7 +247,7 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], str]:
     for name, kind in _FIELDS.items():
         if not isinstance(config.get(name), kind):
             raise ArtifactError(f"{path}: field {name!r} is missing or not of type {kind.__name__}")
-    return config, hashlib.sha256(content).hexdigest()
+    return config
 
 
 def _check_sum(folder: Path, config: Mapping[str, Any], name: str) -> None:

