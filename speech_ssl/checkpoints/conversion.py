@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,6 +88,16 @@ def field_of(config: Mapping[str, Any], name: str, kind: type | tuple[type, ...]
         wanted = " or ".join(each.__name__ for each in kinds)
         raise ConversionError(f"{where}: field {name!r} is {reprlib.repr(value)}, not of type {wanted}")
     return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ConversionError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path}: not a JSON object")
+    return content
 
 
 def built_encoder(config: EncoderConfig, state: Mapping[str, Tensor], where: str) -> Encoder:

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from speech_ssl.checkpoints.artifact import Head
-from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors
+from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors, read_json
 from speech_ssl.checkpoints.fairseq2_export import CARD, WEIGHTS
-from speech_ssl.checkpoints.hf_heads import read_ctc, read_json
+from speech_ssl.checkpoints.hf_heads import read_ctc
 from speech_ssl.checkpoints.naming import (
     assumed,
     config_of,

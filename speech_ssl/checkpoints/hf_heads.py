@@ -6,7 +6,6 @@ any length can be computed in windows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from speech_ssl.checkpoints.artifact import Head
-from speech_ssl.checkpoints.conversion import ConversionError, Tensors, field_of
+from speech_ssl.checkpoints.conversion import ConversionError, Tensors, field_of, read_json
 from speech_ssl.checkpoints.random_init import no_random_init
 from speech_ssl.model.adapters import AdapterSpec
 from speech_ssl.model.config import EncoderConfig
@@ -197,13 +196,3 @@ def _filled(spec: HeadSpec, config: EncoderConfig, state: Mapping[str, Tensor], 
             raise ConversionError(f"{where}: {key!r} of the head is {found}, not what its config asks for")
     module.load_state_dict({key: state[key].clone().contiguous() for key in wanted}, assign=True)
     return module.eval()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ConversionError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ConversionError(f"{path}: not a JSON object")
-    return content

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from speech_ssl.checkpoints.conversion import ConversionError
 
-FILES = ["config.json", "preprocessor_config.json", "tokenizer_config.json", "vocab.json", "README.md"]
+FILES = ["config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"]
+FILES += ["vocab.json", "README.md"]
 UNUSED = ["*/*", "adapter.*"]
 """Checkpoints of its training in folders; MMS has adapters for a thousand languages, 10 GB of them."""
 

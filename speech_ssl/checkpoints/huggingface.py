@@ -12,15 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from speech_ssl.checkpoints import hf_conformer, hf_transformer
+from speech_ssl.checkpoints import hf_conformer, hf_preprocessor, hf_transformer
 from speech_ssl.checkpoints.artifact import Artifact, Head
-from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors, built_encoder
+from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors, built_encoder, read_json
 from speech_ssl.checkpoints.hf_adapters import read_adapter, taken, write_adapter
 from speech_ssl.checkpoints.hf_heads import (
     TOKENIZER,
     VOCABULARY,
     read_ctc,
-    read_json,
     read_labels,
     read_units,
     write_ctc,
@@ -28,12 +27,10 @@ from speech_ssl.checkpoints.hf_heads import (
 )
 from speech_ssl.checkpoints.naming import QUANTIZER, pretraining_of, tensors_of
 from speech_ssl.checkpoints.pickles import read_pickle
-from speech_ssl.checkpoints.replacing import check_empty
+from speech_ssl.checkpoints.replacing import CONFIG, check_empty
 from speech_ssl.model.config import WAVE_EPS, EncoderConfig
 from speech_ssl.model.heads import CTCSpec
-from speech_ssl.types import SAMPLE_RATE
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 FAMILIES = (hf_transformer, hf_conformer)
 CLASSES = {
@@ -84,7 +81,7 @@ def read(folder: Path, *, pickles: bool = False) -> Converted:
     kind, family = theirs.get("model_type"), _family(theirs, folder)
     where = str(folder / CONFIG)
     config = family.read_config(theirs, where)
-    config = replace(config, normalize_wave=_normalizes(folder, config) and not config.mel_bins)
+    config = replace(config, normalize_wave=hf_preprocessor.normalizes(folder, config))
     tensors = _weights(folder, pickles=pickles)
     prefix = _prefix(tensors)
     body = tensors.below(prefix)
@@ -124,7 +121,7 @@ def write(artifact: Artifact, folder: Path, extra: Mapping[str, Tensor]) -> None
     prefix = "" if architecture == "Model" else kind.replace("-", "_") + "."
     tensors |= {prefix + key: value for key, value in state.items()}
     files[CONFIG] = {"model_type": kind, **fields}
-    files[PREPROCESSOR] = _preprocessor(config)
+    files[hf_preprocessor.PREPROCESSOR] = hf_preprocessor.written(config)
     check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stored = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
@@ -240,44 +237,6 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ConversionError(f"{path}: not a whole safetensors file ({error}): fetch it again") from None
-
-
-def _normalizes(folder: Path, config: EncoderConfig) -> bool:
-    """What the preprocessor does to waves. Without its file: what its class does by default."""
-    path = folder / PREPROCESSOR
-    if not path.is_file():
-        return True
-    options = read_json(path)
-    rate = options.get("sampling_rate", SAMPLE_RATE)
-    if rate != SAMPLE_RATE:
-        raise ConversionError(f"{path}: field 'sampling_rate' is {rate!r}; models here hear {SAMPLE_RATE} Hz")
-    for name, wanted in (("stride", 2), ("num_mel_bins", config.mel_bins)) if config.mel_bins else ():
-        if options.get(name, wanted) != wanted:
-            raise ConversionError(
-                f"{path}: field {name!r} is {options[name]!r}, where the model has {wanted}"
-            )
-    return bool(options.get("do_normalize", True))
-
-
-def _preprocessor(config: EncoderConfig) -> dict[str, Any]:
-    if config.mel_bins:
-        return {
-            "feature_extractor_type": "SeamlessM4TFeatureExtractor",
-            "feature_size": config.mel_bins,
-            "num_mel_bins": config.mel_bins,
-            "sampling_rate": SAMPLE_RATE,
-            "stride": 2,
-            "padding_value": 0.0,
-            "return_attention_mask": True,
-        }
-    return {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "feature_size": 1,
-        "sampling_rate": SAMPLE_RATE,
-        "padding_value": 0.0,
-        "do_normalize": config.normalize_wave,
-        "return_attention_mask": config.conv_norm == "layer",
-    }
 
 
 def _heads(

@@ -38,6 +38,7 @@ WANTED = {
     "config.json",
     "model.safetensors",
     "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer_config.json",
     "vocab.json",
 }
@@ -64,6 +65,7 @@ class Sources:
     def _saved(self, name: str, **options: int) -> Path:
         folder = saved(made("Wav2Vec2", "ForCTC", **options), self.root / name)
         (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+        (folder / "processor_config.json").write_text('{"processor_class": "Wav2Vec2Processor"}')
         return folder
 
     def pickled(self) -> dict[str, bytes]:
