@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 import speech_ssl
-from speech_ssl.cli_output import PoolOption, complain, each, embedding, message_of, plain_name
+from speech_ssl.cli_output import (
+    PoolOption,
+    as_objects,
+    complain,
+    each,
+    embedding,
+    message_of,
+    plain_name,
+    tell,
+)
 
 if TYPE_CHECKING:
     from speech_ssl.inference.progress import Progress
@@ -133,8 +142,10 @@ def transcribe(files: tuple[str, ...], model: str, as_json: bool, **options: Any
     def lines(path: str, progress: Progress) -> Iterator[str]:
         (said,) = runtime.transcribe([path], head=head, decoder=decoder)
         progress.advance(said.duration_s)
+        tell(said.warnings, progress)
         about = {"path": path, "model": runtime.name, "duration_s": said.duration_s}
         answer = {"text": said.text, "words": [asdict(word) for word in said.words]}
+        answer["warnings"] = as_objects(said.warnings)
         line = f"{plain_name(path)}\t{said.text}"
         yield json.dumps(about | answer, ensure_ascii=False) if as_json else line
 
@@ -163,9 +174,11 @@ def classify(files: tuple[str, ...], model: str, as_json: bool, **options: Any) 
     def lines(path: str, progress: Progress) -> Iterator[str]:
         (heard,) = runtime.classify([path], head=head, top_k=top_k, threshold=options["threshold"])
         progress.advance(heard.duration_s)
+        tell(heard.warnings, progress)
         if as_json:
             about = {"path": path, "model": runtime.name, "head": head}
-            yield json.dumps(about | asdict(heard), ensure_ascii=False)
+            answer = asdict(heard) | {"warnings": as_objects(heard.warnings)}
+            yield json.dumps(about | answer, ensure_ascii=False)
         else:
             yield from (f"{plain_name(path)}\t{label.label}\t{label.score:.4f}" for label in heard.labels)
 

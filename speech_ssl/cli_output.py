@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from speech_ssl.inference import Runtime
     from speech_ssl.inference.progress import Progress
+    from speech_ssl.types import AudioWarning
 
 PoolOption = Literal["mean", "max", "none"]
 
@@ -62,10 +63,13 @@ def embedding(
 
     hop_s = runtime.hop / runtime.sample_rate
 
+    warnings: list[AudioWarning] = []
+
     def frames() -> Iterator[NDArray[np.float32]]:
-        for piece in runtime.stream(path, layer=layer):
+        for piece in runtime.stream(path, layer=layer, warn=warnings.append):
             progress.advance(len(piece) * hop_s)
             yield piece
+        tell(warnings, progress)
 
     name = plain_name(path)
     about = {"path": path, "model": runtime.name, "layer": layer, "pooling": pool}
@@ -74,10 +78,11 @@ def embedding(
         for piece in frames():
             pooled.add(piece)
         vector = pooled.result()
-        yield json.dumps(about | {"embedding": vector.tolist()}) if as_json else _tabbed((name,), vector)
+        answer = {"embedding": vector.tolist(), "warnings": as_objects(warnings)}
+        yield json.dumps(about | answer) if as_json else _tabbed((name,), vector)
     elif as_json:
         rows = [row.tolist() for piece in frames() for row in piece]
-        yield json.dumps(about | {"hop_s": hop_s, "frames": rows})
+        yield json.dumps(about | {"hop_s": hop_s, "frames": rows, "warnings": as_objects(warnings)})
     else:
         for index, row in enumerate(row for piece in frames() for row in piece):
             yield _tabbed((name, f"{index * hop_s:.6g}"), row)
@@ -86,6 +91,18 @@ def embedding(
 def _tabbed(head: tuple[str, ...], values: NDArray[np.float32]) -> str:
     """The shortest digits that give the same float32 again."""
     return "\t".join((*head, *map(str, values)))
+
+
+def tell(warnings: Iterable[AudioWarning], progress: Progress) -> None:
+    """Each on a line of stderr."""
+    for warning in warnings:
+        progress.hide()
+        complain(f"warning: {warning.message}")
+
+
+def as_objects(warnings: Iterable[AudioWarning]) -> list[dict[str, str]]:
+    """As JSON has them."""
+    return [warning._asdict() for warning in warnings]
 
 
 def message_of(error: Exception) -> str:

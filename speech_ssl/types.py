@@ -93,6 +93,22 @@ class LossSum:
         return LossSum(change(self.total), change(self.count), metrics)
 
 
+WarningCode: TypeAlias = Literal["truncated", "unfinished_header", "opposite_phase"]
+
+
+class AudioWarning(NamedTuple):
+    """What is wrong with audio that is used all the same.
+
+    code: for programs. `truncated`: it is used up to where it is damaged or cut off. `unfinished_header`: its
+        header says that nothing is in it; what follows the header is used. `opposite_phase`: its channels
+        cancel each other out in their mean.
+    message: for people: one line, which names the file.
+    """
+
+    code: WarningCode
+    message: str
+
+
 @dataclass(frozen=True, slots=True)
 class Features:
     """The encoder's answer for one clip.
@@ -100,11 +116,13 @@ class Features:
     frames: (T, D) float32. Frame t describes the samples around `t * hop_s` seconds.
     duration_s: length of the clip.
     hop_s: seconds between frames.
+    warnings: what is wrong with the clip's audio, see AudioWarning.
     """
 
     frames: NDArray[np.float32]
     duration_s: float
     hop_s: float
+    warnings: tuple[AudioWarning, ...] = ()
 
     def pooled(self, how: Pooling = "mean") -> NDArray[np.float32]:
         """One vector (D,) for the clip: the mean or the maximum over its frames."""

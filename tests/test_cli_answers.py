@@ -6,10 +6,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 import speech_ssl
 from tests.command_line import Run
+from tests.sounds import noise
 
 
 @pytest.fixture
@@ -68,6 +71,25 @@ def test_a_bad_file_is_named_and_the_others_are_done(
         status, out, err = run(command, tmp_path / "text.wav", clips[0], "--model", answering_artifact)
         assert status == 2 and out.startswith(f"{clips[0]}\t")
         assert err.count("\n") == 1 and "text.wav" in err
+
+
+@pytest.mark.parametrize("command", [("embed",), ("embed", "--pool", "none"), ("transcribe",), ("classify",)])
+def test_a_warning_is_a_line_on_stderr_and_stands_in_the_json(
+    run: Run, answering_artifact: Path, clips: list[Path], tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    left = noise(1)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([left, -left], axis=1), 16_000)
+    arguments = (*command, tmp_path / "stereo.wav", clips[0], "--model", answering_artifact)
+    status, out, err = run(*arguments)
+    assert status == 0 and {line.split("\t")[0] for line in out.splitlines()} == set(
+        map(str, arguments[-4:-2])
+    )
+    assert err.count("\n") == 1 and err.startswith(f"speech-ssl: warning: {tmp_path / 'stereo.wav'}: ")
+    status, out, told = run(*arguments, "--json")
+    bad, good = (json.loads(line)["warnings"] for line in out.splitlines())
+    assert (status, told, good) == (0, err, [])
+    assert [warning["code"] for warning in bad] == ["opposite_phase"]
+    assert bad[0]["message"] in err and bad[0].keys() == {"code", "message"}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
+
+from speech_ssl.types import AudioWarning, WarningCode
+
+__all__ = ["AudioError", "AudioWarning", "Code", "Warn", "WarningCode"]
 
 Code: TypeAlias = Literal[
     "unsupported_format",
@@ -16,8 +20,6 @@ Code: TypeAlias = Literal[
     "empty",
 ]
 
-WarningCode: TypeAlias = Literal["truncated", "unfinished_header", "opposite_phase"]
-
 
 class AudioError(ValueError):
     """Audio that is refused. `code` is for programs, the message for people."""
@@ -29,19 +31,6 @@ class AudioError(ValueError):
 
     def __str__(self) -> str:
         return str(self.args[1])
-
-
-class AudioWarning(NamedTuple):
-    """What is wrong with audio that is used all the same.
-
-    code: for programs. `truncated`: it is used up to where it is damaged or cut off. `unfinished_header`: its
-        header says that nothing is in it; what follows the header is used. `opposite_phase`: its channels
-        cancel each other out in their mean.
-    message: for people: one line, which names the file.
-    """
-
-    code: WarningCode
-    message: str
 
 
 Warn: TypeAlias = Callable[[AudioWarning], object]

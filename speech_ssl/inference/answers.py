@@ -14,7 +14,7 @@ from speech_ssl.inference.ctc import align, greedy, split_at_blanks
 from speech_ssl.inference.word_times import Loudness, Word, of_every
 from speech_ssl.model.heads import CTCSpec, EventsSpec, clip_logits, frame_logits, scores
 from speech_ssl.text import SPACE, Vocabulary, normalize
-from speech_ssl.types import Features
+from speech_ssl.types import AudioWarning, Features
 
 PART_S = 30.0
 """Of longer recordings, beam search and alignment see parts between pauses: their cost is not linear."""
@@ -33,9 +33,12 @@ Decoder = Callable[[NDArray[np.float32]], Hypothesis]
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
+    """warnings: what is wrong with the clip's audio."""
+
     text: str
     words: list[Word]
     duration_s: float
+    warnings: tuple[AudioWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +61,12 @@ class TimedEvent:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """labels: the best first. events: by start."""
+    """labels: the best first. events: by start. warnings: what is wrong with the clip's audio."""
 
     labels: list[Label]
     events: list[TimedEvent]
     duration_s: float
+    warnings: tuple[AudioWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

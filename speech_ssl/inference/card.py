@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from speech_ssl.inference import answers
@@ -86,7 +86,8 @@ class Card:
         spec = self.heads[head]
         assert isinstance(spec, CTCSpec)
         passed = whole.passed
-        return answers.transcribe(passed.heads[head], spec, self.clock(whole), decoder, passed.loudness)
+        said = answers.transcribe(passed.heads[head], spec, self.clock(whole), decoder, passed.loudness)
+        return replace(said, warnings=whole.warnings)
 
     def settled(self, whole: Whole, head: str) -> int:
         """How many of a clip's first frames have a text that no later frame can change."""
@@ -97,4 +98,5 @@ class Card:
     def classification(self, whole: Whole, head: str, choice: Choice) -> Classification:
         spec = self.heads[head]
         assert isinstance(spec, EventsSpec)
-        return answers.classify(whole.passed.heads[head], spec, self.clock(whole), choice)
+        heard = answers.classify(whole.passed.heads[head], spec, self.clock(whole), choice)
+        return replace(heard, warnings=whole.warnings)

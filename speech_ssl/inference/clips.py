@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from speech_ssl.audio import AudioError
 from speech_ssl.inference.engines import Passed
-from speech_ssl.types import Waveform
+from speech_ssl.types import AudioWarning, Waveform
 
 Clip: TypeAlias = Waveform | str | Path
 """A wave (S,) at 16 kHz, or the path of an audio file of any rate."""
@@ -26,10 +26,11 @@ Key: TypeAlias = tuple[object, ...]
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """What the model gave for a whole clip."""
+    """What the model gave for a whole clip, and what is wrong with its audio."""
 
     passed: Passed
     duration_s: float
+    warnings: tuple[AudioWarning, ...] = ()
 
 
 class Memory:
@@ -48,7 +49,7 @@ class Memory:
         for key, whole in zip(keys, wholes, strict=True):
             if key is None or key in self._wholes or whole.duration_s > REMEMBERED_S:
                 continue
-            self._wholes[key] = Whole(whole.passed.without_frames(), whole.duration_s)
+            self._wholes[key] = replace(whole, passed=whole.passed.without_frames())
             self._seconds += whole.duration_s
             while self._seconds > REMEMBERED_S:
                 self._seconds -= self._wholes.popitem(last=False)[1].duration_s

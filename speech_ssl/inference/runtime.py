@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from speech_ssl import audio
+from speech_ssl.audio import Warn
 from speech_ssl.checkpoints.artifact import Artifact, ArtifactError, load_artifact
 from speech_ssl.checkpoints.opening import open_checkpoint
 from speech_ssl.inference import answers
@@ -27,7 +28,7 @@ from speech_ssl.inference.engines import Passed, TorchEngine
 from speech_ssl.inference.pooling import Pool
 from speech_ssl.model.heads import CTCSpec, EventsSpec
 from speech_ssl.text import Vocabulary
-from speech_ssl.types import SAMPLE_RATE, Features, Pooling, Waveform
+from speech_ssl.types import SAMPLE_RATE, AudioWarning, Features, Pooling, Waveform
 
 if TYPE_CHECKING:
     from speech_ssl.inference.beam import BeamSearch
@@ -139,7 +140,12 @@ class Runtime(Card):
         spec = self.heads[name]
         assert isinstance(spec, CTCSpec)
         return [
-            answers.align_text(whole.passed.heads[name], text, spec, self.clock(whole), whole.passed.loudness)
+            replace(
+                answers.align_text(
+                    whole.passed.heads[name], text, spec, self.clock(whole), whole.passed.loudness
+                ),
+                warnings=whole.warnings,
+            )
             for whole, text in zip(self._heard(waves), texts, strict=True)
         ]
 
@@ -215,15 +221,17 @@ class Runtime(Card):
                     self.plan(len(clip))
         parts: list[dict[int, Passed]] = [{} for _ in clips]
         ends = [0] * len(clips)
+        warnings: list[list[AudioWarning]] = [[] for _ in clips]
+        pieces = self._pieces(clips, warnings)
         lookahead_s = LOOKAHEAD * self.batch_s
-        for batch in batches(self._pieces(clips), budget_s=self.batch_s, lookahead_s=lookahead_s):
+        for batch in batches(pieces, budget_s=self.batch_s, lookahead_s=lookahead_s):
             passed = self.run_windows([piece.wave for piece in batch], [layer] * len(batch), heads)
             for piece, one in zip(batch, passed, strict=True):
                 parts[piece.clip][piece.index] = one.kept(piece.window.skip, piece.window.keep)
                 ends[piece.clip] = max(ends[piece.clip], piece.window.stop)
         return [
-            Whole(Passed.joined([part[i] for i in sorted(part)]), end / SAMPLE_RATE)
-            for part, end in zip(parts, ends, strict=True)
+            Whole(Passed.joined([part[i] for i in sorted(part)]), end / SAMPLE_RATE, tuple(told))
+            for part, end, told in zip(parts, ends, warnings, strict=True)
         ]
 
     def _heard(self, waves: Sequence[Clip], layer: int | None = None) -> list[Whole]:
@@ -237,34 +245,39 @@ class Runtime(Card):
         return known
 
     def _features(self, whole: Whole) -> Features:
-        return Features(whole.passed.frames, whole.duration_s, self.hop / SAMPLE_RATE)
+        return Features(whole.passed.frames, whole.duration_s, self.hop / SAMPLE_RATE, whole.warnings)
 
-    def stream(self, source: Clip, *, layer: int = -1) -> Iterator[NDArray[np.float32]]:
-        """The frames of one clip, piece by piece, in memory that does not grow with its length."""
+    def stream(
+        self, source: Clip, *, layer: int = -1, warn: Warn | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """The frames of one clip, piece by piece, in memory that does not grow with its length. `warn` is
+        told what is wrong with a file."""
         layer = self.check_layer(layer)
-        windows = self._windows(checked_clips([source])[0])
+        windows = self._windows(checked_clips([source])[0], warn)
         at_once = max(int(self.batch_s / self.window_s), 1)
         while group := list(islice(windows, at_once)):
             frames = self.encode_windows([wave for _, wave in group], [layer] * len(group))
             for (window, _), x_TD in zip(group, frames, strict=True):
                 yield x_TD[window.skip : window.skip + window.keep]
 
-    def pooled(self, source: Clip, how: Pooling = "mean", *, layer: int = -1) -> NDArray[np.float32]:
-        """One vector (D,) for a clip, in memory that does not grow with its length."""
+    def pooled(
+        self, source: Clip, how: Pooling = "mean", *, layer: int = -1, warn: Warn | None = None
+    ) -> NDArray[np.float32]:
+        """One vector (D,) for a clip, in memory that does not grow with its length. warn: as of `stream`."""
         pool = Pool(how)
-        for frames in self.stream(source, layer=layer):
+        for frames in self.stream(source, layer=layer, warn=warn):
             pool.add(frames)
         return pool.result()
 
-    def _pieces(self, clips: Iterable[Clip]) -> Iterator[Piece]:
+    def _pieces(self, clips: Iterable[Clip], warnings: Sequence[list[AudioWarning]]) -> Iterator[Piece]:
         for number, clip in enumerate(clips):
-            for index, (window, wave) in enumerate(self._windows(clip)):
+            for index, (window, wave) in enumerate(self._windows(clip, warnings[number].append)):
                 yield Piece(number, index, window, wave)
 
-    def _windows(self, clip: Clip) -> Iterator[tuple[Window, Waveform]]:
+    def _windows(self, clip: Clip, warn: Warn | None) -> Iterator[tuple[Window, Waveform]]:
         if isinstance(clip, str | Path):
             with naming(str(clip)):
-                yield from self.chunker.cut(audio.stream(clip))
+                yield from self.chunker.cut(audio.stream(clip, warn=warn))
         else:
             for window in self.plan(len(clip)):
                 yield window, clip[window.start : window.stop]
