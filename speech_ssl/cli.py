@@ -200,8 +200,9 @@ def classify(files: tuple[str, ...], model: str, as_json: bool, **options: Any) 
 def extract(manifest: Path, out: Path, **options: Any) -> int:
     """Write embeddings of all clips of MANIFEST into the folder OUT as Parquet.
 
-    Run it again to go on after an interruption, or to try failed clips once more. OUT/failures.jsonl
-    says which clips failed and why. --shard 0/4 to --shard 3/4 can run anywhere, at the same time.
+    Run it again to go on after an interruption, to try failed clips once more, or after files have changed.
+    OUT/failures.jsonl says which clips failed and why, OUT/warnings.jsonl what is wrong with clips that have
+    a row. --shard 0/4 to --shard 3/4 can run anywhere, at the same time.
     """
     if options["engine"] == "ray":
         raise ValueError("--engine ray is not available in this version: use --engine local and --shard")
@@ -219,10 +220,11 @@ def extract(manifest: Path, out: Path, **options: Any) -> int:
     )
     done = extraction.run(manifest, out)
     failed = f"; {done.failures} failed, see the failures in {out}" if done.failures else ""
+    warned = f"; {done.warned} with warnings, see the warnings in {out}" if done.warned else ""
     before = f"; {done.done_before} were there before" if done.done_before else ""
     print(
         f"{done.clips} clips, {done.audio_s / 3600:.3f} h of audio in {done.wall_s:.1f} s: "
-        f"{done.audio_s / max(done.wall_s, 1e-9):.1f}x real time{before}{failed}"
+        f"{done.audio_s / max(done.wall_s, 1e-9):.1f}x real time{before}{failed}{warned}"
     )
     if done.failures and not done.clips + done.done_before:
         raise ValueError(f"every clip of {manifest} failed: are its paths right?")

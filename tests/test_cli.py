@@ -168,6 +168,15 @@ def test_nothing_but_failures_is_an_error(run: Run, tiny_artifact: Path, tmp_pat
     assert len((tmp_path / "out" / "failures.jsonl").read_text().splitlines()) == 2
 
 
+def test_extract_says_how_many_rows_have_warnings(
+    run: Run, tiny_artifact: Path, tmp_path: Path, clips: list[Path]
+):
+    (tmp_path / "m.tsv").write_text(f"path\tduration_s\n{clips[0]}\t60\n{clips[1]}\t0.1\n")
+    status, out, err = run("extract", tmp_path / "m.tsv", tmp_path / "out", "--model", tiny_artifact)
+    assert (status, err) == (0, "")
+    assert out.endswith(f"x real time; 1 with warnings, see the warnings in {tmp_path / 'out'}\n")
+
+
 def test_convert_there_and_back(run: Run, tmp_path: Path, clips: list[Path]):
     folder = saved(made("Wav2Vec2", "ForCTC"), tmp_path / "theirs")
     status, out, err = run("convert", folder, tmp_path / "ours")

@@ -7,7 +7,23 @@ from typing import Protocol
 
 from speech_ssl import audio
 from speech_ssl.data.manifest import Utterance
-from speech_ssl.types import Waveform
+from speech_ssl.types import AudioWarning, Waveform
+
+PART_SLACK_S = 0.05
+"""Times of parts are rounded, and codecs put some silence around the audio."""
+FILE_SLACK_S = 0.5
+"""Durations of whole files are rounded more coarsely, where others than us wrote the manifest."""
+
+
+def cut_short(utterance: Utterance, wanted_s: float, got_s: float) -> AudioWarning | None:
+    """What there is to tell where a file has less of an utterance than the manifest says."""
+    slack_s = FILE_SLACK_S if utterance.end is None else PART_SLACK_S
+    if got_s >= wanted_s - slack_s:
+        return None
+    where = "" if utterance.start is None else f" from {utterance.start:g} s on"
+    return AudioWarning(
+        "truncated", f"{utterance.path}: {got_s:.4g} s of audio{where}, the manifest says {wanted_s:.4g} s"
+    )
 
 
 class Source(Protocol):

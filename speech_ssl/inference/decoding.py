@@ -19,7 +19,7 @@ from typing import TypeAlias
 import numpy as np
 
 from speech_ssl import audio
-from speech_ssl.audio import AudioError
+from speech_ssl.audio import AudioError, AudioWarning
 from speech_ssl.inference.batching import Piece
 from speech_ssl.inference.chunking import Chunker, Window
 
@@ -38,11 +38,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """All windows of a clip have been handed out: so many, of so many samples."""
+    """All windows of a clip have been handed out: so many, of so many samples. warnings: of its audio."""
 
     clip: int
     windows: int
     samples: int
+    warnings: tuple[AudioWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,13 +249,14 @@ def _decode_jobs(connection: Connection, chunker: Chunker) -> None:
 
 def _decode(job: Job, connection: Connection, chunker: Chunker) -> None:
     windows = stop = 0
+    warnings: list[AudioWarning] = []
     try:
-        blocks = audio.stream(job.path, start_s=job.start_s, stop_s=job.stop_s)
+        blocks = audio.stream(job.path, start_s=job.start_s, stop_s=job.stop_s, warn=warnings.append)
         for window, wave in chunker.cut(blocks):
             connection.send(window)
             connection.send_bytes(np.ascontiguousarray(wave).data)
             windows, stop = windows + 1, window.stop
-        connection.send(Decoded(job.clip, windows, stop))
+        connection.send(Decoded(job.clip, windows, stop, tuple(warnings)))
     except (BrokenPipeError, ConnectionResetError):
         raise
     except AudioError as error:

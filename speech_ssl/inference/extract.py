@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speech_ssl.data.manifest import Utterance, read_manifest
+from speech_ssl.data.source import cut_short
 from speech_ssl.inference.batching import Piece, batches
 from speech_ssl.inference.decoding import Decoded, Decoders, Event, Failed, Job
 from speech_ssl.inference.parquet import Shard, Store
@@ -25,7 +26,7 @@ from speech_ssl.inference.progress import Progress
 from speech_ssl.inference.records import Record
 from speech_ssl.inference.rows import Row, Settings, Stamp
 from speech_ssl.inference.runtime import LOOKAHEAD, Runtime
-from speech_ssl.types import SAMPLE_RATE
+from speech_ssl.types import SAMPLE_RATE, AudioWarning
 
 ExtractPooling = Literal["mean", "max", "none"]
 
@@ -35,13 +36,15 @@ COMMIT_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What one run did. done_before: rows of this shard that were there already. audio_s: of `clips`."""
+    """What one run did. done_before: rows of this shard that were there already. audio_s: of `clips`.
+    warned: those of `clips` of which warnings.jsonl says something."""
 
     clips: int
     failures: int
     done_before: int
     audio_s: float
     wall_s: float
+    warned: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,7 @@ class Extraction:
             done_before=done_before,
             audio_s=assembly.audio_s,
             wall_s=progress.elapsed_s,
+            warned=assembly.warned,
         )
 
     def _extract(self, todo: list[Utterance], store: Store, assembly: _Assembly) -> None:
@@ -158,6 +162,7 @@ class _Assembly:
         self._clips: dict[int, _Clip] = {}
         self._stamps: dict[int, Stamp | None] = {}
         self.audio_s = 0.0  # of finished clips
+        self.warned = 0
 
     def jobs(self) -> Iterator[Job]:
         for number, utterance in enumerate(self._utterances):
@@ -213,8 +218,13 @@ class _Assembly:
             texts=_texts(utterance, TEXT_COLUMNS),
             stamp=self._stamps.pop(number),
         )
-        self._store.add(row)
+        warnings = [
+            Record(row.id, row.path, _text(warning.message), warning.code)
+            for warning in _warnings(utterance, duration_s, clip.end.warnings)
+        ]
+        self._store.add(row, warnings)
         self.audio_s += duration_s
+        self.warned += bool(warnings)
         self._progress.advance(0, clips=1)
 
     def _fail(self, event: Failed) -> None:
@@ -267,6 +277,13 @@ def _brought_up_to_date(utterances: Iterable[Utterance], store: Store, columns: 
         "rows are of a version that did not note size and time of files: these may have changed": unknown,
     }
     return [f"{count} {what}" for what, count in counted.items() if count]
+
+
+def _warnings(utterance: Utterance, duration_s: float, told: Sequence[AudioWarning]) -> list[AudioWarning]:
+    """What the decoder told, and what the manifest lets us see."""
+    short = cut_short(utterance, utterance.duration_s, duration_s)
+    known = any(warning.code == "truncated" for warning in told)
+    return [*told, short] if short and not known else list(told)
 
 
 def _texts(utterance: Utterance, columns: Sequence[str]) -> dict[str, str]:

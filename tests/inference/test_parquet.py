@@ -237,6 +237,31 @@ def test_spoilt_records_stop_nothing(tmp_path: Path):
     open_store(tmp_path, shard=Shard(1, 2)).close()
 
 
+def test_a_full_disk_loses_nothing_that_was_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    store = open_store(tmp_path)
+    store.add(row(0))
+    store.commit()
+    store.add(row(1), [Failure(IDS[1], "/p", "cut", "truncated")])
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "write_table", full)
+        with pytest.raises(OSError, match=f"{tmp_path} cannot be written: .*No space left"):
+            store.commit()
+        with pytest.raises(OSError, match="No space left"):
+            store.mend(drop=(), texts={IDS[0]: {"text": "x"}})
+    assert read_rows(tmp_path)["id"].to_pylist() == IDS[:1]
+    store.fail(Failure(IDS[2], "/p", "why", "empty"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match=r"No space left.*failures.jsonl"):
+            store.commit()
+    store.commit()  # there is room again
+    store.close()
+    assert read_rows(tmp_path)["id"].to_pylist() == IDS[:2] and not list(tmp_path.glob(".*.????????"))
+
+
 def test_one_process_a_shard(tmp_path: Path):
     store = open_store(tmp_path)
     with pytest.raises(ValueError, match="another process is writing this shard"):
