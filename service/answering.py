@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import captions, logprobs, schemas_audio
-from service.encoding import Answer, embedding_of, embeddings_text, response_of
+from service.encoding import Answer, embedding_of, embeddings_text, response_of, warnings_of
 from service.engine import Engine, File, Result
 from service.errors import bad_request
 from service.hearing import Wanted
@@ -88,7 +88,11 @@ async def _answer(engine: Engine, runtime: Runtime, options: Options, result: Re
             return _transcription(said, options, result)
         case ClassificationOptions():
             sounds = await _sounds(engine, runtime, options, result)
-            return _json(Classification(model=runtime.name, usage=_usage(result), **dict(sounds)))
+            warnings = warnings_of(result.clips[0].warnings)
+            heard = Classification(
+                model=runtime.name, usage=_usage(result), warnings=warnings, **dict(sounds)
+            )
+            return _json(heard)
     return _json(await _analysis(engine, runtime, options, result))
 
 
@@ -125,7 +129,7 @@ def labels_of(runtime: Runtime, head: str) -> list[str]:
 async def _analysis(engine: Engine, runtime: Runtime, options: AnalysisOptions, result: Result) -> Analysis:
     tasks = options.tasks or possible(runtime)
     (clip,) = result.clips
-    answer = Analysis(model=runtime.name, usage=_usage(result))
+    answer = Analysis(model=runtime.name, usage=_usage(result), warnings=warnings_of(clip.warnings))
     if clip.vectors is not None:
         answer.embedding = embedding_of(clip.vectors)
     if "transcription" in tasks:
@@ -148,14 +152,16 @@ async def _sounds(
 
 
 def _transcription(said: Transcript, options: TranscriptionOptions, result: Result) -> Answer:
+    warnings = result.clips[0].warnings
+    plain = partial(Answer, media_type="text/plain; charset=utf-8", warnings=warnings)
     match options.response_format:
         case "text":
-            return Answer([said.text + "\n"], "text/plain; charset=utf-8")
+            return plain([said.text + "\n"])
         case "srt":
-            return Answer([captions.srt(said.words)], "text/plain; charset=utf-8")
+            return plain([captions.srt(said.words)])
         case "vtt":
-            return Answer([captions.vtt(said.words)], "text/vtt; charset=utf-8")
-    answer = Transcription(text=said.text, usage=_usage(result))
+            return plain([captions.vtt(said.words)], media_type="text/vtt; charset=utf-8")
+    answer = Transcription(text=said.text, usage=_usage(result), warnings=warnings_of(warnings))
     if "logprobs" in options.include:
         answer.logprobs = logprobs.tokens(said.words)
     if options.response_format == "verbose_json":

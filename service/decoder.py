@@ -5,8 +5,8 @@ file's processor time, and may die of a file: nothing else does then.
 
 In:  a line of JSON {"size", "cpu_s", "limits"}, then `size` bytes of a file; then, after each block, one
      byte: "+" to go on, or "-" to leave the rest.
-Out: messages of one letter and a length: "B" a block (float32), "E" an error (JSON {"code", "message"}), "."
-     the end.
+Out: messages of one letter and a length: "B" a block (float32), "W" a warning and "E" an error (JSON {"code",
+     "message"}), "." the end.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import struct
 import sys
 from typing import BinaryIO
 
-from speech_ssl.audio import AudioError, Limits, stream
+from speech_ssl.audio import AudioError, AudioWarning, Limits, stream
 
 HEAD = struct.Struct("<cI")
-BLOCK, ERROR, END = b"B", b"E", b"."
+BLOCK, WARNING, ERROR, END = b"B", b"W", b"E", b"."
 GO_ON, ENOUGH = b"+", b"-"
 
 
@@ -53,8 +53,11 @@ def limit_cpu(seconds: float) -> None:
 
 
 def answer(data: bytes, limits: Limits, requests: BinaryIO, answers: BinaryIO) -> None:
+    def warn(warning: AudioWarning) -> None:
+        tell(answers, WARNING, json.dumps(warning._asdict()).encode())
+
     try:
-        for block in stream(data, limits=limits):
+        for block in stream(data, limits=limits, warn=warn):
             tell(answers, BLOCK, block.astype("<f4", copy=False).tobytes())
             if requests.read(1) != GO_ON:
                 break

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from starlette.responses import Response, StreamingResponse
 
-from service.engine import Result
+from service.engine import Hearing, Result
 from service.hearing import Vectors
-from service.schemas import Embedding, EmbeddingOptions
+from service.schemas import AudioWarning, Embedding, EmbeddingOptions
+from speech_ssl import audio
 
 PIECE_ROWS = 48  # a multiple of 3, so that pieces of base64 join without padding
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A body. long: not to be held as one string."""
+    """A body. long: not to be held as one string. warnings: those that it has no place for."""
 
     text: Iterable[str]
     media_type: str = "application/json"
     long: bool = False
+    warnings: Sequence[audio.AudioWarning] = ()
 
 
 def response_of(answer: Answer, result: Result) -> Response:
-    headers = timing(result)
+    headers = timing(result) | warning_codes(result)
     if answer.long:
         return StreamingResponse(answer.text, headers=headers, media_type=answer.media_type)
     return Response("".join(answer.text), headers=headers, media_type=answer.media_type)
@@ -39,6 +41,17 @@ def timing(result: Result) -> dict[str, str]:
         "X-Queue-Time": milliseconds(result.waited_s),
         "X-Inference-Time": milliseconds(result.ran_s),
     }
+
+
+def warning_codes(heard: Result | Hearing) -> dict[str, str]:
+    """A header with the codes of what is wrong with its files, if anything is; bodies say more."""
+    codes = dict.fromkeys(warning.code for clip in heard.clips for warning in clip.warnings)
+    return {"X-Audio-Warnings": ", ".join(codes)} if codes else {}
+
+
+def warnings_of(warnings: Sequence[audio.AudioWarning]) -> list[AudioWarning] | None:
+    """None where there are none: an answer then has no such field."""
+    return [AudioWarning(**warning._asdict()) for warning in warnings] or None
 
 
 def embedding_of(vector: Vectors) -> Embedding:
@@ -57,7 +70,11 @@ def embeddings_text(result: Result, options: EmbeddingOptions, model: str) -> It
         assert vectors is not None
         yield f'{"," if index else ""}{{"object":"embedding","index":{index},"embedding":'
         yield from _base64(vectors) if options.encoding_format == "base64" else _numbers(vectors)
-        yield f',"shape":{json.dumps(vectors.shape)}}}' if vectors.ndim == 2 else "}"
+        if vectors.ndim == 2:
+            yield f',"shape":{json.dumps(vectors.shape)}'
+        if clip.warnings:
+            yield f',"warnings":{json.dumps([warning._asdict() for warning in clip.warnings])}'
+        yield "}"
     usage = {"type": "duration", "seconds": round(result.seconds, 6)}
     yield f'],"model":{json.dumps(model)},"usage":{json.dumps(usage)}}}'
 

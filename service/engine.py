@@ -27,7 +27,7 @@ from service.runtime import Runtime
 from service.sandbox import Sandbox
 from service.settings import Settings
 from service.shares import asking
-from speech_ssl.audio import LARGEST_SAMPLE, AudioError, Limits
+from speech_ssl.audio import LARGEST_SAMPLE, AudioError, AudioWarning, Limits
 from speech_ssl.inference.engines import Passed
 from speech_ssl.types import SAMPLE_RATE, Waveform
 
@@ -171,11 +171,13 @@ class Engine:
         clips, seconds = [], 0.0
         for file in files:
             try:
-                wave = await self._decode(file, ticket)
+                wave, warnings = await self._decode(file, ticket)
                 seconds += len(wave) / SAMPLE_RATE
                 current().audio_s += len(wave) / SAMPLE_RATE
                 self._check_frames(seconds, wanted)
-                clips.append(Clip(file.name, len(wave), self._submit(runtime, ticket, wave, wanted)))
+                windows = self._submit(runtime, ticket, wave, wanted)
+                clips.append(Clip(file.name, len(wave), windows, warnings))
+                self._note(warnings)
             except (AudioError, TooLarge) as error:
                 refusal = as_service_error(error, file.name)
                 self._metrics.decode_failures.labels(refusal.code).inc()
@@ -183,7 +185,12 @@ class Engine:
             del wave
         return Hearing(clips, seconds)
 
-    async def _decode(self, file: File, ticket: _Ticket) -> Waveform:
+    def _note(self, warnings: Sequence[AudioWarning]) -> None:
+        for code in (warning.code for warning in warnings):
+            current().warnings.append(code)
+            self._metrics.decode_warnings.labels(code).inc()
+
+    async def _decode(self, file: File, ticket: _Ticket) -> tuple[Waveform, Sequence[AudioWarning]]:
         """In a decoder's thread; whoever gives up leaves only when that has let go of the file."""
         left = threading.Event()
         began = time.monotonic()
@@ -214,14 +221,15 @@ class Engine:
 
     def _decoded(
         self, file: File, reserve: Callable[[float], None], left: threading.Event, due: float
-    ) -> Waveform:
+    ) -> tuple[Waveform, Sequence[AudioWarning]]:
         """What it holds counts as queued, block by block. Raises AudioError, Overloaded, TooLarge."""
         if isinstance(file.source, np.ndarray):
             self._check_samples(file.source)
             reserve(len(file.source) / SAMPLE_RATE)
-            return file.source
-        blocks = []
-        with closing(self._sandbox.stream(file.source, limits=self._limits, due=due)) as stream:
+            return file.source, ()
+        blocks, warnings = [], list[AudioWarning]()
+        stream = self._sandbox.stream(file.source, limits=self._limits, due=due, warn=warnings.append)
+        with closing(stream):
             for block in stream:
                 if left.is_set():
                     raise Stopped
@@ -229,7 +237,7 @@ class Engine:
                 blocks.append(block)
         if not blocks:
             raise AudioError("empty", "no audio in it")
-        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks), warnings
 
     def _check_samples(self, wave: Waveform) -> None:
         """As those of a file are. Raises AudioError."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ServiceError
+from speech_ssl.audio import AudioWarning
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.clips import Whole
 from speech_ssl.inference.engines import Passed
@@ -44,10 +45,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Heard:
-    """What was wanted of one clip. vectors: (D,) pooled, (T, D) frames. whole: the heads' outputs."""
+    """What was wanted of one clip. vectors: (D,) pooled, (T, D) frames. whole: the heads' outputs. warnings:
+    of its file."""
 
     vectors: Vectors | None
     whole: Whole
+    warnings: Sequence[AudioWarning] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Clip:
     name: str
     samples: int
     windows: Windows
+    warnings: Sequence[AudioWarning] = ()
 
     async def parts(self) -> AsyncIterator[Passed]:
         """Its windows' results in order, without what overlaps; each can be had once."""
@@ -81,7 +85,7 @@ class Clip:
         vectors = None if wanted.layer is None else joined.frames if pool is None else pool.result()
         whole = Whole(joined.without_frames(), self.samples / SAMPLE_RATE)
         self.check([*joined.heads.values(), *([] if vectors is None else [vectors])])
-        return Heard(vectors, whole)
+        return Heard(vectors, whole, self.warnings)
 
     def check(self, arrays: Sequence[Vectors]) -> None:
         if not all(np.isfinite(array).all() for array in arrays):

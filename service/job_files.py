@@ -50,11 +50,11 @@ def storage() -> Iterator[None]:
 
 
 def write_answer(path: Path, answer: Answer) -> None:
-    """As JSON; text that is none becomes a string. All of it or nothing, also if the power fails."""
+    """What follows `"result": ` in a line of the results. All of it or nothing, also if the power fails."""
     part = path.with_suffix(".part")
     try:
         with part.open("w", encoding="utf-8") as file:
-            file.writelines(_json(answer))
+            file.writelines(_in_line(answer))
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -64,8 +64,14 @@ def write_answer(path: Path, answer: Answer) -> None:
         raise
 
 
-def _json(answer: Answer) -> Iterable[str]:
-    return answer.text if answer.media_type == "application/json" else [json.dumps("".join(answer.text))]
+def _in_line(answer: Answer) -> Iterable[str]:
+    """JSON; text that is none becomes a string, and what is wrong with the file stands beside it."""
+    if answer.media_type == "application/json":
+        return answer.text
+    text = json.dumps("".join(answer.text))
+    if not answer.warnings:
+        return [text]
+    return [text, ', "warnings": ', json.dumps([warning._asdict() for warning in answer.warnings])]
 
 
 def sync_folder(folder: Path) -> None:

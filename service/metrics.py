@@ -46,6 +46,7 @@ class Metrics:
             "decode_seconds", "Time to decode a file, the wait for a decoder included.", _TIMES
         )
         self.decode_failures = self._counter("decode_failures", "Refused files by reason.", "code")
+        self.decode_warnings = self._counter("decode_warnings", "Files used with a warning, by it.", "code")
         self.lost_decoders = self._counter("lost_decoders", "Decoders that died or had to be ended.")
         self.lost_workers = self._counter("lost_workers", "Processes of models that died or hung.")
         self._audio = self._counter("audio_seconds", "Audio run through the model.")

@@ -144,6 +144,7 @@ class _Exchange:
             "queue_ms": _milliseconds(waits) if waits else None,
             "inference_ms": _milliseconds(runs) if runs else None,
             "audio_s": round(record.audio_s, 3) or None,
+            "warnings": ",".join(dict.fromkeys(record.warnings)),
             "model": record.model,
             "key": self._scope.get("state", {}).get("key"),
             "client_left": self.left or None,

@@ -13,8 +13,8 @@ from service.batcher import Ticket
 
 @dataclass(eq=False)
 class Record:
-    """Times are of `time.monotonic()`. code: of the error that was answered. status: of how a WebSocket
-    ended, as of HTTP; 0: it went well."""
+    """Times are of `time.monotonic()`. code: of the error that was answered. warnings: codes of those of its
+    files. status: of how a WebSocket ended, as of HTTP; 0: it went well."""
 
     request_id: str
     trace_id: str = ""
@@ -22,6 +22,7 @@ class Record:
     code: str = ""
     status: int = 0
     audio_s: float = 0.0
+    warnings: list[str] = field(default_factory=list)
     decodes: list[tuple[float, float]] = field(default_factory=list)
     tickets: list[Ticket[Any, Any]] = field(default_factory=list)
 

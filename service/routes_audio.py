@@ -14,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from service import answering
+from service.encoding import warning_codes
 from service.engine import Engine, Hearing
 from service.errors import as_service_error, bad_request
 from service.schemas import ERRORS, body_of
@@ -60,7 +61,7 @@ async def _streamed(
     hearing = await stack.enter_async_context(engine.hearing(model, upload.files, wanted))
     settling = Settling(engine, model.runtime, wanted.heads[0])
     lines = _events(hearing, settling, "logprobs" in upload.options.include, seconds_left(request, engine))
-    return Streamed(lines, stack.pop_all())
+    return Streamed(lines, stack.pop_all(), warning_codes(hearing))
 
 
 @router.post(
@@ -92,8 +93,9 @@ async def analyses(request: Request, engine: TheEngine) -> Response:
 class Streamed(StreamingResponse):
     """Server-sent events. `held` is let go at the end, also of a client that leaves before the first."""
 
-    def __init__(self, lines: AsyncIterator[str], held: AsyncExitStack) -> None:
-        super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    def __init__(self, lines: AsyncIterator[str], held: AsyncExitStack, headers: dict[str, str]) -> None:
+        headers = {"Cache-Control": "no-cache"} | headers
+        super().__init__(lines, media_type="text/event-stream", headers=headers)
         self.held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,15 +117,17 @@ async def _events(
                 new = [token.model_dump() for token in delta.tokens] if with_logprobs else []
                 told += new
                 if delta.text:
-                    yield _event("transcript.text.delta", delta=delta.text, **_logprobs(new))
-            yield _event("transcript.text.done", text=settling.told, **_logprobs(told))
+                    yield _event("transcript.text.delta", delta=delta.text, **_if_any(logprobs=new))
+            warnings = [warning._asdict() for warning in clip.warnings]
+            further = _if_any(logprobs=told, warnings=warnings)
+            yield _event("transcript.text.done", text=settling.told, **further)
     except Exception as error:
         yield f"data: {as_service_error(error).body().decode()}\n\n"
     yield "data: [DONE]\n\n"
 
 
-def _logprobs(tokens: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"logprobs": tokens} if tokens else {}
+def _if_any(**lists: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: values for name, values in lists.items() if values}
 
 
 def _event(kind: str, **fields: Any) -> str:

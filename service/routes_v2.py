@@ -22,6 +22,7 @@ from service.hearing import Heard, Vectors, Wanted
 from service.runtime import Runtime
 from service.schemas import ERRORS
 from service.schemas_v2 import (
+    AUDIO,
     INFER_BODY,
     VERSION,
     InferParameters,
@@ -149,7 +150,7 @@ async def _inferred(engine: Engine, name: str, body: bytes) -> Response:
         asked = _Asked.of(model.runtime, request)
         result = await engine.hear(model, files, asked.wanted)
         answer = partial(_tensors, model.runtime, asked, result.clips)
-        text = _text(name, request.id, await engine.aside(answer))
+        text = _text(_head(name, request.id, result.clips), await engine.aside(answer))
     return response_of(Answer(text, long="frames" in asked.outputs), result)
 
 
@@ -212,8 +213,19 @@ def _probabilities(runtime: Runtime, clip: Heard, head: str) -> Vectors:
     return np.array([scores[label] for label in labels_of(runtime, head)], dtype=np.float32)
 
 
-def _text(model: str, given_id: str | None, tensors: Sequence[Tensor]) -> Iterator[str]:
-    head = {"model_name": model, "model_version": VERSION} | ({} if given_id is None else {"id": given_id})
+def _head(model: str, given_id: str | None, clips: Sequence[Heard]) -> dict[str, Any]:
+    head: dict[str, Any] = {"model_name": model, "model_version": VERSION}
+    if given_id is not None:
+        head["id"] = given_id
+    lines = [
+        f"{AUDIO}[{index}]: {warning.code}: {warning.message}"
+        for index, clip in enumerate(clips)
+        for warning in clip.warnings
+    ]
+    return head | {"parameters": {"warnings": "\n".join(lines)}} if lines else head
+
+
+def _text(head: dict[str, Any], tensors: Sequence[Tensor]) -> Iterator[str]:
     yield json.dumps(head)[:-1] + ', "outputs": ['
     for index, tensor in enumerate(tensors):
         yield ", " if index else ""

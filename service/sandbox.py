@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from typing import BinaryIO
+from typing import BinaryIO, get_args
 
 import numpy as np
 
-from service.decoder import BLOCK, END, ENOUGH, ERROR, GO_ON, HEAD
-from speech_ssl.audio import AudioError, Limits
+from service.decoder import BLOCK, END, ENOUGH, ERROR, GO_ON, HEAD, WARNING
+from speech_ssl.audio import AudioError, AudioWarning, Limits, Warn
+from speech_ssl.audio.errors import WarningCode
 from speech_ssl.types import Waveform
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,9 @@ class Decoder:
         self.ready = True
         """For the next file: it has answered the last one to the end."""
 
-    def blocks(self, source: bytes | BinaryIO, limits: Limits, deadline: float) -> Generator[Waveform]:
+    def blocks(
+        self, source: bytes | BinaryIO, limits: Limits, deadline: float, warn: Warn | None = None
+    ) -> Generator[Waveform]:
         """Raises AudioError for a file that is refused, _Crashed when the process is of no more use."""
         self.files, self.ready = self.files + 1, False
         size, pieces = _pieces(source)
@@ -81,6 +84,11 @@ class Decoder:
             if kind == ERROR:
                 said = json.loads(body)
                 refused = AudioError(said["code"], said["message"])
+                continue
+            if kind == WARNING:
+                said = json.loads(body)
+                if warn is not None and said["code"] in get_args(WarningCode):
+                    warn(AudioWarning(said["code"], said["message"]))
                 continue
             assert kind == BLOCK
             try:
@@ -149,14 +157,14 @@ class Sandbox:
             self._free.put(Decoder(self._memory))
 
     def stream(
-        self, source: bytes | BinaryIO, *, limits: Limits, due: float = math.inf
+        self, source: bytes | BinaryIO, *, limits: Limits, due: float = math.inf, warn: Warn | None = None
     ) -> Generator[Waveform]:
         """As `speech_ssl.audio.stream`, in any thread; `due`: when nobody waits for it any more, by
         `time.monotonic`. Raises AudioError, `undecodable` for what killed a
         decoder or took too long."""
         decoder = self._taken()
         try:
-            yield from decoder.blocks(source, limits, min(time.monotonic() + self._timeout_s, due))
+            yield from decoder.blocks(source, limits, min(time.monotonic() + self._timeout_s, due), warn)
         except _Crashed as error:
             self._lost()
             logger.warning("a decoder was lost, with exit status %s: %s", decoder.popen.poll(), error)

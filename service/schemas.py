@@ -42,7 +42,18 @@ class EmbeddingRequest(EmbeddingOptions):
     )
 
 
-class Embedding(BaseModel):
+class AudioWarning(BaseModel):
+    """What is wrong with a file that is used all the same, by a code: `truncated`, for one."""
+
+    code: str
+    message: str
+
+
+class Warned(BaseModel):
+    warnings: list[AudioWarning] | None = Field(default=None, description="Absent where there are none.")
+
+
+class Embedding(Warned):
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | list[list[float]] | str

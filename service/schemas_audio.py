@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from service.schemas import Embedding, Usage
+from service.schemas import Embedding, Usage, Warned
 from speech_ssl.inference.answers import Task
 
 
@@ -159,7 +159,7 @@ class Logprob(BaseModel):
     logprob: float
 
 
-class Transcription(BaseModel):
+class Transcription(Warned):
     """`json`; with further fields for `verbose_json`. logprobs: if asked for with `include`."""
 
     text: str
@@ -186,7 +186,7 @@ class TimedEvent(BaseModel):
     score: float
 
 
-class Classification(BaseModel):
+class Classification(Warned):
     """labels: the likeliest first. events: by start."""
 
     model: str
@@ -205,7 +205,7 @@ class Sounds(BaseModel):
     events: list[TimedEvent]
 
 
-class Analysis(BaseModel):
+class Analysis(Warned):
     """The answers that were asked for, from one pass through the encoder."""
 
     model: str

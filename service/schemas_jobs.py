@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service import jobs
 from service.answering import Options
-from service.schemas import EmbeddingOptions, Error, body_of
+from service.schemas import EmbeddingOptions, Error, Warned, body_of
 from service.schemas_audio import AnalysisOptions, ClassificationOptions, TranscriptionOptions
 
 JobTask: TypeAlias = Literal["embedding", "transcription", "classification", "analysis"]
@@ -76,8 +76,9 @@ class JobList(BaseModel):
     has_more: bool
 
 
-class JobResult(BaseModel):
-    """A line of the results: what the task's route would have answered, or how it would have refused."""
+class JobResult(Warned):
+    """A line of the results: what the task's route would have answered, or how it would have refused.
+    warnings: of a result that is plain text and has no place for them."""
 
     index: int
     name: str

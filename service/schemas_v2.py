@@ -115,10 +115,15 @@ class OutputTensor(BaseModel):
     data: list[float] | list[str] = Field(description="Row by row, flat.")
 
 
+class ResponseParameters(BaseModel):
+    warnings: str = Field(description="What is wrong with files that are used all the same, a line each.")
+
+
 class InferResponse(BaseModel):
     model_name: str
     model_version: Literal["1"]
     id: str | None = Field(default=None, description="That of the request, if it had one.")
+    parameters: ResponseParameters | None = Field(default=None, description="Absent without warnings.")
     outputs: list[OutputTensor]
 
 

@@ -26,7 +26,10 @@ export class Answers {
   show(clip, clips) {
     this.#clip = clip;
     byId("answer").hidden = clip.answer === null;
+    byId("warnings").hidden = !clip.answer?.warnings;
     if (clip.answer === null) return;
+    const { warnings = [] } = clip.answer;
+    byId("warnings").textContent = warnings.map(({ message }) => message).join("\n");
     const { transcription, classification, embedding } = clip.answer;
     byId("said").hidden = !transcription;
     if (transcription) this.#transcript(transcription);

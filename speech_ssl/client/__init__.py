@@ -15,6 +15,7 @@ except ImportError as error:
 from speech_ssl.client.aio import AsyncClient
 from speech_ssl.client.answers import (
     Analysis,
+    AudioWarning,
     Classification,
     Embedding,
     Head,
@@ -46,6 +47,7 @@ __all__ = [
     "Analysis",
     "AsyncClient",
     "Audio",
+    "AudioWarning",
     "BadAudio",
     "Classification",
     "Client",

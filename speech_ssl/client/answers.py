@@ -20,6 +20,14 @@ T = TypeVar("T")
 Seconds = Annotated[float, Field(validation_alias=AliasPath("usage", "seconds"))]
 
 
+@dataclass(frozen=True, slots=True)
+class AudioWarning:
+    """What is wrong with a file that was used all the same. code: `truncated`, for one. message: one line."""
+
+    code: str
+    message: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
     """values: (D,), or (T, D) of frames. seconds: of audio."""
@@ -27,6 +35,7 @@ class Embedding:
     values: NDArray[np.float32]
     model: str
     seconds: float
+    warnings: tuple[AudioWarning, ...] = ()
 
     @property
     def vector(self) -> NDArray[np.float32]:
@@ -73,6 +82,7 @@ class Spoken:
 class Transcript(Spoken):
     segments: tuple[Segment, ...]
     seconds: Seconds
+    warnings: tuple[AudioWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +115,7 @@ class Sounds:
 class Classification(Sounds):
     model: str
     seconds: Seconds
+    warnings: tuple[AudioWarning, ...] = ()
 
 
 def _vector(value: object) -> NDArray[np.float32]:
@@ -121,6 +132,7 @@ class Analysis:
     embedding: Annotated[NDArray[np.float32] | None, PlainValidator(_vector)] = None
     transcription: Spoken | None = None
     classification: Sounds | None = None
+    warnings: tuple[AudioWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +159,7 @@ class Model:
 class _Row:
     embedding: str | list[float] | list[list[float]]
     shape: tuple[int, int] | None = None
+    warnings: tuple[AudioWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +189,11 @@ def read_embedding(body: bytes) -> Embedding:
     rows = reader(_Rows)(body)
     row = rows.data[0]
     if not isinstance(row.embedding, str):
-        return Embedding(np.array(row.embedding, dtype=np.float32), rows.model, rows.seconds)
-    values = np.frombuffer(base64.b64decode(row.embedding, validate=True), "<f4").astype(np.float32)
-    return Embedding(values if row.shape is None else values.reshape(row.shape), rows.model, rows.seconds)
+        values = np.array(row.embedding, dtype=np.float32)
+    else:
+        values = np.frombuffer(base64.b64decode(row.embedding, validate=True), "<f4").astype(np.float32)
+        values = values if row.shape is None else values.reshape(row.shape)
+    return Embedding(values, rows.model, rows.seconds, row.warnings)
 
 
 def read_models(body: bytes) -> tuple[Model, ...]:

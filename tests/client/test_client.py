@@ -103,6 +103,17 @@ def test_an_analysis_has_what_was_asked_for(answering: Client, runtime: Runtime,
     assert every.classification is not None and len(every.classification.labels) == 1
 
 
+def test_answers_have_the_warnings_of_the_file(answering: Client, caplog: pytest.LogCaptureFixture) -> None:
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 32_000).astype(np.float32)
+    data = encoded(np.stack([noise, -0.95 * noise], axis=1))
+    for ask in (answering.embed, answering.transcribe, answering.classify, answering.analyze):
+        (warning,) = ask(data).warnings
+        assert warning.code == "opposite_phase" and "opposite phase" in warning.message
+        assert ask(WAVE).warnings == ()
+    list(answering.transcribe_stream(data))  # it has text alone
+    assert "opposite phase" in caplog.text
+
+
 def test_models_tell_their_heads(answering: Client, runtime: Runtime) -> None:
     (model,) = answering.models()
     assert (model.id, model.layers, model.width) == (runtime.name, runtime.num_layers, runtime.width)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 import httpx
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
@@ -18,9 +19,10 @@ URL = "/v1/embeddings"
 
 @pytest.fixture(scope="module")
 def used(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A service that answered two clips of 1.5 s and one of 6 s, and refused a file."""
+    """A service that answered two clips of 1.5 s, one with a warning, and one of 6 s, and refused a file."""
     with serving(FakeRuntime(slowness=0.01), jobs_dir=tmp_path_factory.mktemp("jobs")) as client:
-        two = [("file", ("a.wav", encoded(tone(1.5)))), ("file", ("b.wav", encoded(tone(1.5))))]
+        opposite = np.stack([tone(1.5), -tone(1.5)], axis=1)
+        two = [("file", ("a.wav", encoded(tone(1.5)))), ("file", ("b.wav", encoded(opposite)))]
         assert client.post(URL, files=two).status_code == 200
         assert client.post(URL, files={"file": encoded(tone(6.0))}).status_code == 200
         assert client.post(URL, files={"file": b"no audio"}).status_code == 415
@@ -44,6 +46,7 @@ def test_they_count_what_happened(used):
     assert value(used, "served_audio_seconds_total", route=URL) == 9.0
     assert value(used, "decode_seconds_count") == 4
     assert value(used, "decode_failures_total", code="unsupported_format") == 1
+    assert value(used, "decode_warnings_total", code="opposite_phase") == 1
     assert value(used, "queued_audio_seconds") == 0
     run = value(used, "audio_seconds_total")
     assert run > 9.0  # the long one's windows overlap

@@ -199,6 +199,22 @@ def test_clips_are_analysed_drawn_and_played(
 
 
 @in_browser
+def test_what_is_wrong_with_a_file_is_shown(page: Page, tmp_path: Path) -> None:
+    both, one = tmp_path / "opposite.wav", tmp_path / "one.wav"
+    both.write_bytes(encoded(np.stack([tone(1.0), -tone(1.0)], axis=1)))
+    one.write_bytes(encoded(tone(1.0)))
+    with serving(FakeRuntime()) as client:
+        opened(page, client)
+        page.until("model.value")
+        page.choose_files("#files", [both])
+        page.until("!answer.hidden")
+        assert "opposite phase" in page.text("#warnings")
+        page.choose_files("#files", [one])
+        page.until("document.querySelector('#name').textContent === 'one.wav' && !answer.hidden")
+        assert page.evaluate("document.querySelector('#warnings').hidden")
+
+
+@in_browser
 def test_a_key_is_asked_for_and_a_model_without_heads_answers_with_vectors(
     page: Page, tmp_path: Path
 ) -> None:

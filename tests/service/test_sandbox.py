@@ -20,7 +20,7 @@ import pytest
 
 from service import sandbox
 from service.sandbox import Sandbox
-from speech_ssl.audio import AudioError, Limits, decode
+from speech_ssl.audio import AudioError, AudioWarning, Limits, decode
 from tests.service.fakes import FakeRuntime
 from tests.service.support import ROOT, encoded, error_of, serving, tone, until
 
@@ -84,6 +84,16 @@ def test_it_decodes_as_the_process_itself_would(make: Make, format: str) -> None
     np.testing.assert_array_equal(counted.decode(data), decode(data))
     np.testing.assert_array_equal(counted.decode(io.BytesIO(data)), decode(data))
     assert counted.lost == 0
+
+
+def test_warnings_come_through(make: Make) -> None:
+    box, told = make().sandbox, list[AudioWarning]()
+    left = tone(2.0)
+    data = encoded(np.stack([left, -left], axis=1))
+    for _ in range(2):
+        list(box.stream(data, limits=Limits(), warn=told.append))
+    assert [warning.code for warning in told] == ["opposite_phase"] * 2
+    assert len(list(box.stream(data, limits=Limits()))) == 1  # nobody has to listen
 
 
 def test_refusals_come_through_and_cost_no_decoder(make: Make) -> None:
