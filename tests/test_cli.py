@@ -67,7 +67,7 @@ def test_embed_prints_json(run: Run, tiny_artifact: Path, clips: list[Path]):
         vector = np.array(answer.pop("embedding"), np.float32)
         np.testing.assert_allclose(vector, embedding(tiny_artifact, clip, layer=2), atol=1e-5)
         expected = {"path": str(clip), "model": "tiny-random", "layer": 2, "pooling": "mean", "warnings": []}
-    assert answer == expected
+        assert answer == expected
 
 
 def test_embed_prints_frames(run: Run, tiny_artifact: Path, clips: list[Path]):
