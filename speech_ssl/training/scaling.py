@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-START, LEAST, MOST = 2.0**10, 2.0**-10, 2.0**24
-"""Of a loss that is a sum over targets, not their mean: torch's own scaler starts a mean at 2**16."""
+START, LEAST, MOST = 2.0**6, 2.0**-10, 2.0**24
+"""Of a loss that is a sum over targets. torch's scale, of means, starts at 2**16: as much, for a thousand."""
 GROWS_AFTER = 2_000
 """Steps without an overflow after which the loss is made larger."""
 

@@ -24,7 +24,7 @@ from speech_ssl.training.loop import Stopped, accumulate, check_same_start, eval
 from speech_ssl.training.meter import Meter
 from speech_ssl.training.ranks import Ranks, joined_ranks, pick_device
 from speech_ssl.types import Batch
-from tests.training.toys import CPU, Guess, Scripted, lines, shared_waves, wave, waves
+from tests.training.toys import CPU, Crash, Guess, Scripted, lines, shared_waves, wave, waves
 
 CONFIG = TrainConfig(
     steps=12, batches_per_step=4, peak_lr=0.01, log_every=3, valid_every=4, save_every=5, precision="fp32"
@@ -62,10 +62,6 @@ def test_the_best_is_kept_where_later_ones_are_worse(tmp_path: Path) -> None:
     losses = {entry["step"]: entry["loss"] for entry in entries(tmp_path, "valid")}
     assert losses[8] < losses[4] and losses[8] < losses[12]
     assert load_checkpoint(tmp_path / BEST, Guess()).step == 8
-
-
-class Crash(Exception):
-    pass
 
 
 @pytest.mark.parametrize("crash_at", [1, 20, 23, 41, 47])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -69,6 +70,29 @@ def waves(state: LoaderState | None) -> Iterator[tuple[Batch, LoaderState]]:
     while True:
         number += 1
         yield wave(number), {"number": number}
+
+
+class Crash(Exception):
+    """The end of a process."""
+
+
+class Poisoned:
+    """`waves`, some of which have a sample that is no number. skip: numbers that are left out."""
+
+    def __init__(
+        self, values: Mapping[int, float], *, crash_at: int | None = None, skip: Set[int] = frozenset()
+    ) -> None:
+        self.values, self.crash_at, self.skip = values, crash_at, skip
+
+    def __call__(self, state: LoaderState | None) -> Iterator[tuple[Batch, LoaderState]]:
+        for batch, after in waves(state):
+            number = after["number"]
+            if number == self.crash_at:
+                raise Crash
+            if number in self.values:
+                batch.wave_BS[0, 0] = self.values[number]
+            if number not in self.skip:
+                yield replace(batch, names=tuple(f"{number}.wav {row}" for row in range(3))), after
 
 
 def shared_waves(rank: int, world: int) -> Iterator[tuple[Batch, LoaderState]]:
