@@ -10,7 +10,7 @@ Tensors and arrays carry their shape in their name (`x_BTD`):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
@@ -45,6 +45,50 @@ class Frames(NamedTuple):
     @property
     def valid_BT(self) -> Tensor:
         return valid_mask(self.lengths_B, self.x_BTD.shape[1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """Of rows (R, N): how many they are, their mean, and the sum of the products of their deviations from it.
+
+    The sum of two is that of all rows together (Chan et al. 1979): what is long can be measured part by part,
+    and how it was parted changes no more than float64's last digits.
+    """
+
+    count: int
+    mean_N: NDArray[np.float64]
+    scatter_NN: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, rows_RN: NDArray[np.floating]) -> Moments:
+        rows_RN = np.asarray(rows_RN, dtype=np.float64)
+        mean_N = rows_RN.mean(axis=0) if len(rows_RN) else np.zeros(rows_RN.shape[1])
+        centred_RN = rows_RN - mean_N
+        # Not a product of matrices: BLAS would wake threads for it, and the cores are busy.
+        return cls(len(rows_RN), mean_N, np.einsum("ri,rj->ij", centred_RN, centred_RN))
+
+    def __add__(self, other: Moments) -> Moments:
+        count = self.count + other.count
+        if not count:
+            return self
+        apart_N = other.mean_N - self.mean_N
+        between_NN = np.outer(apart_N, apart_N) * (self.count * other.count / count)
+        mean_N = self.mean_N + apart_N * (other.count / count)
+        return Moments(count, mean_N, self.scatter_NN + other.scatter_NN + between_NN)
+
+    def scaled(self, shift: float, factor: float) -> Moments:
+        """Of the same rows, each value less `shift` and then times `factor`."""
+        return Moments(self.count, (self.mean_N - shift) * factor, self.scatter_NN * factor**2)
+
+    @property
+    def covariance_NN(self) -> NDArray[np.float64]:
+        """Divided by the count, as normalisations do."""
+        return self.scatter_NN / max(self.count, 1)
+
+
+Levels: TypeAlias = Sequence["Moments | None"]
+"""For each row of a batch, what its front end normalises it by: the moments of the clip that it is a window
+of. None, or an empty sequence: the row's own."""
 
 
 @dataclass(frozen=True, slots=True)

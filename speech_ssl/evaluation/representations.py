@@ -20,6 +20,7 @@ from speech_ssl import audio
 from speech_ssl.data.manifest import Utterance
 from speech_ssl.inference.batching import Piece, batches
 from speech_ssl.inference.chunking import Chunker
+from speech_ssl.inference.levels import Meter
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.types import SAMPLE_RATE, Waveform, valid_mask
@@ -131,11 +132,17 @@ def hidden_means(encoder: Encoder, waves: Sequence[Waveform]) -> Means:
     """
     assert not encoder.training
     device = next(encoder.parameters()).device
-    chunker = Chunker.of_seconds(encoder.hop, encoder.receptive_field, window_s=WINDOW_S, context_s=CONTEXT_S)
+    chunker = Chunker.of_seconds(
+        encoder.hop,
+        encoder.receptive_field,
+        window_s=WINDOW_S,
+        context_s=CONTEXT_S,
+        meter=Meter.of(encoder.config),
+    )
     pieces = (
         Piece(number, index, window, wave[window.start : window.stop])
         for number, wave in enumerate(waves)
-        for index, window in enumerate(chunker.plan(len(wave)))
+        for index, window in enumerate(chunker.plan_of(wave))
     )
     sums_NLD = np.zeros((len(waves), encoder.config.depth + 1, encoder.config.width))
     counts_N = np.zeros(len(waves))
@@ -158,7 +165,9 @@ def _frame_sums(encoder: Encoder, pieces: Sequence[Piece], device: torch.device)
         torch.autocast(device.type, enabled=False),
     ):
         states = encoder.hidden_states(
-            torch.from_numpy(padded_BS).to(device), torch.tensor(lengths, device=device)
+            torch.from_numpy(padded_BS).to(device),
+            torch.tensor(lengths, device=device),
+            levels=[piece.window.level for piece in pieces],
         )
     first_B = torch.tensor([piece.window.skip for piece in pieces], device=device)
     stop_B = first_B + torch.tensor([piece.window.keep for piece in pieces], device=device)

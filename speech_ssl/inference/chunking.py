@@ -7,23 +7,31 @@ windows is each frame of the clip exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from speech_ssl.audio import AudioError
-from speech_ssl.types import SAMPLE_RATE, Waveform
+from speech_ssl.inference.levels import Level, Meter
+from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
+
+HELD_S = 120.0
+"""So much of a clip is kept while its level is measured; of a longer one all is decoded twice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Samples [start, stop) of a clip; of the frames computed from them, [skip, skip + keep) count."""
+    """Samples [start, stop) of a clip; of the frames computed from them, [skip, skip + keep) count.
+
+    level: of the whole clip, where that is known to have more windows and the model normalises by it.
+    """
 
     start: int
     stop: int
     skip: int
     keep: int
+    level: Moments | None = field(default=None, compare=False)
 
     @property
     def seconds(self) -> float:
@@ -38,6 +46,7 @@ class Chunker:
     window. Of a longer one the last two share what is left equally, so that none is tiny.
     multiple: windows begin, and but for a clip's last one end, at multiples of so many frames; so does what
     is kept of them. window and context must be multiples too.
+    meter: what the model normalises a clip by; None: by nothing that is of the whole clip.
     """
 
     hop: int
@@ -45,6 +54,7 @@ class Chunker:
     window: int
     context: int
     multiple: int = 1
+    meter: Meter | None = None
 
     def __post_init__(self) -> None:
         if self.multiple < 1 or self.window % self.multiple or self.context % self.multiple:
@@ -59,12 +69,20 @@ class Chunker:
 
     @classmethod
     def of_seconds(
-        cls, hop: int, receptive_field: int, *, window_s: float, context_s: float, multiple: int = 1
+        cls,
+        hop: int,
+        receptive_field: int,
+        *,
+        window_s: float,
+        context_s: float,
+        multiple: int = 1,
+        meter: Meter | None = None,
     ) -> Chunker:
         """Windows may be shorter than said, and the context longer, to be multiples."""
         frames = (round(window_s * SAMPLE_RATE) - receptive_field) // hop + 1
         context = round(context_s * SAMPLE_RATE / hop)
-        return cls(hop, receptive_field, frames - frames % multiple, context + -context % multiple, multiple)
+        window, context = frames - frames % multiple, context + -context % multiple
+        return cls(hop, receptive_field, window, context, multiple, meter)
 
     @property
     def window_s(self) -> float:
@@ -84,6 +102,42 @@ class Chunker:
             plan.append(self._full_window(first))
             first += self._stride
         return plan + self._last_windows(samples, first)
+
+    def plan_of(self, wave: Waveform) -> list[Window]:
+        """The windows of a clip that is all there, with its level. Raises as `plan`."""
+        plan = self.plan(len(wave))
+        level = self.meter.measured([wave]) if self.meter and len(plan) > 1 else None
+        return [replace(window, level=level) for window in plan]
+
+    def cut_file(
+        self, blocks: Iterable[Waveform], again: Callable[[], Iterable[Waveform]]
+    ) -> Iterator[tuple[Window, Waveform]]:
+        """The windows of `plan_of` with their samples, of a clip that comes in blocks.
+
+        Its level is known only at its end. So of a clip that is longer than HELD_S it takes the blocks a
+        second time, from `again`: memory does not grow with the clip. Raises as `plan`.
+        """
+        if self.meter is None:
+            yield from self.cut(blocks)
+            return
+        held, level, samples = [np.empty(0, dtype=np.float32)], Level(self.meter), 0
+        for block in (following := iter(blocks)):
+            held.append(block)
+            samples += len(block)
+            if samples > HELD_S * SAMPLE_RATE:
+                break
+        else:
+            wave = np.concatenate(held)
+            yield from ((window, wave[window.start : window.stop]) for window in self.plan_of(wave))
+            return
+        while held:
+            level.add(held.pop(0))
+        for block in following:
+            level.add(block)
+            samples += len(block)
+        moments = level.moments if self.frame_count(samples) > self.window else None
+        for window, wave in self.cut(again()):
+            yield replace(window, level=moments), wave
 
     def cut(self, blocks: Iterable[Waveform]) -> Iterator[tuple[Window, Waveform]]:
         """The windows of `plan` with their samples, from a stream whose length is not known yet.

@@ -8,10 +8,12 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import TypeAlias
@@ -19,11 +21,14 @@ from typing import TypeAlias
 import numpy as np
 
 from speech_ssl import audio
-from speech_ssl.audio import AudioError, AudioWarning
+from speech_ssl.audio import AudioError, AudioWarning, Warn
 from speech_ssl.inference.batching import Piece
 from speech_ssl.inference.chunking import Chunker, Window
+from speech_ssl.types import Waveform
 
 STALL_S = 300.0  # a decoder that sends nothing for so long is killed
+ALIVE_S = 30.0  # so often it says that it is at work, while it measures the level of a long file
+ALIVE = "alive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +160,8 @@ class _Worker:
             while True:
                 with self._impatience():
                     event = self._connection.recv()
+                    if event == ALIVE:
+                        continue
                     data = self._connection.recv_bytes() if isinstance(event, Window) else b""
                 if not isinstance(event, Window):
                     yield event
@@ -247,12 +254,21 @@ def _decode_jobs(connection: Connection, chunker: Chunker) -> None:
         return
 
 
+def _blocks(job: Job, connection: Connection, warn: Warn | None = None) -> Iterator[Waveform]:
+    told = time.monotonic()
+    for block in audio.stream(job.path, start_s=job.start_s, stop_s=job.stop_s, warn=warn):
+        yield block
+        if time.monotonic() - told > ALIVE_S:
+            connection.send(ALIVE)
+            told = time.monotonic()
+
+
 def _decode(job: Job, connection: Connection, chunker: Chunker) -> None:
     windows = stop = 0
     warnings: list[AudioWarning] = []
     try:
-        blocks = audio.stream(job.path, start_s=job.start_s, stop_s=job.stop_s, warn=warnings.append)
-        for window, wave in chunker.cut(blocks):
+        blocks, again = _blocks(job, connection, warnings.append), partial(_blocks, job, connection)
+        for window, wave in chunker.cut_file(blocks, again):
             connection.send(window)
             connection.send_bytes(np.ascontiguousarray(wave).data)
             windows, stop = windows + 1, window.stop

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from speech_ssl.inference.arithmetic import Precision, check_precision, computing, fitted
 from speech_ssl.inference.word_times import Loudness, loudness_of
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.types import Waveform
+from speech_ssl.types import Levels, Waveform
 
 NO_FRAMES: NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
 
@@ -82,17 +82,27 @@ class TorchEngine:
         }
 
     def run(
-        self, waves: Sequence[Waveform], layers: Sequence[int | None], heads: Sequence[str] = ()
+        self,
+        waves: Sequence[Waveform],
+        layers: Sequence[int | None],
+        heads: Sequence[str] = (),
+        levels: Levels | None = None,
     ) -> list[Passed]:
         """One pass: each wave's frames at its own layer, 0 to N (None: no frames), and the outputs of
-        the heads named. No wave may be too short for a frame."""
+        the heads named. levels: of the clips that waves are windows of; None: waves are clips. No wave may
+        be too short for a frame."""
+        levels = [None] * len(waves) if levels is None else levels
         if self.precision == "int8":
-            rows = zip(waves, layers, strict=True)
-            return [passed for wave, layer in rows for passed in self._run_padded([wave], [layer], heads)]
-        return self._run_padded(waves, layers, heads)
+            rows = zip(waves, layers, levels, strict=True)
+            return [one for wave, layer, level in rows for one in self._run([wave], [layer], heads, [level])]
+        return self._run(waves, layers, heads, levels)
 
-    def _run_padded(
-        self, waves: Sequence[Waveform], layers: Sequence[int | None], heads: Sequence[str]
+    def _run(
+        self,
+        waves: Sequence[Waveform],
+        layers: Sequence[int | None],
+        heads: Sequence[str],
+        levels: Levels,
     ) -> list[Passed]:
         lengths = [len(wave) for wave in waves]
         padded = np.zeros((len(waves), max(lengths)), dtype=np.float32)
@@ -102,7 +112,10 @@ class TorchEngine:
             wave_BS = torch.from_numpy(padded).to(self.device)
             lengths_B = torch.tensor(lengths, device=self.device)
             states = self.encoder.hidden_states(
-                wave_BS, lengths_B, last=None if heads else max(layer or 0 for layer in layers)
+                wave_BS,
+                lengths_B,
+                last=None if heads else max(layer or 0 for layer in layers),
+                levels=levels,
             )
             frames_B = self.encoder.frame_count(lengths_B)
             outputs = {name: self.heads[name](states, frames_B) for name in heads}

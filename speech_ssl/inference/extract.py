@@ -132,7 +132,8 @@ class Extraction:
         with Decoders(jobs, runtime.chunker, workers=workers, ahead_s=lookahead_s) as events:
             pieces = assembly.pieces(events)
             for batch in batches(pieces, budget_s=runtime.batch_s, lookahead_s=lookahead_s):
-                frames = runtime.encode_windows([piece.wave for piece in batch], [layer] * len(batch))
+                waves, levels = [piece.wave for piece in batch], [piece.window.level for piece in batch]
+                frames = runtime.encode_windows(waves, [layer] * len(batch), levels)
                 for piece, x_TD in zip(batch, frames, strict=True):
                     assembly.add(piece, x_TD)
                 if store.pending_bytes >= COMMIT_BYTES or time.monotonic() - committed >= self.commit_s:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -25,10 +26,11 @@ from speech_ssl.inference.card import Card
 from speech_ssl.inference.chunking import Chunker, Window
 from speech_ssl.inference.clips import Clip, Memory, Whole, checked_clips, key_of, naming
 from speech_ssl.inference.engines import Passed, TorchEngine
+from speech_ssl.inference.levels import Meter
 from speech_ssl.inference.pooling import Pool
 from speech_ssl.model.heads import CTCSpec, EventsSpec
 from speech_ssl.text import Vocabulary
-from speech_ssl.types import SAMPLE_RATE, AudioWarning, Features, Pooling, Waveform
+from speech_ssl.types import SAMPLE_RATE, AudioWarning, Features, Levels, Pooling, Waveform
 
 if TYPE_CHECKING:
     from speech_ssl.inference.beam import BeamSearch
@@ -75,6 +77,7 @@ class Runtime(Card):
             window_s=window_s,
             context_s=context_s,
             multiple=max((head.spec.stride for head in artifact.heads.values()), default=1),
+            meter=Meter.of(encoder.config),
         )
         super().__init__(
             name=artifact.name,
@@ -95,20 +98,27 @@ class Runtime(Card):
         """So many for each pass from now on, of all models in this process."""
         torch.set_num_threads(count)
 
-    def encode_windows(self, waves: Sequence[Waveform], layers: Sequence[int]) -> list[NDArray[np.float32]]:
-        """One padded forward pass: all frames (T, D) of each wave, each at its own layer."""
+    def encode_windows(
+        self, waves: Sequence[Waveform], layers: Sequence[int], levels: Levels | None = None
+    ) -> list[NDArray[np.float32]]:
+        """One padded forward pass: all frames (T, D) of each wave, each at its own layer. levels: that of the
+        window for each wave; None: waves are clips."""
         if not waves:
             return []
         for wave in waves:
             self.plan(len(wave))
-        return [passed.frames for passed in self.run_windows(waves, layers)]
+        return [passed.frames for passed in self.run_windows(waves, layers, levels=levels)]
 
     def run_windows(
-        self, waves: Sequence[Waveform], layers: Sequence[int | None], heads: Sequence[str] = ()
+        self,
+        waves: Sequence[Waveform],
+        layers: Sequence[int | None],
+        heads: Sequence[str] = (),
+        levels: Levels | None = None,
     ) -> list[Passed]:
         """`encode_windows`, with the outputs of heads from the same pass; layer None: without the frames."""
         chosen = [None if layer is None else self.check_layer(layer) for layer in layers]
-        return self._engine.run(waves, chosen, heads)
+        return self._engine.run(waves, chosen, heads, levels)
 
     def encode(self, waves: Sequence[Clip], *, layer: int = -1) -> list[Features]:
         """Features of each clip, in order.
@@ -225,7 +235,8 @@ class Runtime(Card):
         pieces = self._pieces(clips, warnings)
         lookahead_s = LOOKAHEAD * self.batch_s
         for batch in batches(pieces, budget_s=self.batch_s, lookahead_s=lookahead_s):
-            passed = self.run_windows([piece.wave for piece in batch], [layer] * len(batch), heads)
+            waves, levels = [piece.wave for piece in batch], [piece.window.level for piece in batch]
+            passed = self.run_windows(waves, [layer] * len(batch), heads, levels)
             for piece, one in zip(batch, passed, strict=True):
                 parts[piece.clip][piece.index] = one.kept(piece.window.skip, piece.window.keep)
                 ends[piece.clip] = max(ends[piece.clip], piece.window.stop)
@@ -256,7 +267,8 @@ class Runtime(Card):
         windows = self._windows(checked_clips([source])[0], warn)
         at_once = max(int(self.batch_s / self.window_s), 1)
         while group := list(islice(windows, at_once)):
-            frames = self.encode_windows([wave for _, wave in group], [layer] * len(group))
+            waves, levels = [wave for _, wave in group], [window.level for window, _ in group]
+            frames = self.encode_windows(waves, [layer] * len(group), levels)
             for (window, _), x_TD in zip(group, frames, strict=True):
                 yield x_TD[window.skip : window.skip + window.keep]
 
@@ -277,9 +289,9 @@ class Runtime(Card):
     def _windows(self, clip: Clip, warn: Warn | None) -> Iterator[tuple[Window, Waveform]]:
         if isinstance(clip, str | Path):
             with naming(str(clip)):
-                yield from self.chunker.cut(audio.stream(clip, warn=warn))
+                yield from self.chunker.cut_file(audio.stream(clip, warn=warn), partial(audio.stream, clip))
         else:
-            for window in self.plan(len(clip)):
+            for window in self.chunker.plan_of(clip):
                 yield window, clip[window.start : window.stop]
 
 

@@ -15,7 +15,7 @@ from speech_ssl.model.frontend import Frontend, LayerNorm
 from speech_ssl.model.mel import MelFrontend
 from speech_ssl.model.positions import conv_positions
 from speech_ssl.model.relative import RelativeBias
-from speech_ssl.types import Frames
+from speech_ssl.types import Frames, Levels
 
 
 class ScaleGradient(torch.autograd.Function):
@@ -86,13 +86,14 @@ class Encoder(nn.Module):
         if self.positions is not None:
             self.positions.fold_()
 
-    def convolve(self, wave_BS: Tensor, lengths_B: Tensor) -> Frames:
-        """The front end's output (B, T, C), not normalised; gradients scaled as the config says."""
+    def convolve(self, wave_BS: Tensor, lengths_B: Tensor, levels: Levels = ()) -> Frames:
+        """The front end's output (B, T, C), not normalised; gradients scaled as the config says. levels: of
+        the clips that rows are windows of, as the front end needs them."""
         scale = self.config.feature_grad_scale
         if scale == 0:
             with torch.no_grad():
-                return self.frontend(wave_BS, lengths_B)  # type: ignore[no-any-return]
-        frames: Frames = self.frontend(wave_BS, lengths_B)
+                return self.frontend(wave_BS, lengths_B, levels)  # type: ignore[no-any-return]
+        frames: Frames = self.frontend(wave_BS, lengths_B, levels)
         if scale == 1 or not torch.is_grad_enabled():
             return frames
         return Frames(ScaleGradient.apply(frames.x_BTD, scale), frames.lengths_B)  # type: ignore[no-untyped-call]
@@ -150,11 +151,13 @@ class Encoder(nn.Module):
         """Waves (B, S) with their true lengths (B,) in samples to context vectors (B, T, D)."""
         return self.contextualize(self.normalized(self.convolve(wave_BS, lengths_B)), hidden_BT=hidden_BT)
 
-    def hidden_states(self, wave_BS: Tensor, lengths_B: Tensor, *, last: int | None = None) -> list[Tensor]:
+    def hidden_states(
+        self, wave_BS: Tensor, lengths_B: Tensor, *, last: int | None = None, levels: Levels = ()
+    ) -> list[Tensor]:
         """All L + 1 states (B, T, D): 0 is what enters the first block, -1 the final output. With
         `last`, the blocks after that state are not computed."""
         states = []
-        for i, state in enumerate(self.blockwise(self.normalized(self.convolve(wave_BS, lengths_B)))):
+        for i, state in enumerate(self.blockwise(self.normalized(self.convolve(wave_BS, lengths_B, levels)))):
             states.append(state)
             if i == last:
                 break

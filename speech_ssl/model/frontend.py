@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from speech_ssl.model.config import WAVE_EPS, Activation, EncoderConfig
 from speech_ssl.model.convolution import Lengths, conv_over_time, output_length
-from speech_ssl.types import Frames, valid_mask
+from speech_ssl.model.levels import Given, given, given_means, given_variances, wave_moments
+from speech_ssl.types import Frames, Levels, Moments, valid_mask
 
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -22,13 +23,16 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
-def normalize_waves(wave_BS: Tensor, lengths_B: Tensor, eps: float = WAVE_EPS) -> Tensor:
-    """Zero mean and unit variance of each row over its true length; padding stays zero."""
+def normalize_waves(wave_BS: Tensor, lengths_B: Tensor, eps: float = WAVE_EPS, moments: Given = ()) -> Tensor:
+    """Zero mean and unit variance of each row over its true length, or of the clip that it is a window of;
+    padding stays zero."""
     valid_BS = valid_mask(lengths_B, wave_BS.shape[1])
     count_B1 = lengths_B[:, None].to(wave_BS.dtype)
     mean_B1 = (wave_BS * valid_BS).sum(1, keepdim=True) / count_B1
+    mean_B1 = given_means(mean_B1, moments)
     centred_BS = (wave_BS - mean_B1) * valid_BS
     variance_B1 = centred_BS.square().sum(1, keepdim=True) / count_B1
+    variance_B1 = given_variances(variance_B1, moments)
     return centred_BS / (variance_B1 + eps).sqrt()
 
 
@@ -44,13 +48,16 @@ class ValidGroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, frames: Frames) -> Tensor:
+    def forward(self, frames: Frames, moments: Given = ()) -> Tensor:
+        """moments: of channels (C,)."""
         x_BTC = frames.x_BTD.float()
         valid_BT1 = frames.valid_BT[:, :, None]
         count_B11 = frames.lengths_B[:, None, None].float()
         mean_B1C = (x_BTC * valid_BT1).sum(1, keepdim=True) / count_B11
+        mean_B1C = given_means(mean_B1C, moments)
         centred_BTC = x_BTC - mean_B1C
         variance_B1C = (centred_BTC.square() * valid_BT1).sum(1, keepdim=True) / count_B11
+        variance_B1C = given_variances(variance_B1C, moments)
         scale_B1C = self.weight.float() * (variance_B1C + self.eps).rsqrt()
         return (centred_BTC * scale_B1C + self.bias.float()).to(frames.x_BTD.dtype)
 
@@ -72,12 +79,23 @@ class ConvLayer(nn.Module):
             self.norm = ValidGroupNorm(outputs, eps=1e-5)
         nn.init.kaiming_normal_(self.weight)
 
-    def forward(self, frames: Frames) -> Frames:
+    def forward(self, frames: Frames, levels: Levels = ()) -> Frames:
+        """levels: of the samples under the kernel, one after the other, at each of its places."""
         x_BTC = conv_over_time(frames.x_BTD, self.weight, self.bias, stride=self.stride)
         out = Frames(x_BTC, output_length(frames.lengths_B, self.kernel, self.stride))
         if isinstance(self.norm, ValidGroupNorm):
-            return Frames(self.activation(self.norm(out)), out.lengths_B)
+            x_BTC = self.norm(out, given(levels, self._channel_moments))
+            return Frames(self.activation(x_BTC), out.lengths_B)
         return Frames(self.activation(self.norm(x_BTC)), out.lengths_B)
+
+    def _channel_moments(self, level: Moments) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each channel over all of a clip, since a convolution is linear."""
+        weight_CK = self.weight[:, 0].double()
+        mean_K, covariance_KK = (
+            torch.as_tensor(x, device=weight_CK.device) for x in (level.mean_N, level.covariance_NN)
+        )
+        mean_C = weight_CK @ mean_K + (0.0 if self.bias is None else self.bias.double())
+        return mean_C, ((weight_CK @ covariance_KK) * weight_CK).sum(1)
 
 
 @torch.no_grad()
@@ -143,13 +161,21 @@ class Frontend(nn.Module):
             lengths = output_length(lengths, kernel, stride)
         return lengths
 
-    def forward(self, wave_BS: Tensor, lengths_B: Tensor) -> Frames:
-        """Raises ValueError if the padded batch is too short for a single frame."""
+    def forward(self, wave_BS: Tensor, lengths_B: Tensor, levels: Levels = ()) -> Frames:
+        """levels: of samples one by one, or, for a group norm, of those under the first kernel at each of its
+        places. Raises ValueError if the padded batch is too short for a single frame."""
         if wave_BS.shape[1] < self.receptive_field:
             raise ValueError(f"a clip needs at least {self.receptive_field} samples, got {wave_BS.shape[1]}")
         if self.normalize_wave:
-            wave_BS = normalize_waves(wave_BS, lengths_B, self.wave_eps)
-        frames = Frames(wave_BS[:, :, None], lengths_B)
-        for layer in self.layers:
+            moments = given(levels, wave_moments)
+            wave_BS = normalize_waves(wave_BS, lengths_B, self.wave_eps, moments)
+            levels = [level and self._normalized(level) for level in levels]
+        first, *others = self.layers
+        frames: Frames = first(Frames(wave_BS[:, :, None], lengths_B), levels)
+        for layer in others:
             frames = layer(frames)
         return frames
+
+    def _normalized(self, level: Moments) -> Moments:
+        mean, variance = wave_moments(level)
+        return level.scaled(float(mean), (float(variance) + self.wave_eps) ** -0.5)

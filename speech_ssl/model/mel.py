@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from speech_ssl.model.config import MEL_FIELD, MEL_HOP, EncoderConfig
 from speech_ssl.model.convolution import Lengths, output_length
-from speech_ssl.types import SAMPLE_RATE, Frames, valid_mask
+from speech_ssl.model.levels import Given, given, given_means, given_variances
+from speech_ssl.types import SAMPLE_RATE, Frames, Levels, Moments, valid_mask
 
 STACKED = 2
 """Steps in a frame."""
@@ -56,13 +57,13 @@ class MelFrontend(nn.Module):
         """Exact number of frames of waves of `lengths` samples."""
         return output_length(lengths, self.receptive_field, self.hop)
 
-    def forward(self, wave_BS: Tensor, lengths_B: Tensor) -> Frames:
-        """Raises ValueError if the padded batch is too short for a single frame."""
+    def forward(self, wave_BS: Tensor, lengths_B: Tensor, levels: Levels = ()) -> Frames:
+        """levels: of the bins at each step. Raises ValueError if the padded batch has no frame."""
         if wave_BS.shape[1] < self.receptive_field:
             raise ValueError(f"a clip needs at least {self.receptive_field} samples, got {wave_BS.shape[1]}")
         with torch.autocast(wave_BS.device.type, enabled=False):
             steps = Frames(log_mel(wave_BS.double(), self.bins), output_length(lengths_B, WINDOW, STEP))
-            x_BTM = _normalized(steps).float()
+            x_BTM = _normalized(steps, given(levels, _moments)).float()
         count = x_BTM.shape[1] // STACKED
         x_BTC = x_BTM[:, : count * STACKED].reshape(len(x_BTM), count, STACKED * self.bins)
         return Frames(x_BTC, self.frame_count(lengths_B))
@@ -84,14 +85,22 @@ def log_mel(wave_BS: Tensor, bins: int) -> Tensor:
     return energy_BTM.clamp(min=LEAST_ENERGY).log()
 
 
-def _normalized(steps: Frames) -> Tensor:
-    """Each bin of each row over its valid steps, with the unbiased variance; zero where invalid."""
+def _normalized(steps: Frames, moments: Given) -> Tensor:
+    """Each bin of each row over its valid steps, or all of the clip that it is a window of, with the unbiased
+    variance; zero where invalid."""
     valid_BT1 = valid_mask(steps.lengths_B, steps.x_BTD.shape[1])[:, :, None]
     count_B11 = steps.lengths_B[:, None, None].to(steps.x_BTD.dtype)
     mean_B1M = (steps.x_BTD * valid_BT1).sum(1, keepdim=True) / count_B11.clamp(min=1)
+    mean_B1M = given_means(mean_B1M, moments)
     centred_BTM = (steps.x_BTD - mean_B1M) * valid_BT1
     variance_B1M = centred_BTM.square().sum(1, keepdim=True) / (count_B11 - 1).clamp(min=1)
+    variance_B1M = given_variances(variance_B1M, moments)
     return centred_BTM / (variance_B1M + 1e-7).sqrt()
+
+
+def _moments(level: Moments) -> tuple[Tensor, Tensor]:
+    variance_M = level.scatter_NN.diagonal() / max(level.count - 1, 1)
+    return torch.from_numpy(level.mean_N), torch.from_numpy(variance_M)
 
 
 class _Bank(NamedTuple):

@@ -1,0 +1,86 @@
+"""How loud a clip is as a whole, in the terms of the front end that normalises by it.
+
+A window of a long clip is normalised as in one pass over the clip: by the mean and variance of all samples
+(LARGE), of all outputs of the first convolution (the group norm of BASE), or of all mel bins (w2v-BERT). They
+are known when the clip has been heard once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from speech_ssl.types import Moments, Waveform
+
+if TYPE_CHECKING:  # it loads torch, and processes that only decode audio need none of it
+    from speech_ssl.model.config import EncoderConfig
+
+BLOCK_SAMPLES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """What is measured: `size` samples at each `stride`; the energies of `bins` bands in them, if not 0.
+
+    Of a convolution the samples under its kernel are enough, since it is linear: the moments of its outputs
+    follow from theirs.
+    """
+
+    size: int = 1
+    stride: int = 1
+    bins: int = 0
+
+    @classmethod
+    def of(cls, config: EncoderConfig) -> Meter | None:
+        """None: the front end does not normalise over time."""
+        if config.mel_bins:
+            from speech_ssl.model.mel import STEP, WINDOW
+
+            return cls(WINDOW, STEP, config.mel_bins)
+        if config.conv_norm == "group":
+            return cls(config.conv_kernels[0], config.conv_strides[0])
+        return cls() if config.normalize_wave else None
+
+    def measured(self, blocks: Iterable[Waveform]) -> Moments:
+        """Of all of a clip."""
+        level = Level(self)
+        for block in blocks:
+            level.add(block)
+        return level.moments
+
+    def rows(self, wave: Waveform) -> NDArray[np.floating]:
+        if self.bins:
+            import torch
+
+            from speech_ssl.model.mel import log_mel
+
+            with torch.inference_mode():
+                return np.asarray(log_mel(torch.from_numpy(wave)[None].double(), self.bins)[0])
+        return sliding_window_view(wave, self.size)[:: self.stride]
+
+
+class Level:
+    """What has been measured of a clip so far. The blocks may be of any size."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._rest: Waveform = np.empty(0, dtype=np.float32)
+        width = meter.bins or meter.size
+        self.moments = Moments.of(np.empty((0, width)))
+
+    def add(self, wave: Waveform) -> None:
+        for start in range(0, len(wave), BLOCK_SAMPLES):
+            self._add(wave[start : start + BLOCK_SAMPLES])
+
+    def _add(self, block: Waveform) -> None:
+        meter = self._meter
+        heard = np.concatenate([self._rest, block]) if len(self._rest) else block
+        count = max((len(heard) - meter.size) // meter.stride + 1, 0)
+        if count:
+            self.moments += Moments.of(meter.rows(heard))
+        self._rest = heard[count * meter.stride :].copy()
