@@ -21,6 +21,7 @@ from typing import BinaryIO, get_args
 
 import numpy as np
 
+from service import isolation
 from service.decoder import BLOCK, END, ENOUGH, ERROR, GO_ON, HEAD, WARNING
 from speech_ssl.audio import AudioError, AudioWarning, Limits, Warn
 from speech_ssl.audio.errors import WarningCode
@@ -29,6 +30,8 @@ from speech_ssl.types import Waveform
 logger = logging.getLogger(__name__)
 
 PIECE = 1 << 20
+MOST = {BLOCK: 16 * PIECE, WARNING: PIECE, ERROR: PIECE, END: 0}
+"""Bytes of a message. A decoder that says something else has been taken over."""
 FILES = 1_000
 """After so many a decoder is replaced: what its libraries leak goes with it."""
 
@@ -44,12 +47,12 @@ class Decoder:
     """One process, for one thread at a time."""
 
     def __init__(self, memory: int) -> None:
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "service.decoder", str(memory)],
+            [sys.executable, "-P", "-m", "service.decoder", str(memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment,
+            cwd="/",  # whatever is looked for in the working directory
+            env=isolation.environment(),
             bufsize=0,
             start_new_session=True,  # a Ctrl-C is for the service, which lets requests finish
         )
@@ -77,6 +80,8 @@ class Decoder:
         refused: AudioError | None = None
         while True:
             kind, length = HEAD.unpack(self._receive(HEAD.size, deadline))
+            if length > MOST.get(kind, -1):
+                raise _Crashed("it is damaged: the decoder gave no sensible answer")
             body = self._receive(length, deadline)
             if kind == END:
                 self.ready = True
@@ -90,7 +95,6 @@ class Decoder:
                 if warn is not None and said["code"] in get_args(WarningCode):
                     warn(AudioWarning(said["code"], said["message"]))
                 continue
-            assert kind == BLOCK
             try:
                 yield np.frombuffer(body, dtype="<f4").astype(np.float32, copy=False)
             except GeneratorExit:

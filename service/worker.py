@@ -22,6 +22,7 @@ from multiprocessing.process import BaseProcess
 from typing import Protocol, TypeAlias
 
 from service.batcher import Again
+from service.isolation import keep_imports
 from speech_ssl.inference.card import Card
 from speech_ssl.inference.engines import Passed
 from speech_ssl.types import Waveform
@@ -90,6 +91,7 @@ def preload() -> Threads:
     Threads of OpenMP that wait shall sleep, not spin: with decoders and the event loop beside them on the
     same cores, a spinning thread holds up the one that it waits for (LOG.md: 944 ms instead of 36 for a
     clip)."""
+    keep_imports()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     threads = os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     context.set_forkserver_preload(["speech_ssl.inference.runtime", "service.logs"])
