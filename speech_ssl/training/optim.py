@@ -42,7 +42,16 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": vectors},
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+    numbers = [{name: group[name] for name in ("weight_decay", "eps")} for group in optimizer.param_groups]
+
+    def keep_numbers(_: torch.optim.Optimizer) -> None:
+        """Those of the config: a state that is loaded has those of the run's earlier life."""
+        for group, mine in zip(optimizer.param_groups, numbers, strict=True):
+            group.update(mine)
+
+    optimizer.register_load_state_dict_post_hook(keep_numbers)
+    return optimizer
 
 
 @torch.no_grad()

@@ -18,13 +18,13 @@ from torch.multiprocessing.spawn import start_processes
 
 from speech_ssl.training.checkpoint import BEST, LAST, RunState, load_checkpoint
 from speech_ssl.training.config import TrainConfig
-from speech_ssl.training.guard import Guard
+from speech_ssl.training.guard import BAD_STEPS, Guard
 from speech_ssl.training.health import Collapsed
 from speech_ssl.training.loop import Stopped, accumulate, check_same_start, evaluate, train
 from speech_ssl.training.meter import Meter
 from speech_ssl.training.ranks import Ranks, joined_ranks, pick_device
 from speech_ssl.types import Batch
-from tests.training.toys import CPU, Crash, Guess, Scripted, lines, shared_waves, wave, waves
+from tests.training.toys import CPU, Crash, Guess, Poisoned, Scripted, lines, shared_waves, wave, waves
 
 CONFIG = TrainConfig(
     steps=12, batches_per_step=4, peak_lr=0.01, log_every=3, valid_every=4, save_every=5, precision="fp32"
@@ -240,7 +240,26 @@ def outcome(ranks: Ranks, out: Path) -> dict[str, Any]:
 
     train(objective, batches, lambda: HELD_OUT, CONFIG, out=out, ranks=ranks)
     evaluations = [evaluate(objective, HELD_OUT[:n], CONFIG, ranks) for n in (0, 1, 2, 3)]
-    return {"weights": objective.state_dict(), "evaluations": evaluations, "stopped": stop(ranks, out)}
+    return {
+        "weights": objective.state_dict(),
+        "evaluations": evaluations,
+        "stopped": stop(ranks, out),
+        "skipped": skip(ranks, out).state_dict(),
+        "told": ranks.from_first(f"rank {ranks.rank}"),
+    }
+
+
+def skip(ranks: Ranks, out: Path) -> Guess:
+    """After a run two of whose batches are bad: of those, two ranks have one each."""
+
+    def batches(state: dict[str, Any] | None) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        for number, (batch, after) in enumerate(Poisoned({6: float("nan"), 27: float("inf")})(None)):
+            if number % ranks.world == ranks.rank:
+                yield batch, after
+
+    (folder := out / "skip").mkdir(exist_ok=True)
+    train(objective := Guess(), batches, lambda: (), CONFIG, out=folder, ranks=ranks)
+    return objective
 
 
 def stop(ranks: Ranks, out: Path) -> str:
@@ -276,12 +295,16 @@ def test_two_ranks_are_one_process(tmp_path: Path, free_port: int) -> None:
         torch.testing.assert_close(shared["weights"], alone["weights"], rtol=1e-5, atol=1e-6)
         for mine, its in zip(alone["evaluations"], shared["evaluations"], strict=True):
             assert its == pytest.approx(mine, rel=1e-5)
-        assert shared["stopped"] == alone["stopped"]
+        torch.testing.assert_close(shared["skipped"], alone["skipped"], rtol=1e-5, atol=1e-6)
+        assert shared["stopped"] == alone["stopped"] and shared["told"] == alone["told"] == "rank 0"
     assert alone["evaluations"][0] == {} != alone["evaluations"][1]
     one, two = (entries(tmp_path / name, "train") for name in ("one", "two"))
     for mine, its in zip(one, two, strict=True):
         assert its["loss"] == pytest.approx(mine["loss"], rel=1e-5)
         assert its["grad_norm"] == pytest.approx(mine["grad_norm"], rel=1e-4)
+    named = [json.loads(line) for line in (tmp_path / "two" / "skip" / BAD_STEPS).read_text().splitlines()]
+    assert [(e["step"], e["rank"], e["clips"][0]) for e in named] == [(2, 1, "6.wav 0"), (7, 0, "27.wav 0")]
+    assert entries(tmp_path / "two" / "skip", "train")[-1]["skipped_steps"] == 2
 
 
 def test_a_number_of_ranks_that_does_not_divide_the_batches_is_refused(tmp_path: Path) -> None:

@@ -8,8 +8,17 @@ import pytest
 import torch
 from torch import nn
 
+from recipes.finetune_ctc import full, one_hour, ten_hours, ten_minutes
+from recipes.pretrain_wav2vec2 import base, large, tiny
 from speech_ssl.training.config import TrainConfig
-from speech_ssl.training.optim import build_optimizer, clip_gradients, learning_rate, scale_gradients
+from speech_ssl.training.optim import (
+    build_optimizer,
+    clip_gradients,
+    learning_rate,
+    scale_gradients,
+    set_learning_rate,
+    take_step,
+)
 
 
 def test_the_learning_rate_in_closed_form() -> None:
@@ -55,6 +64,15 @@ def test_the_shortest_runs_have_a_rate(steps: int, warmup: float) -> None:
         {"batches_per_step": 0},
         {"patience": 0},
         {"probe_every": 0},
+        {"max_bad_steps": 0},
+        {"watch_patience": 0},
+        {"peak_lr": 0.0},
+        {"peak_lr": math.inf},
+        {"eps": math.nan},
+        {"clip_norm": -1.0},
+        {"weight_decay": -0.1},
+        {"final_lr_scale": -1.0},
+        {"precision": "int8"},
         {"final_lr_scale": 0.0, "decay": "exponential"},
     ],
 )
@@ -71,6 +89,58 @@ def test_matrices_decay_vectors_do_not_and_frozen_ones_are_left_out() -> None:
     assert {tuple(p.shape) for p in others["params"]} == {(3,), (5,)}
     assert decaying["weight_decay"] == 0.3 and others["weight_decay"] == 0.0
     assert decaying["betas"] == (0.9, 0.98) and decaying["eps"] == 1e-6
+
+
+def test_vectors_decay_where_the_config_says_so() -> None:
+    config = TrainConfig(steps=1, weight_decay=0.3, decay_vectors=True)
+    groups = build_optimizer(nn.Linear(3, 5), config).param_groups
+    assert [[tuple(p.shape) for p in group["params"]] for group in groups] == [[(5, 3)], [(5,)]]
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.3]
+
+
+def test_a_state_that_is_loaded_brings_no_numbers_of_its_own() -> None:
+    """What `--set` changed holds under each engine: fairseq2's checkpoints have the groups' numbers too."""
+    before, after = (
+        build_optimizer(nn.Linear(3, 5), TrainConfig(steps=1, weight_decay=decay, eps=eps))
+        for decay, eps in ((0.3, 1e-6), (0.1, 1e-8))
+    )
+    after.load_state_dict(before.state_dict())
+    assert [(group["weight_decay"], group["eps"]) for group in after.param_groups] == [(0.1, 1e-8), (0, 1e-8)]
+
+
+def test_the_published_variants_decay_all_as_fairseq_does() -> None:
+    """Its optimizer has one group of all parameters."""
+    decay = {run.name: (run.train.weight_decay, run.train.decay_vectors) for run in (base(), large(), tiny())}
+    assert decay["wav2vec2-base"] == decay["wav2vec2-large"] == (0.01, True)
+    assert decay["wav2vec2-tiny"] == (0.01, False)
+    assert all(tuning().train.weight_decay == 0 for tuning in (ten_minutes, one_hour, ten_hours, full))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_step_that_is_skipped_changes_nothing(device: str) -> None:
+    def trained(bad_at: int | None) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5)).to(device)
+        optimizer = build_optimizer(module, TrainConfig(steps=1, weight_decay=0.3))
+        for step in range(4):
+            set_learning_rate(optimizer, 0, TrainConfig(steps=1, peak_lr=0.1))
+            if step == bad_at:
+                for parameter in module.parameters():
+                    parameter.grad = torch.full_like(parameter, math.nan)
+                take_step(optimizer, torch.tensor(True, device=device))
+                assert all(parameter.grad is None for parameter in module.parameters())
+            generator = torch.Generator().manual_seed(step)
+            module(torch.randn(4, 3, generator=generator).to(device)).pow(3).sum().backward()
+            take_step(optimizer, torch.tensor(False, device=device))
+        return module, optimizer
+
+    module, optimizer = trained(None)
+    for bad_at in (0, 2):
+        other, its_optimizer = trained(bad_at)
+        torch.testing.assert_close(other.state_dict(), module.state_dict(), rtol=0, atol=0)
+        torch.testing.assert_close(
+            its_optimizer.state_dict()["state"], optimizer.state_dict()["state"], rtol=0, atol=0
+        )
 
 
 def test_gradients_are_scaled_and_clipped() -> None:
