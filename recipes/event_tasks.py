@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from recipes.finetuning import Examples, FineTuning, readable
 from speech_ssl.data.folds import Fold
-from speech_ssl.data.labels import ClipTargets, Event, TimedTargets, balanced_weights, label_names, labels_of
+from speech_ssl.data.labels import (
+    ClipTargets,
+    Event,
+    TimedTargets,
+    balanced_weights,
+    label_names,
+    labels_of,
+    whole_files,
+)
 from speech_ssl.data.loader import OnFailure, Targets
 from speech_ssl.data.manifest import Utterance
 from speech_ssl.evaluation import detection, psds
@@ -35,10 +43,16 @@ class ClipLabels:
     def examples(self, fold: Fold) -> Examples:
         """Raises ValueError where a part has nothing to learn or to measure: before the training."""
         examples = Examples(fold.train, fold.valid, fold.test or fold.valid)
-        for name, rows in (("train on", examples.train), ("test on", examples.test)):
+        parts = {
+            "train on": examples.train,
+            "test on": examples.test,
+            "choose the checkpoint by": examples.valid,
+        }
+        for purpose, rows in parts.items():
             if not any(self.has_label(row) for row in rows):
                 raise ValueError(
-                    f"none of the {len(rows)} clips to {name} has a label: fill the column 'label'"
+                    f"none of the {len(rows)} clips to {purpose} has a label: fill the column 'label', or "
+                    "mark others in the column 'split'"
                 )
         return examples
 
@@ -111,17 +125,19 @@ class TimedEvents(ClipLabels):
     def measure(
         self, runtime: Runtime, head: str, test: Sequence[Utterance], note: OnFailure
     ) -> dict[str, Any]:
-        """Event-based F1 (collars of 200 ms, at the end 20 % of the length if that is more), and PSDS."""
+        """Event-based F1 (collars of 200 ms, at the end 20 % of the length if that is more), and PSDS: of
+        whole files, as the measures are defined. The windows of training would cut events in two."""
+        files, events = whole_files(test, self.events)
         spec = runtime.heads[head]
         assert isinstance(spec, EventsSpec)
         references: dict[str, list[detection.Event]] = {}
         found: dict[str, list[detection.Event]] = {}
         scores: dict[str, psds.TimedScores] = {}
-        for clips, waves in readable(test, runtime, note):
+        for clips, waves in readable(files, runtime, note):
             frames = runtime.frame_scores(waves, head=head)
             answers = runtime.classify(waves, head=head)
             for clip, answer, (scores_TK, edges_s) in zip(clips, answers, frames, strict=True):
-                references[clip.id] = [detection.Event(*event) for event in self.events[clip.id]]
+                references[clip.id] = [detection.Event(*event) for event in events[clip.id]]
                 found[clip.id] = [detection.Event(e.label, e.start, e.end) for e in answer.events]
                 scores[clip.id] = psds.TimedScores(scores_TK, edges_s, answer.duration_s)
         f1 = detection.event_based_f1(references, found, spec.labels)
@@ -129,7 +145,8 @@ class TimedEvents(ClipLabels):
             f"psds_{number}": psds.psds(references, scores, spec.labels, scenario).value
             for number, scenario in enumerate((psds.REACTION, psds.CONFUSION), start=1)
         }
-        return {"event_f1": f1.macro_f1, "event_f1_micro": f1.micro_f1, **areas}
+        counted = {"clips": len(references)}
+        return {**counted, "event_f1": f1.macro_f1, "event_f1_micro": f1.micro_f1, **areas}
 
 
 def _exclusive(truth: Sequence[str], said: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from recipes.common import (
     recipe_parser,
 )
 from recipes.folders import open_folder
+from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import (
     Artifact,
     Head,
@@ -36,7 +37,7 @@ from speech_ssl.checkpoints.artifact import (
     save_artifact,
 )
 from speech_ssl.data.batching import DataConfig
-from speech_ssl.data.loader import FILES, Loader, OnFailure, Targets, evaluation
+from speech_ssl.data.loader import Loader, OnFailure, Targets, evaluation
 from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.inference.clips import Clip
 from speech_ssl.inference.runtime import Runtime, named_artifact
@@ -248,13 +249,13 @@ def prepare_head(
 def readable(
     clips: Sequence[Utterance], runtime: Runtime, note: OnFailure, at_once_s: float = 300.0
 ) -> Iterator[tuple[list[Utterance], list[Clip]]]:
-    """Clips with their waves, minutes at a time; those that cannot be read or are too short are left out
-    and named to `note`."""
+    """Clips with their waves, all of each file or part, minutes at a time; those that cannot be read or are
+    too short are left out and named to `note`."""
     some: list[Utterance] = []
     waves: list[Clip] = []
     for clip in clips:
         try:
-            wave = FILES.read(clip, 0.0, clip.duration_s)
+            wave = audio.decode(clip.path, start_s=clip.start or 0.0, stop_s=clip.end)
             runtime.plan(len(wave))
         except (ValueError, OSError) as error:
             note(clip, f"{clip.id}, of the test: {error}")

@@ -113,6 +113,28 @@ def timed_windows(
     return windows, events
 
 
+def whole_files(
+    windows: Iterable[Utterance], events: Mapping[str, Sequence[Event]]
+) -> tuple[list[Utterance], dict[str, list[Event]]]:
+    """What `timed_windows` was made of: the files of some windows, all of a file's, and their events by the
+    file's id. Events that were cut are whole again: to the microsecond."""
+    files: dict[str, Utterance] = {}
+    found: dict[str, list[Event]] = {}
+    for window in windows:
+        name, first = window.file_id, window.start or 0.0
+        if window.end is None or window.file_s is None:
+            files[name] = window
+        else:
+            files[name] = replace(
+                window, id=name, duration_s=window.file_s, start=None, end=None, file_s=None
+            )
+        for label, *times in events[window.id]:
+            start, end = (round(first + seconds, 6) for seconds in times)
+            if start < end:
+                found.setdefault(name, []).append((label, start, end))
+    return list(files.values()), {name: _merged(found.get(name, ())) for name in files}
+
+
 def balanced_weights(counts: Sequence[int]) -> list[float]:
     """A weight for each class, inversely proportional to how many samples it has; 1 in the mean over
     the samples. A class without any has weight 0.

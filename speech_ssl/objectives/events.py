@@ -22,14 +22,14 @@ from speech_ssl.model.heads import (
     EventsSpec,
     clip_logits,
     frame_logits,
-    scores,
 )
 from speech_ssl.model.linear_start import STRONG, WEIGHT_DECAYS, Pooled, fit_linear
 from speech_ssl.objectives.base import Tuned, Tuning
 from speech_ssl.objectives.views import add_noise, mixup, random_gain, time_shift
 from speech_ssl.types import SAMPLE_RATE, Batch, Frames, LossSum
 
-BINS = 256
+BINS, FARTHEST = 1024, 20.0
+"""Of logits, from -FARTHEST to FARTHEST: as fine for scores next to 1 as for those next to 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +166,7 @@ class Events(Tuned):
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         """`accuracy` and `balanced_accuracy` (the mean recall of labels) of exclusive labels; else
-        `mean_ap`: the mean of the labels' average precisions, of scores in 256 bins."""
+        `mean_ap`: the mean of the labels' average precisions, of scores in bins; NaN where none was shown."""
         if self.config.exclusive:
             shown_K = means["shown_K"]
             recall_K = means["hits_K"] / shown_K.clamp(min=1e-12)
@@ -252,10 +252,10 @@ class Events(Tuned):
         return {"shown_K": shown_NK.sum(0), "hits_K": (shown_NK * (meant_N == said_N)[:, None]).sum(0)}
 
     def _histograms(self, heard: _Heard) -> dict[str, Tensor]:
-        """Scores of clips or frames that have the label, and of those that have not: (K, bins) each.
-        Bins are finer for small scores, where those of a rare label lie."""
+        """Logits of clips or frames that have the label, and of those that have not: (K, bins) each."""
         labels = len(self.spec.labels)
-        place_NK = (scores(heard.logits_NK, self.spec) ** 0.25 * BINS).long().clamp(max=BINS - 1)
+        logits_NK = heard.logits_NK.nan_to_num(0.0)  # of a step that is skipped
+        place_NK = ((logits_NK + FARTHEST) * (BINS / (2 * FARTHEST))).clamp(0, BINS - 1).long()
         bin_NK = place_NK + BINS * torch.arange(labels, device=place_NK.device)
         present_NK = heard.targets_NK >= 0.5
         count = BINS * labels
@@ -267,10 +267,10 @@ class Events(Tuned):
 
 def mean_average_precision(present_KN: Tensor, absent_KN: Tensor) -> float:
     """From how many scores of positives and negatives fall into each bin, lowest first. Labels without a
-    positive are left out; without any, it is 0."""
+    positive are left out; without any it is not a number."""
     hits_KN = present_KN.flip(1).cumsum(1)
     heard_KN = hits_KN + absent_KN.flip(1).cumsum(1)
     precision_KN = hits_KN / heard_KN.clamp(min=1e-12)
     positives_K = present_KN.sum(1)
     ap_K = (precision_KN * present_KN.flip(1)).sum(1) / positives_K.clamp(min=1e-12)
-    return float(ap_K[positives_K > 0].mean()) if bool((positives_K > 0).any()) else 0.0
+    return float(ap_K[positives_K > 0].mean())

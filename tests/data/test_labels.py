@@ -18,6 +18,7 @@ from speech_ssl.data.labels import (
     label_names,
     labels_of,
     timed_windows,
+    whole_files,
 )
 from speech_ssl.data.manifest import ManifestError, Utterance, read_manifest, write_manifest
 
@@ -161,6 +162,12 @@ def test_windows_cover_the_file_and_events_lose_nothing(
     seconds = sum(b - a for found in events.values() for _, a, b in found)
     assert seconds == pytest.approx(union(drawn), abs=1e-6)
     assert all(one[2] < other[1] for found in events.values() for one, other in pairwise(found))
+    (file,), of_file = whole_files(windows, events)
+    assert file == replace(whole, file_s=file.file_s)
+    _, uncut = timed_windows(rows, window_s=file_s + 1)
+    expected = [span for _, *span in uncut["a.wav"] if span[1] - span[0] > 2e-6]
+    found = [span for _, *span in of_file["a.wav"] if span[1] - span[0] > 2e-6]
+    assert found == [pytest.approx(span, abs=1e-6) for span in expected]
     write_manifest(folder / "windows.tsv", windows)
     assert read_manifest(folder / "windows.tsv") == windows
 

@@ -6,10 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 
 import speech_ssl
+from recipes.event_tasks import WINDOW_S, TimedEvents
+from recipes.finetuning import readable
+from speech_ssl.data.labels import timed_windows
 from speech_ssl.data.manifest import Utterance, write_manifest
+from speech_ssl.inference.answers import Classification, TimedEvent
+from speech_ssl.model.heads import EventsSpec
 from tests.narrow import save_narrow
 from tests.recipes.tuning import done, refusal, results, sounds
 
@@ -48,3 +54,51 @@ def test_timed_events(tmp_path: Path) -> None:
     write_manifest(tmp_path / "silent.tsv", silent)
     options = ("timed", "--manifest", tmp_path / "silent.tsv", "--out", tmp_path / "other")
     assert "clips to test on has a label" in refusal(sounds, *options)
+
+
+class Loud:
+    """A runtime that hears the label "loud" where a wave is, in frames of 20 ms."""
+
+    heads = {"events": EventsSpec(labels=("loud",), exclusive=False, pooling="max", hidden=0)}
+
+    def plan(self, samples: int) -> None:
+        pass
+
+    def frame_scores(self, waves, *, head: str):
+        return [
+            (np.abs(wave.reshape(-1, 320)).max(axis=1)[:, None], np.arange(len(wave) // 320 + 1) * 0.02)
+            for wave in waves
+        ]
+
+    def classify(self, waves, *, head: str) -> list[Classification]:
+        answers = []
+        for wave, (scores, edges) in zip(waves, self.frame_scores(waves, head=head), strict=True):
+            bounds = np.flatnonzero(np.diff(np.concatenate(([0], scores[:, 0] > 0.5, [0]))))
+            spans = zip(edges[bounds[::2]], edges[bounds[1::2]], strict=True)
+            answers.append(Classification([], [TimedEvent("loud", *s, 1.0) for s in spans], len(wave) / 16e3))
+        return answers
+
+
+def test_events_are_measured_in_whole_files(tmp_path: Path) -> None:
+    """One begins shortly before the edge of two windows: heard 0.1 s too soon, it is one hit, and no false
+    alarm in the window before."""
+    wave = np.zeros(320_000)
+    wave[round(9.9 * 16_000) : 13 * 16_000] = 0.9
+    soundfile.write(tmp_path / "a.wav", wave, 16_000)
+    row = Utterance(tmp_path / "a.wav", 3.0, "a.wav#10-13", label="loud", start=10.0, end=13.0, file_s=20.0)
+    windows, events = timed_windows([row], window_s=WINDOW_S)
+    assert [window.id for window in windows] == ["a.wav#0-10", "a.wav#10-20"]
+    figures = TimedEvents(events).measure(Loud(), "events", windows, lambda *_: None)  # type: ignore[arg-type]
+    assert figures["clips"] == 1 and figures["event_f1"] == figures["event_f1_micro"] == 1.0
+    assert figures["psds_1"] == pytest.approx(1.0)
+
+
+def test_what_is_measured_is_all_of_a_file_or_part(tmp_path: Path) -> None:
+    """Whatever the manifest says of a file's length."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(48_000), 16_000)
+    rows = [
+        Utterance(tmp_path / "a.wav", 1.0, "a.wav"),
+        Utterance(tmp_path / "a.wav", 1.5, "a.wav#1-2.5", start=1.0, end=2.5),
+    ]
+    ((clips, waves),) = readable(rows, Loud(), lambda *_: None)  # type: ignore[arg-type]
+    assert clips == rows and [len(wave) for wave in waves] == [48_000, 24_000]  # type: ignore[arg-type]
