@@ -1,6 +1,7 @@
 """CTC fine-tuning (Baevski et al. 2020, section 4.3): transcription from few labels.
 
-    python -m recipes.finetune_ctc VARIANT --manifest M.tsv --out runs/NAME --init ARTIFACT [--resume]
+    python -m recipes.finetune_ctc VARIANT --manifest M.tsv --out runs/NAME --init ARTIFACT \\
+        [--resume [--set NAME=VALUE]]
 
 The manifest needs the column `text`. Texts are brought into normal form (lower case, letters, digits and
 apostrophes; `speech_ssl.text.normalize`), and their characters are the vocabulary, unless --vocabulary

@@ -1,6 +1,7 @@
 """Fine-tuning for sound events: labels of clips, or events with their times.
 
-    python -m recipes.finetune_events VARIANT --manifest M.tsv --out runs/NAME --init ARTIFACT [--resume]
+    python -m recipes.finetune_events VARIANT --manifest M.tsv --out runs/NAME --init ARTIFACT \\
+        [--resume [--set NAME=VALUE]]
 
 The manifest needs the column `label`; several labels of a row are separated by ";". With --folds split or
 --folds speaker each value of that column is the test set once (the protocol of ESC; leave one speaker

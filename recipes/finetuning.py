@@ -26,7 +26,7 @@ from recipes.common import (
     orderly_exit,
     recipe_parser,
 )
-from recipes.folders import open_folder
+from recipes.folders import open_folder, results_of
 from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import (
     Artifact,
@@ -206,9 +206,11 @@ def finetune(
     inputs = fingerprint([*examples.train, *examples.valid, *examples.test], artifact, task.taught)
     began = time.monotonic()
     loader = Loader(training, data, seed=run.train.seed, on_failure=note, targets=targets)
-    run = open_folder(request.out, run, inputs, ranks, resume=request.resume, changes=request.changes)
-    if request.resume and (request.out / RESULTS).exists():
-        return json.loads((request.out / RESULTS).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    finished = request.resume and (request.out / RESULTS).exists()
+    changes = {} if finished else request.changes
+    run = open_folder(request.out, run, inputs, ranks, resume=request.resume, changes=changes)
+    if finished:
+        return results_of(request.out / RESULTS, request.changes, ranks)
     if ranks.first:
         if artifact is None:
             print("no --init: the encoder starts from random weights", file=sys.stderr)

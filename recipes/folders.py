@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -45,6 +46,13 @@ def open_folder(  # noqa: PLR0913 - what makes a run, and how it goes on
     if ranks.first:
         _tell_costs(train, run.train, ranks)
     return replace(run, train=train)
+
+
+def results_of(path: Path, changes: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """The figures of a run that is finished, which has no step left for changes."""
+    if changes and ranks.first:
+        print(f"{path.parent} is finished: --set changes nothing in it", file=sys.stderr)
+    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def _tell_costs(train: TrainConfig, asked: TrainConfig, ranks: Ranks) -> None:

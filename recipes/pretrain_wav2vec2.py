@@ -1,11 +1,11 @@
 """wav2vec 2.0 pre-training (Baevski et al. 2020) on the audio of one or more manifests.
 
-    python -m recipes.pretrain_wav2vec2 VARIANT --manifest M.tsv --out runs/NAME [--resume]
+    python -m recipes.pretrain_wav2vec2 VARIANT --manifest M.tsv --out runs/NAME [--resume [--set NAME=VALUE]]
 
 smoke   seconds on 2 CPU cores: shows that everything runs; learns nothing of use.
-tiny    4.2 M parameters, 100 minutes on 2 CPU cores shared with other work. On 15.6 h of speech the
-        contrastive loss fell from 4.62 to 4.03, held out to 3.81; held-out accuracy 0.137, code
-        perplexity 361 (LOG.md has the run).
+tiny    4.2 M parameters, 100 minutes on 2 CPU cores with bf16 products, shared with other work; in fp32
+        on cores without (0.72 s a step) about 4 hours. On 15.6 h of speech the contrastive loss fell from
+        4.62 to 4.03, held out to 3.81; held-out accuracy 0.137, code perplexity 361 (LOG.md has the run).
 small   22 M parameters, about an hour on one GPU (not measured).
 base    95 M parameters, the published BASE; 1.6 h of audio a step.
 large   317 M parameters, the published LARGE (LV-60k); 2.7 h of audio a step.
@@ -27,7 +27,7 @@ from speech_ssl.training.run import Run
 
 
 def base() -> Run:
-    """As published: 64 batches of 87.5 s, 400,000 steps."""
+    """As published: 64 batches of 87.5 s, 400,000 steps; all parameters decay, as in fairseq."""
     return Run(
         name="wav2vec2-base",
         encoder=presets.base(),
