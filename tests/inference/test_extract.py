@@ -215,7 +215,7 @@ def children(pid: int) -> list[int]:
 
 def run_extract(manifest: Path, out: Path, artifact: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "speech_ssl.cli", "extract", str(manifest), str(out)]
-    command += ["--model", str(artifact), "--commit-seconds", "0.1", "--workers", "2"]
+    command += ["--model", str(artifact), "--commit-seconds", "0.1", "--workers", "2", "--precision", "fp32"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -98,6 +98,7 @@ class Process:
         environment = {
             "SPEECH_SSL_PORT": "0",
             "SPEECH_SSL_PROCESSES": "1",
+            "SPEECH_SSL_PRECISION": "fp32",
             "OMP_NUM_THREADS": "1",
         } | environment
         with log.open("wb") as stderr:
