@@ -143,9 +143,9 @@ WarningCode: TypeAlias = Literal["truncated", "unfinished_header", "opposite_pha
 class AudioWarning(NamedTuple):
     """What is wrong with audio that is used all the same.
 
-    code: for programs. `truncated`: it is used up to where it is damaged or cut off. `unfinished_header`: its
-        header says that nothing is in it; what follows the header is used. `opposite_phase`: its channels
-        cancel each other out in their mean.
+    code: for programs. `truncated`: it is used up to where it is damaged or cut off. `unfinished_header`:
+        there is more audio than its header says, and all is used. `opposite_phase`: its channels cancel each
+        other out in their mean, which is used.
     message: for people: one line, which names the file.
     """
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speech_ssl.audio import decoding
+from speech_ssl.audio import libsndfile
 
 RATE = 16_000
 FORMATS = [
@@ -21,6 +21,12 @@ FORMATS = [
     ("OGG", "OPUS"),
     ("MP3", "MPEG_LAYER_III"),
     ("AIFF", "PCM_16"),
+    ("AU", "PCM_16"),
+    ("CAF", "ALAC_16"),
+    ("W64", "PCM_16"),
+    ("NIST", "PCM_16"),
+    ("VOC", "PCM_16"),
+    ("IRCAM", "PCM_16"),
 ]
 
 
@@ -41,12 +47,12 @@ def noise(seconds: float, rate: int = RATE, channels: int | None = None) -> np.n
 def count_frames(patch: pytest.MonkeyPatch) -> list[int]:
     """From now on, how many frames each call to the decoder gives."""
     counts: list[int] = []
-    read = decoding._Sound.read
+    read = libsndfile._SoundFile.read
 
-    def counted(self: decoding._Sound, *, out: np.ndarray) -> np.ndarray:
+    def counted(self: libsndfile._SoundFile, *, out: np.ndarray) -> np.ndarray:
         block = read(self, out=out)
         counts.append(len(block))
         return block
 
-    patch.setattr(decoding._Sound, "read", counted)
+    patch.setattr(libsndfile._SoundFile, "read", counted)
     return counts

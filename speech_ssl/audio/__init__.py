@@ -7,18 +7,19 @@ their first bytes reach a decoder: libsndfile, or FFmpeg where the extra `av` is
 from speech_ssl.audio.decoding import (
     LARGEST_SAMPLE,
     Limits,
-    Source,
     decode,
     duration,
     resampler,
     stream,
 )
 from speech_ssl.audio.errors import AudioError, AudioWarning, Warn
-from speech_ssl.audio.formats import FORMATS, sniff
+from speech_ssl.audio.files import Source
+from speech_ssl.audio.formats import FORMATS, SUFFIXES, sniff
 
 __all__ = [
     "FORMATS",
     "LARGEST_SAMPLE",
+    "SUFFIXES",
     "AudioError",
     "AudioWarning",
     "Limits",

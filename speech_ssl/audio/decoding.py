@@ -2,71 +2,40 @@
 
 from __future__ import annotations
 
-import io
 import math
-import os
-import stat
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from speech_ssl.audio.errors import AudioError, AudioWarning, Warn
-from speech_ssl.audio.formats import FORMATS, HEAD_BYTES, WITH_PYAV, Container, adts_frame_bytes, sniff
+from speech_ssl.audio import files, libsndfile
+from speech_ssl.audio.errors import DAMAGED, AudioError, AudioWarning, Flaw, Warn
+from speech_ssl.audio.files import Source, name_of
+from speech_ssl.audio.formats import FORMATS, TABLE, Format
+from speech_ssl.audio.libsndfile import UNKNOWN
+from speech_ssl.audio.links import Link, links_of
 from speech_ssl.audio.phase import PhaseMeter
 from speech_ssl.types import SAMPLE_RATE, Waveform
 
 if TYPE_CHECKING:
-    from speech_ssl.audio.ffmpeg import Clip
+    from speech_ssl.audio import ffmpeg
 
-Source: TypeAlias = str | Path | bytes | BinaryIO
-"""A path, the bytes of a file, or an open binary file (read from its beginning)."""
+    Clip: TypeAlias = libsndfile.Clip | ffmpeg.Clip
 
 BLOCK_SAMPLES = 1 << 16
-MAX_TAGS = 8
-OPPOSITE = (
+OPPOSITE = Flaw(
+    "opposite_phase",
     "its channels are in opposite phase, and nearly nothing is left in their mean, which is what is used: "
-    "invert one of them, or keep one alone"
+    "invert one of them, or keep one alone",
 )
+NOTHING_LEFT = "damaged or cut off before anything that can be decoded"
 # The range of 32-bit integers read as floats. Beyond it energies overflow, and the clip is noise anyway.
 LARGEST_SAMPLE = 2.0**32
-
-
-class _Sound(soundfile.SoundFile):  # type: ignore[misc]  # it comes without types
-    """Reads straight on. Its parent seeks to where it is after every block: FLAC of unknown length
-    fails at that, and MP3 decodes a little differently for it."""
-
-    def seekable(self) -> bool:
-        return False
-
-    @property
-    def can_seek(self) -> bool:
-        """What the parent would say of the format: GSM cannot."""
-        return bool(super().seekable())
-
-
-class _Stored:
-    """What a decoder calls while reading from memory or an open file. A broken file makes it seek
-    before the beginning: refused here without an exception, which could only be printed."""
-
-    def __init__(self, file: BinaryIO | io.FileIO, begin: int = 0) -> None:
-        self.read, self._tell, self._seek, self._begin = file.read, file.tell, file.seek, begin
-
-    def tell(self) -> int:
-        return self._tell() - self._begin
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        try:
-            at = self._seek(offset + self._begin if whence == io.SEEK_SET else offset, whence)
-        except (ValueError, OSError):
-            return -1
-        return at - self._begin
 
 
 @dataclass(frozen=True)
@@ -89,6 +58,8 @@ def stream(
 ) -> Iterator[Waveform]:
     """Decode in blocks: 16 kHz, mono (the mean of the channels), constant memory.
 
+    What can be decoded before damage is used. Recordings that were joined are decoded one after the other.
+
     `start_s` and `stop_s` choose a part, resampled as if nothing were around it. It is sought; only with
     FFmpeg's formats, where a seek does not lead to an exact sample, is what comes before it decoded too.
     Never yields an empty block. `warn` is told, after the last block, what is wrong with audio that is used
@@ -98,13 +69,10 @@ def stream(
     """
     if not 0 <= start_s < (math.inf if stop_s is None else stop_s):
         raise ValueError(f"start_s must be at least 0 and before stop_s, not {start_s} and {stop_s}")
-    name = _name(source)
-    with _opened(source, name, limits) as sound:
-        phase = PhaseMeter(sound.channels)
-        blocks = _mono_blocks(sound, name, limits, start_s, stop_s, phase)
-        yield from blocks if sound.samplerate == SAMPLE_RATE else _resampled(blocks, sound.samplerate)
-        if phase.cancelled and warn is not None:
-            warn(AudioWarning("opposite_phase", f"{name}: {OPPOSITE}"))
+    name = name_of(source)
+    with files.opened(source) as file:
+        decoding = _Decoding(name, limits, start_s, math.inf if stop_s is None else stop_s, warn)
+        yield from decoding.blocks(links_of(file, name))
 
 
 def decode(
@@ -118,196 +86,202 @@ def decode(
     """The whole of what `stream` yields, shape (S,)."""
     blocks = list(stream(source, limits=limits, start_s=start_s, stop_s=stop_s, warn=warn))
     if not blocks:  # fewer samples than one at 16 kHz
-        raise AudioError("empty", f"{_name(source)}: no audio in it")
+        raise AudioError("empty", f"{name_of(source)}: no audio in it")
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def duration(path: str | Path, *, warn: Warn | None = None) -> float:
-    """Seconds, by the header where audio is found at the end that it claims, else (and always with
-    FFmpeg's formats) by decoding.
+    """Seconds: by the header where audio is found at the end that it claims, by the frames or the index where
+    these are complete (within 50 ms of what is decoded), else by decoding.
 
     Raises as `stream` does.
     """
-    name, limits = _name(path), Limits()
-    with _opened(path, name, limits) as sound:
-        if _ends_as_claimed(sound):
-            return float(sound.frames / sound.samplerate)
-    with _opened(path, name, limits) as sound:
-        samples = sum(len(block) for block in _mono_blocks(sound, name, limits, 0.0, None))
-        return float(samples / sound.samplerate)
+    name = name_of(path)
+    with files.opened(path) as file:
+        links = links_of(file, name)
+        seconds = [_seconds(link, name) for link in links]
+        if None in seconds:
+            decoding = _Decoding(name, warn=warn)
+            for _ in decoding.blocks(links):
+                pass
+            return decoding.heard_s
+        total = sum(known for known in seconds if known is not None)
+        if links[-1].flaw is not None and warn is not None:
+            warn(_warning(name, links[-1].flaw, total))
+        return total
 
 
-def _ends_as_claimed(sound: _Sound | Clip) -> bool:
-    if not sound.can_seek:
-        return False
-    try:
-        sound.seek(sound.frames - 1)
-        return len(sound.read(out=np.empty((1, sound.channels), dtype=np.float32))) == 1
-    except soundfile.SoundFileError:
-        return False
+def _seconds(link: Link, name: str) -> float | None:
+    """Without decoding it."""
+    with closing(_opened(link, name, Limits())) as clip:
+        if link.seconds is not None:
+            return link.seconds
+        return clip.length_s(complete=link.flaw is None)
 
 
-def _name(source: Source) -> str:
-    if isinstance(source, str | Path):
-        return str(source)
-    name = getattr(source, "name", None)
-    return name if isinstance(name, str) else "audio"
+class _Decoding:
+    """Of a file's recordings, from `start_s` to `stop_s`; tells what is wrong with them."""
 
+    def __init__(
+        self,
+        name: str,
+        limits: Limits = Limits(),
+        start_s: float = 0.0,
+        stop_s: float = math.inf,
+        warn: Warn | None = None,
+    ) -> None:
+        self.name, self.limits, self.start_s, self.stop_s = name, limits, start_s, stop_s
+        self.heard_s = 0.0
+        self._at_s = 0.0  # where the recording at hand begins
+        self._warn = warn
+        self._told: set[str] = set()
 
-def _regular(path: str | Path) -> io.FileIO:
-    """A file to be sought in. A pipe is refused, and does not make its opener wait for a writer."""
-    file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise AudioError("unsupported_format", f"{path}: not a regular file")
-    return file
+    def blocks(self, links: Sequence[Link]) -> Iterator[Waveform]:
+        damaged = False
+        for link in links:
+            if self._at_s >= self.stop_s:
+                break
+            try:
+                clip = _opened(link, self.name, self.limits)
+            except AudioError as error:
+                if link is links[0] or error.code not in ("undecodable", "empty", "unsupported_format"):
+                    raise
+                self._tell(DAMAGED)
+                break
+            with closing(clip):
+                blocks = self._mono_blocks(clip, link)
+                yield from blocks if clip.samplerate == SAMPLE_RATE else _resampled(blocks, clip.samplerate)
+                damaged = clip.flaw is not None
+            if damaged:  # it is used up to there
+                break
+        if not self.heard_s:
+            if (damaged or links[-1].flaw) and not self.start_s:
+                raise AudioError("undecodable", f"{self.name}: {NOTHING_LEFT}")
+            where = f" after {self.start_s:g} s" if self.start_s else ""
+            raise AudioError("empty", f"{self.name}: no audio in it{where}")
 
-
-@contextmanager
-def _opened(source: Source, name: str, limits: Limits) -> Iterator[_Sound | Clip]:
-    if isinstance(source, str | Path):
-        # Unbuffered, for the descriptor's position has to be the file's.
-        with _regular(source) as file, _sound(file, file.fileno(), name, limits) as sound:
-            yield sound
-        return
-    stored = io.BytesIO(source) if isinstance(source, bytes) else source
-    if not stored.seekable():
-        stored = io.BytesIO(stored.read())
-    with _sound(stored, _Stored(stored), name, limits) as sound:
-        yield sound
-
-
-@contextmanager
-def _sound(
-    file: BinaryIO | io.FileIO, handle: int | _Stored, name: str, limits: Limits
-) -> Iterator[_Sound | Clip]:
-    kind, begin = _recognised(file, name)
-    if kind in WITH_PYAV:
-        opened = _by_ffmpeg(_Stored(file, begin), kind, name)
-    else:
-        file.seek(0)
-        opened = _by_libsndfile(handle, name)
-    with opened as sound:
-        _check_header(sound, name, limits)
-        yield sound
-
-
-def _by_libsndfile(handle: int | _Stored, name: str) -> _Sound:
-    try:
-        return _Sound(handle, closefd=False)
-    except (soundfile.SoundFileError, ValueError, TypeError) as error:
-        raise AudioError("undecodable", f"{name}: cannot be decoded ({_reason(error)})") from error
-
-
-def _by_ffmpeg(file: _Stored, kind: Container, name: str) -> AbstractContextManager[Clip]:
-    try:
-        from speech_ssl.audio.ffmpeg import opened
-    except ImportError as error:
-        raise AudioError(
-            "unsupported_format",
-            f"{name}: to read {WITH_PYAV[kind]}, pip install 'speech-ssl[av]' ({error}); without it are read "
-            + ", ".join(FORMATS),
-        ) from error
-    file.seek(0)
-    return opened(file, kind, name)
-
-
-def _recognised(file: BinaryIO | io.FileIO, name: str) -> tuple[Container, int]:
-    """What it is, and where it begins."""
-    head = _head(file, 0)
-    if not head:
-        raise AudioError("empty", f"{name}: the file is empty")
-    kind, at = sniff(head), 0
-    for _ in range(MAX_TAGS):  # any format may hide behind a tag: look there
-        if head[:3] != b"ID3" or len(head) < 10:
-            break
-        at += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
-        head = _head(file, at)
-        kind = sniff(head) if head else kind
-    if kind == "adts":  # twelve bits may be there by chance, but hardly twice
-        following = _head(file, at + adts_frame_bytes(head))
-        kind = kind if not following or sniff(following) == "adts" else None
-    if kind is None:
-        known = ", ".join(FORMATS)
-        raise AudioError("unsupported_format", f"{name}: not a known audio format; known are {known}")
-    return kind, at
-
-
-def _head(file: BinaryIO | io.FileIO, at: int) -> bytes:
-    file.seek(at)
-    return file.read(HEAD_BYTES) or b""
-
-
-def _check_header(sound: _Sound | Clip, name: str, limits: Limits) -> None:
-    if not 1 <= sound.channels <= limits.max_channels:
-        raise AudioError(
-            "too_many_channels", f"{name}: {sound.channels} channels, at most {limits.max_channels} are read"
-        )
-    if not limits.min_rate <= sound.samplerate <= limits.max_rate:
-        wanted = f"between {limits.min_rate} and {limits.max_rate} Hz"
-        raise AudioError("bad_rate", f"{name}: a sample rate of {sound.samplerate} Hz, {wanted} is read")
-
-
-def _mono_blocks(
-    sound: _Sound | Clip,
-    name: str,
-    limits: Limits,
-    start_s: float,
-    stop_s: float | None,
-    phase: PhaseMeter | None = None,
-) -> Iterator[Waveform]:
-    """Blocks at the file's own rate, counted and checked."""
-    rate = sound.samplerate
-    start = round(start_s * rate)
-    wanted = math.inf if stop_s is None else round(stop_s * rate) - start
-    most = math.inf if limits.max_seconds is None else limits.max_seconds * rate
-    _seek(sound, start, name)
-    count = 0
-    while count < wanted:
-        block = _read(sound, int(min(_block_size(sound), wanted - count)), name)
-        if not len(block):
-            break
-        count += len(block)
-        if count > most:
-            raise AudioError("too_long", f"{name}: longer than {limits.max_seconds:g} s")
-        if not (block.max() <= LARGEST_SAMPLE and block.min() >= -LARGEST_SAMPLE):  # NaN fails both
-            raise AudioError("bad_samples", f"{name}: samples are not finite numbers")
-        mono = block[:, 0] if sound.channels == 1 else block.mean(axis=1)
-        if phase is not None and sound.channels > 1:
+    def _mono_blocks(self, clip: Clip, link: Link) -> Iterator[Waveform]:
+        """Blocks of one recording at its own rate, counted and checked."""
+        name, rate, before_s = self.name, clip.samplerate, self.heard_s
+        start = max(round((self.start_s - self._at_s) * rate), 0)
+        wanted = math.inf if self.stop_s == math.inf else round((self.stop_s - self._at_s) * rate) - start
+        most = (self.limits.max_seconds or math.inf) - before_s
+        phase = PhaseMeter(clip.channels)
+        at, count = _go_to(clip, start), 0
+        while at == start and count < wanted:
+            block = _read(clip, int(min(_block_size(clip), wanted - count)))
+            if not len(block):
+                break
+            count += len(block)
+            self.heard_s = before_s + count / rate
+            if count > most * rate:
+                raise AudioError("too_long", f"{name}: longer than {self.limits.max_seconds:g} s")
+            if not (block.max() <= LARGEST_SAMPLE and block.min() >= -LARGEST_SAMPLE):  # NaN fails both
+                raise AudioError("bad_samples", f"{name}: samples are not finite numbers")
+            mono = block[:, 0] if clip.channels == 1 else block.mean(axis=1)
             phase.add(block, mono)
-        yield mono
-    if not count:
-        where = f" after {start_s:g} s" if start else ""
-        raise AudioError("empty", f"{name}: no audio in it{where}")
+            yield mono
+        self._at_s += (at + count) / rate
+        flaw = clip.flaw or link.flaw
+        if count < wanted and flaw is not None and self.heard_s:
+            self._tell(flaw)
+        if phase.cancelled:
+            self._tell(OPPOSITE)
+
+    def _tell(self, flaw: Flaw) -> None:
+        if self._warn is not None and flaw.code not in self._told:
+            self._told.add(flaw.code)
+            self._warn(_warning(self.name, flaw, self._at_s))
 
 
-def _block_size(sound: _Sound | Clip) -> int:
-    return BLOCK_SAMPLES // int(sound.channels) or 1
+def _warning(name: str, flaw: Flaw, seconds: float) -> AudioWarning:
+    return AudioWarning(flaw.code, f"{name}: {flaw.message.format(seconds)}")
 
 
-def _seek(sound: _Sound | Clip, frame: int, name: str) -> None:
-    if not frame:
-        return
-    if sound.can_seek and frame < sound.frames < 1 << 40:
-        try:
-            sound.seek(frame)
-        except soundfile.SoundFileError as error:
-            raise AudioError("undecodable", f"{name}: cannot be sought ({_reason(error)})") from error
-        return
-    while frame > 0:  # the header does not know the length, or the codec (GSM, FFmpeg's) cannot seek
-        skipped = len(_read(sound, min(frame, _block_size(sound)), name))
-        if not skipped:
-            return
-        frame -= skipped
-
-
-def _read(sound: _Sound | Clip, frames: int, name: str) -> NDArray[np.float32]:
-    """At most `frames` frames, shape (frames, channels); none at the end."""
-    buffer = np.empty((frames, sound.channels), dtype=np.float32)
+def _opened(link: Link, name: str, limits: Limits) -> Clip:
+    """By the library that reads it. Raises AudioError."""
     try:
-        return np.asarray(sound.read(out=buffer), dtype=np.float32)
-    except soundfile.SoundFileError as error:
-        raise AudioError("undecodable", f"{name}: broken audio data ({_reason(error)})") from error
+        clip = _clip(link, name)
+    except AudioError as error:
+        if error.code == "empty" and link.flaw is not None:
+            raise AudioError("undecodable", f"{name}: {NOTHING_LEFT}") from error
+        raise
+    try:
+        _check_header(clip, name, limits)
+    except AudioError:
+        clip.close()
+        raise
+    return clip
+
+
+def _clip(link: Link, name: str) -> Clip:
+    """What libsndfile reads at all it reads sooner, and with seeking; but it knows fewer codecs."""
+    form = TABLE[link.kind]
+    refusal: AudioError | None = None
+    if form.libsndfile:
+        try:
+            return libsndfile.Clip(link.view, name)
+        except AudioError as error:
+            if not form.demuxer:
+                raise
+            refusal = error
+    try:
+        from speech_ssl.audio import ffmpeg
+    except ImportError as error:
+        raise _without_ffmpeg(form, name, refusal, error) from error
+    try:
+        return ffmpeg.Clip(link.view, link.kind, name)
+    except AudioError as error:
+        if refusal is None or error.code == "unsupported_format":
+            raise
+        raise refusal from error
+
+
+def _without_ffmpeg(form: Format, name: str, refusal: AudioError | None, error: ImportError) -> AudioError:
+    if refusal is not None:
+        hint = (
+            f"; if it is damaged nowhere, pip install 'speech-ssl[av]' for {' and '.join(form.extra)}"
+            if form.extra
+            else ""
+        )
+        return AudioError(refusal.code, f"{refusal}{hint}")
+    return AudioError(
+        "unsupported_format",
+        f"{name}: to read {' and '.join(form.extra)}, pip install 'speech-ssl[av]' ({error}); without it are "
+        "read " + ", ".join(FORMATS),
+    )
+
+
+def _check_header(clip: Clip, name: str, limits: Limits) -> None:
+    if not 1 <= clip.channels <= limits.max_channels:
+        raise AudioError(
+            "too_many_channels", f"{name}: {clip.channels} channels, at most {limits.max_channels} are read"
+        )
+    if not limits.min_rate <= clip.samplerate <= limits.max_rate:
+        wanted = f"between {limits.min_rate} and {limits.max_rate} Hz"
+        raise AudioError("bad_rate", f"{name}: a sample rate of {clip.samplerate} Hz, {wanted} is read")
+
+
+def _block_size(clip: Clip) -> int:
+    return BLOCK_SAMPLES // int(clip.channels) or 1
+
+
+def _go_to(clip: Clip, frame: int) -> int:
+    """The frame that is read next: that one, or the end."""
+    if not frame or (clip.can_seek and frame < clip.frames < UNKNOWN and clip.seek(frame)):
+        return frame
+    at = 0
+    while at < frame:  # the header does not know the length, or the codec (GSM, FFmpeg's) cannot seek
+        skipped = len(_read(clip, min(frame - at, _block_size(clip))))
+        if not skipped:
+            break
+        at += skipped
+    return at
+
+
+def _read(clip: Clip, frames: int) -> NDArray[np.float32]:
+    """At most `frames` frames, shape (frames, channels); none at the end."""
+    return clip.read(out=np.empty((frames, clip.channels), dtype=np.float32))
 
 
 def resampler(rate: int) -> soxr.ResampleStream:
@@ -322,10 +296,3 @@ def _resampled(blocks: Iterator[Waveform], rate: int) -> Iterator[Waveform]:
             yield wave
     if len(wave := resampling.resample_chunk(np.empty(0, dtype=np.float32), last=True)):
         yield wave
-
-
-def _reason(error: Exception) -> str:
-    text = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
-    if "not a regular file" in text:  # said of MP3 without one whole frame
-        return "no audio frames"
-    return str(text).strip().rstrip(".")

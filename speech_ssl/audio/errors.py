@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from speech_ssl.types import AudioWarning, WarningCode
 
@@ -35,3 +35,20 @@ class AudioError(ValueError):
 
 Warn: TypeAlias = Callable[[AudioWarning], object]
 """Called with each warning of a file, at most once for each code."""
+
+
+class Flaw(NamedTuple):
+    """A warning before it is known how much can be decoded: `message` has a place for the seconds."""
+
+    code: WarningCode
+    message: str
+
+
+CUT_OFF = Flaw("truncated", "it is cut off after {:.2f} s, which are used")
+DAMAGED = Flaw("truncated", "it is damaged or cut off after {:.2f} s, and only what comes before is used")
+CHANGED = Flaw(
+    "truncated", "its rate or number of channels changes after {:.2f} s, and only what comes before is used"
+)
+UNFINISHED = Flaw(
+    "unfinished_header", "its header was not finished; all the {:.2f} s that follow it are used"
+)

@@ -1,4 +1,4 @@
-"""MP4, ADTS, WebM and Matroska, decoded by FFmpeg through PyAV (the extra `av`).
+"""What FFmpeg decodes, through PyAV (the extra `av`).
 
 FFmpeg is given bytes, one demuxer and a few decoders, all by name: it guesses nothing and opens nothing else,
 whatever a file refers to. What an encoder put in front of the audio, and behind it, is left out where the
@@ -7,32 +7,44 @@ container says how much that is, as FFmpeg does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
 from av import AudioStream
+from av.audio.codeccontext import AudioCodecContext
 from av.audio.plane import AudioPlane
 from numpy.typing import NDArray
 
-from speech_ssl.audio.errors import AudioError
-from speech_ssl.audio.formats import Container
+from speech_ssl.audio.errors import CHANGED, DAMAGED, AudioError, Flaw
+from speech_ssl.audio.files import View
+from speech_ssl.audio.formats import TABLE, Container
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
     from av.container import InputContainer
     from av.packet import Packet
 
-DEMUXERS: dict[Container, str] = {"mp4": "mov", "adts": "aac", "matroska": "matroska"}
-
-PCM = [f"pcm_{form}{order}" for form in ("s16", "s24", "s32", "f32", "f64") for order in ("be", "le")]
 DECODERS = frozenset(
-    ["aac", "alac", "flac", "mp3", "mp3float", "opus", "vorbis", *PCM]
+    ["aac", "ac3", "alac", "eac3", "flac", "mp2", "mp2float", "mp3", "mp3float", "opus", "speex", "vorbis"]
+    + ["wavpack", "wmalossless", "wmapro", "wmav1", "wmav2", "wmavoice"]
+    + ["amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb"]
+    + ["adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "adpcm_yamaha", "g722", "g723_1", "g726", "g726le", "gsm"]
     + ["pcm_u8", "pcm_s8", "pcm_alaw", "pcm_mulaw"]
+    + [f"pcm_{form}{order}" for form in ("s16", "s24", "s32", "f32", "f64") for order in ("be", "le")]
 )
-CODECS = "AAC, ALAC, FLAC, MP3, Opus, Vorbis and PCM"
+"""Of speech and music, as recorders, telephones and films have it."""
+CODECS = (
+    "AAC, AC-3, ADPCM, ALAC, AMR, FLAC, G.722, G.723.1, G.726, GSM, MP2, MP3, Opus, Speex, Vorbis, WavPack, "
+    "WMA and PCM"
+)
+INSTEAD = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
+"""FFmpeg's own know no pauses (DTX)."""
+WITH_CHECKSUMS = frozenset(["ac3", "eac3", "flac", "wavpack"])
+"""Nothing else would look at them."""
 
 OPTIONS = {
     "protocol_whitelist": "none",  # no protocol has this name
@@ -50,68 +62,137 @@ DTYPES: dict[str, type[Any]] = {
     "flt": np.float32,
     "dbl": np.float64,
 }
+NO_FRAME: tuple[None, int] = (None, 0)
 FULL_SCALE = {np.uint8: 2.0**7, np.int16: 2.0**15, np.int32: 2.0**31, np.float32: 1.0, np.float64: 1.0}
 
 
-class File(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-    def seek(self, offset: int, whence: int = 0, /) -> int: ...
-    def tell(self) -> int: ...
-
-
-@contextmanager
-def opened(file: File, kind: Container, name: str) -> Iterator[Clip]:
-    """Raises AudioError."""
-    with _refusing(name):
-        container = av.open(
-            file, "r", format=DEMUXERS[kind], container_options=OPTIONS, metadata_errors="replace"
-        )
-    with container:
-        yield Clip(container, name)
-
-
 class Clip:
-    """One file's sound track, with what `audio` uses of a soundfile.SoundFile. Raises AudioError."""
+    """One file's sound track, with what `libsndfile.Clip` has. Raises AudioError."""
 
     can_seek = False
     frames = 0  # not known: they are counted
 
-    def __init__(self, container: InputContainer, name: str) -> None:
+    def __init__(self, view: View, kind: Container, name: str) -> None:
         self._name = name
-        self._decoded = _frames(container, _track(container, name))
-        first = self._frame()
-        if first is None:
-            raise AudioError("empty", f"{name}: no audio in it")
+        self.flaw: Flaw | None = None
+        self._container = _container(view, kind, name)
+        try:
+            self._track, self._decoder = _track(self._container, name)
+            self._packets = self._container.demux(self._track)
+            self._begin_pts = self._end_pts = 0
+            self._decoded = self._without_padding()
+            first, count = next(self._decoded, NO_FRAME)
+            if first is None:
+                raise AudioError("empty", f"{name}: no audio in it")
+        except BaseException:
+            self._container.close()
+            raise
         self.samplerate, self.channels = first.sample_rate, first.layout.nb_channels
-        self._rest = _samples(first)
+        self._rest = _samples(first)[:count]
 
-    def seek(self, frame: int) -> int:
+    def close(self) -> None:
+        self._decoded.close()
+        self._container.close()
+
+    def length_s(self, *, complete: bool) -> float | None:
+        """By the index, or by packets that are not decoded. Nothing can be read after that."""
+        if not complete:
+            return None
+        if indexed_s := self._indexed_s():
+            return indexed_s
+        try:
+            for packet in self._packets:
+                if packet.is_corrupt:
+                    return None
+                self._note(packet)
+        except av.FFmpegError:
+            return None
+        return self._packets_s() or None
+
+    def _note(self, packet: Packet[AudioStream]) -> None:
+        if packet.pts is not None and packet.size:
+            self._begin_pts = self._begin_pts if self._end_pts else packet.pts
+            self._end_pts = packet.pts + (packet.duration or 0)
+
+    def seek(self, frame: int) -> bool:
         raise NotImplementedError("`can_seek` says so")
 
     def read(self, *, out: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The beginning of `out`, shape (frames, channels), filled with what comes next."""
+        """The beginning of `out`, shape (frames, channels), filled with what comes next, up to damage."""
         filled = 0
         while filled < len(out):
             if not len(self._rest):
-                frame = self._frame()
+                frame, count = next(self._decoded, NO_FRAME)
                 if frame is None:
                     break
-                self._check_same(frame)
-                self._rest = _samples(frame)
+                if (frame.sample_rate, frame.layout.nb_channels) != (self.samplerate, self.channels):
+                    self.flaw = CHANGED
+                    self._decoded.close()
+                    break
+                self._rest = _samples(frame)[:count]
             part, self._rest = np.split(self._rest, [len(out) - filled])
             _scale(part, out[filled : filled + len(part)])
             filled += len(part)
         return out[:filled]
 
-    def _frame(self) -> AudioFrame | None:
-        with _refusing(self._name):
-            return next(self._decoded, None)
+    def _indexed_s(self) -> float:
+        """0 where there is no index."""
+        track = self._track
+        if not track.frames or not track.duration or track.time_base is None:
+            return 0.0
+        return float(track.duration * track.time_base)
 
-    def _check_same(self, frame: AudioFrame) -> None:
-        if (frame.sample_rate, frame.layout.nb_channels) != (self.samplerate, self.channels):
-            raise AudioError(
-                "undecodable", f"{self._name}: its sample rate or its number of channels changes midway"
-            )
+    def _packets_s(self) -> float:
+        """Of the packets so far."""
+        return float((self._end_pts - max(self._begin_pts, 0)) * (self._track.time_base or 0))
+
+    def _without_padding(self) -> Generator[tuple[AudioFrame, int]]:
+        """Frames, and how many samples of each count: of MP4 it is said when the last is not full."""
+        last: AudioFrame | None = None
+        before = 0
+        for frame in self._frames():
+            if last is not None:
+                yield last, last.samples
+                before += last.samples
+            last = frame
+        if last is not None:
+            counted = last.samples
+            if self._track.time_base == Fraction(1, last.sample_rate) and self.flaw is None:
+                left = round((self._indexed_s() or self._packets_s()) * last.sample_rate) - before
+                counted = left if 0 < left < counted else counted
+            yield last, counted
+
+    def _frames(self) -> Generator[AudioFrame]:
+        """Up to damage; of a file that is nothing else, its error."""
+        heard = False
+        damage: av.FFmpegError | None = None
+        try:
+            for packet in self._packets:
+                self._note(packet)
+                if packet.is_corrupt:  # it is cut off
+                    self.flaw = DAMAGED
+                    break
+                if packet.size:
+                    for frame in self._decoder.decode(packet):
+                        heard = True
+                        yield frame
+        except av.FFmpegError as error:
+            self.flaw, damage = DAMAGED, error
+        try:
+            for frame in self._decoder.decode(None):  # what it still holds
+                heard = True
+                yield frame
+        except av.FFmpegError as error:
+            self.flaw, damage = DAMAGED, damage or error
+        if self.flaw and not heard:
+            raise _refusal(self._name, "it is damaged" if damage is None else str(damage.strerror))
+
+
+def _container(view: View, kind: Container, name: str) -> InputContainer:
+    view.seek(0)
+    demuxer = TABLE[kind].demuxer
+    with _refusing(name):
+        return av.open(view, "r", format=demuxer, container_options=OPTIONS, metadata_errors="replace")
 
 
 @contextmanager
@@ -119,48 +200,37 @@ def _refusing(name: str) -> Iterator[None]:
     try:
         yield
     except av.FFmpegError as error:
-        reason = str(error.strerror).lower()
-        raise AudioError("undecodable", f"{name}: cannot be decoded ({reason})") from error
+        raise _refusal(name, str(error.strerror)) from error
 
 
-def _track(container: InputContainer, name: str) -> AudioStream:
-    """The one that FFmpeg thinks best, or else the first that is read here."""
+def _refusal(name: str, reason: str) -> AudioError:
+    return AudioError("undecodable", f"{name}: cannot be decoded ({reason.lower()})")
+
+
+def _track(container: InputContainer, name: str) -> tuple[AudioStream, AudioCodecContext]:
+    """The one that FFmpeg thinks best, or else the first that is read here; and its decoder."""
     best = container.streams.best("audio")
     if best is None:
         raise AudioError("empty", f"{name}: no audio in it")
     for track in (best, *container.streams.audio):
         context = track.codec_context  # None where FFmpeg has no decoder
         if isinstance(track, AudioStream) and context is not None and context.codec.name in DECODERS:
-            context.thread_count = 1
-            if context.codec.name == "flac":  # it has checksums, which nothing else would look at
-                context.options = {"err_detect": "crccheck+explode"}
-            return track
+            assert isinstance(context, AudioCodecContext)
+            return track, _decoder(context)
     raise AudioError("unsupported_format", f"{name}: its codec is not read here; {CODECS} are")
 
 
-def _frames(container: InputContainer, track: AudioStream) -> Iterator[AudioFrame]:
-    """Of a file that is cut off, the last packet may be damaged: it is left out. No other may."""
-    damage: av.FFmpegError | None = None
-    heard = False
-    for packet in _packets(container, track):
-        if damage is not None and packet is not None:
-            raise damage
-        try:
-            frames = track.codec_context.decode(packet)
-        except av.FFmpegError as error:
-            damage = error
-            continue
-        for frame in frames:
-            heard = True
-            yield frame
-    if damage is not None and not heard:
-        raise damage
-
-
-def _packets(container: InputContainer, track: AudioStream) -> Iterator[Packet[AudioStream] | None]:
-    """Those of one track, and then None, for what the decoder still holds."""
-    yield from (packet for packet in container.demux(track) if packet.size)
-    yield None
+def _decoder(context: AudioCodecContext) -> AudioCodecContext:
+    better = INSTEAD.get(context.codec.name)
+    if better in av.codecs_available:
+        other = av.CodecContext.create(better, "r")
+        assert isinstance(other, AudioCodecContext)
+        other.sample_rate, other.layout = context.sample_rate, context.layout
+        context = other
+    context.thread_count = 1
+    if context.codec.name in WITH_CHECKSUMS:
+        context.options = {"err_detect": "crccheck+explode"}
+    return context
 
 
 def _samples(frame: AudioFrame) -> NDArray[Any]:

@@ -21,6 +21,8 @@ class PhaseMeter:
         self._sum_C = np.zeros(channels)
 
     def add(self, block_SC: NDArray[np.float32], mean_S: NDArray[np.float32]) -> None:
+        if len(self._sum_C) < 2:
+            return
         self._count += len(block_SC)
         self._energy += float(np.vdot(block_SC, block_SC))
         self._mean_energy += float(mean_S @ mean_S)
@@ -29,7 +31,7 @@ class PhaseMeter:
     @property
     def cancelled(self) -> bool:
         channels = len(self._sum_C)
-        if channels < 2 or not self._count:
+        if not self._count:
             return False
         energy = (self._energy - float(self._sum_C @ self._sum_C) / self._count) / channels
         mean_energy = self._mean_energy - float(self._sum_C.mean()) ** 2 / self._count

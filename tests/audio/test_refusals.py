@@ -96,7 +96,7 @@ def test_streaming_takes_constant_memory() -> None:
 TAG = b"ID3\x04\x00\x00\x00\x00\x00\x0a" + bytes(10)
 
 
-def riff(kind: str) -> bytes:
+def other(kind: str) -> bytes:
     return encoded(noise(1), kind=kind)
 
 
@@ -109,11 +109,11 @@ def riff(kind: str) -> bytes:
         pytest.param(b"RIFF\x24\x00\x00\x00AVI " + bytes(200), id="avi"),
         pytest.param(b"OggS\x00\x02" + bytes(22) + b"\x80theora" + bytes(200), id="ogg-video"),
         pytest.param(b"\xff\xff\xff\xff" * 50, id="no-mpeg-header"),
-        pytest.param(riff("W64"), id="w64"),
-        pytest.param(riff("AU"), id="au"),
-        pytest.param(riff("CAF"), id="caf"),
-        pytest.param(TAG + riff("W64"), id="w64-behind-a-tag"),
-        pytest.param(TAG + TAG + riff("W64"), id="w64-behind-two"),
+        pytest.param(other("PAF"), id="paf"),
+        pytest.param(other("SVX"), id="svx"),
+        pytest.param(other("MAT5"), id="mat5"),
+        pytest.param(TAG + other("MAT5"), id="mat5-behind-a-tag"),
+        pytest.param(TAG + TAG + other("HTK"), id="htk-behind-two"),
     ],
 )
 def test_only_known_formats_reach_the_decoder(content: bytes) -> None:
@@ -155,9 +155,7 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     [
         pytest.param(b"", "empty", id="no-bytes"),
         pytest.param(encoded(noise(0)), "empty", id="no-samples"),
-        pytest.param(wav_claiming(0), "empty", id="claims-no-samples"),
         pytest.param(encoded(noise(1))[:30], "undecodable", id="ends-in-the-header"),
-        pytest.param(encoded(noise(9), kind="FLAC")[:90_000], "undecodable", id="breaks-midway"),
         pytest.param(encoded(noise(0.1, channels=17)), "too_many_channels", id="17-channels"),
         pytest.param(encoded(noise(0.01, channels=1_000)), "too_many_channels", id="1000-channels"),
         pytest.param(encoded(noise(0.1), 3_999), "bad_rate", id="rate-too-low"),
@@ -183,24 +181,15 @@ def test_nan_late_in_a_long_stereo_file_is_found() -> None:
     assert refusal(encoded(samples, 44_100, subtype="FLOAT")).code == "bad_samples"
 
 
-@pytest.mark.parametrize(("kind", "subtype"), [("WAV", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS")])
-def test_a_file_cut_off_gives_what_is_left_of_it(kind: str, subtype: str) -> None:
-    content = encoded(noise(10), kind=kind, subtype=subtype)
-    wave = decode(content[: len(content) // 2])
-    assert 3 * RATE < len(wave) < 6 * RATE
-    np.testing.assert_allclose(wave, decode(content)[: len(wave)], atol=1e-6)
-
-
 def test_an_error_crosses_processes() -> None:
     error = pickle.loads(pickle.dumps(refusal(b"")))
     assert (error.code, str(error)) == ("empty", "audio: the file is empty")
 
 
 def test_sniff_knows_each_container_and_no_other() -> None:
-    kinds = {"WAV": "wav", "WAVEX": "wav", "RF64": "wav", "FLAC": "flac", "OGG": "ogg", "MP3": "mp3"}
     for kind, subtype in FORMATS:
         head = encoded(noise(0.1), kind=kind, subtype=subtype)[: formats.HEAD_BYTES]
-        assert sniff(head) == kinds.get(kind, "aiff")
+        assert sniff(head) == {"WAVEX": "wav", "RF64": "wav", "NIST": "sphere"}.get(kind, kind.lower())
     assert sniff(b"") is None
 
 

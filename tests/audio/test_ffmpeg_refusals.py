@@ -15,7 +15,7 @@ import av
 
 from speech_ssl import audio
 from speech_ssl.audio import AudioError, Limits, decode, sniff
-from tests.sounds import RATE, encoded, noise
+from tests.sounds import RATE, encoded
 from tests.sounds_av import FORMATS_AV, NAMES, Form, encoded_av, referring_to, sound
 
 NONE = Limits()
@@ -64,7 +64,6 @@ PLAYLISTS = {
     "ebml": b"\x1a\x45\xdf\xa3\x8bB\x82\x88mischief" + bytes(100),
     "mpeg-ts": b"G@\0\x10" + bytes(184) + b"G@\0\x10",
     "flv": b"FLV\x01\x05\0\0\0\x09" + bytes(100),
-    "asf": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + bytes(100),
     "loas": b"\x56\xe0\x20" + bytes(100),
     "one chance sync": b"\xff\xf1\x4c\x80\x02\x1f\xfc" + bytes(100),
 }
@@ -98,10 +97,10 @@ def test_adts_and_mp3_are_told_apart() -> None:
     assert sniff(frame[:3] + bytes(3) + frame[6:]) is None, "no longer than nothing"
 
 
-@pytest.mark.parametrize(("container", "codec"), [("mp4", "ac3"), ("matroska", "ac3"), ("matroska", "mp2")])
+@pytest.mark.parametrize(("container", "codec"), [("matroska", "tta"), ("matroska", "real_144")])
 def test_other_codecs_are_refused_by_name(container: str, codec: str) -> None:
     error = refusal(encoded_av(sound(1, 48_000), 48_000, container, codec))
-    assert error.code == "unsupported_format" and "AAC, ALAC, FLAC" in str(error)
+    assert error.code == "unsupported_format" and "AAC, AC-3, ADPCM" in str(error)
 
 
 def test_a_film_without_sound_is_empty() -> None:
@@ -114,30 +113,12 @@ def test_a_film_without_sound_is_empty() -> None:
     assert refusal(file.getvalue()).code == "empty"
 
 
-def test_a_change_midway_is_refused() -> None:
-    """ADTS says rate and channels in each frame."""
-    first = encoded_av(sound(2), RATE, "adts")
-    for other in (
-        encoded_av(sound(2, 48_000), 48_000, "adts"),
-        encoded_av(np.stack([sound(2)] * 2, axis=1), RATE, "adts"),
-    ):
-        error = refusal(first + other)
-        assert error.code == "undecodable" and "changes midway" in str(error)
-
-
-@pytest.mark.parametrize("form", [form for form in FORMATS_AV if form[0] != "mp4" and form[1] != "alac"][:-1])
-def test_a_file_cut_off_gives_what_is_left_of_it(form: Form) -> None:
-    options = {"movflags": "faststart"} if form[0] == "mov" else form[2]
-    content = encoded_av(0.3 * noise(10), RATE, form[0], form[1], options)
-    wave = decode(content[: len(content) // 2])
-    assert 3 * RATE < len(wave) < 6 * RATE
-    # The last frame that is whole overlaps with one that is not.
-    np.testing.assert_allclose(wave[:-2048], decode(content)[: len(wave) - 2048], atol=1e-6)
-
-
 def test_without_its_index_at_the_end_nothing_is_left() -> None:
     content = encoded_av(sound(3))
-    assert refusal(content[: content.index(b"moov")]).code == "undecodable"
+    at = content.index(b"moov")
+    for end in (at - 1_000, at, at + 200):
+        error = refusal(content[:end])
+        assert error.code == "undecodable" and "cut off before" in str(error)
 
 
 def test_where_nothing_can_be_decoded_it_is_not_called_empty() -> None:
@@ -164,14 +145,6 @@ def test_what_the_decoder_still_holds_at_the_end_is_heard() -> None:
         clip.mux(track.encode(frame))
         clip.mux(track.encode(None))
     assert len(decode(file.getvalue())) == 4 * RATE
-
-
-@pytest.mark.parametrize(("codec", "length"), [("alac", 8_000), ("flac", 8_000), ("flac", 1)])
-def test_damage_in_the_middle_is_not_passed_over(codec: str, length: int) -> None:
-    """FLAC has checksums, so that one byte is enough."""
-    content = bytearray(encoded_av(sound(3), RATE, "mp4", codec))
-    content[20_000 : 20_000 + length] = b"\xff" * length
-    assert refusal(bytes(content)).code == "undecodable"
 
 
 # --- anything at all -------------------------------------------------------------------------------

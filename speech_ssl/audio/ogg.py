@@ -1,0 +1,137 @@
+"""Ogg: its pages, and the recordings in it.
+
+Of several one after the other (a chain: messages joined, radio) each is a link; of streams side by side (a
+film's) the first of sound is taken.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from speech_ssl.audio.errors import CUT_OFF, DAMAGED, AudioError, Flaw
+from speech_ssl.audio.files import File, Piece, Range
+from speech_ssl.audio.formats import known_formats
+
+HEADER_BYTES = 27
+MOST_PAGE_BYTES = HEADER_BYTES + 255 + 255 * 255
+FIRST = 2
+JUNK_BYTES = 2_048
+MOST_LINKS = 10_000
+
+CODECS = {b"\x01vorbis": "vorbis", b"OpusHead": "opus", b"\x7fFLAC": "flac", b"Speex   ": "speex"}
+_CODEC = re.compile(b"|".join(re.escape(start) for start in CODECS))
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+class Page(NamedTuple):
+    """codec: of the sound whose first page this is."""
+
+    begin: int
+    body: int
+    end: int
+    flags: int
+    granule: int
+    serial: int
+    number: int
+    codec: str | None
+
+
+class Link(NamedTuple):
+    """One recording of sound: its codec, and the pieces that a decoder of it gets."""
+
+    codec: str
+    pieces: list[Piece]
+
+
+def links_of(file: File, name: str) -> tuple[list[Link], Flaw | None]:
+    """And what is wrong at the end of the last. Raises AudioError where there is none."""
+    links: list[Link] = []
+    before: Page | None = None  # of the stream that is taken
+    opening, at, flaw = False, 0, None
+    for page in _pages(file):
+        if page.flags & FIRST:
+            if not opening:
+                before = None
+            opening = True
+            if before is None and page.codec is not None:
+                links.append(Link(page.codec, []))
+        else:
+            opening = False
+            if before is not None and page.serial == before.serial and _is_gap(before, page):
+                flaw = DAMAGED
+                break
+        at = page.end
+        if links and (page.codec and before is None or before is not None and page.serial == before.serial):
+            before = page
+            _add(links[-1], page)
+        if len(links) > MOST_LINKS:
+            raise AudioError("undecodable", f"{name}: more than {MOST_LINKS} recordings joined; split it")
+    if not links:
+        if at == 0 and _CODEC.search(file.peek(0, 2 * HEADER_BYTES)):
+            raise AudioError("undecodable", f"{name}: its first page is damaged or cut off")
+        raise AudioError(
+            "unsupported_format", f"{name}: Ogg with no sound in it that is read; {known_formats()}"
+        )
+    return links, flaw or _flaw(file, at)
+
+
+def _is_gap(before: Page, page: Page) -> bool:
+    """Pages are missing; not behind those of the header, where one begins who listens in to radio."""
+    return page.number > before.number + 1 and before.granule != 0
+
+
+def _add(link: Link, page: Page) -> None:
+    """Of FLAC the container goes: what is in it, but for nine bytes, is a FLAC file."""
+    begin, end = page.begin, page.end
+    if link.codec == "flac":
+        begin = page.body + (9 if page.flags & FIRST else 0)
+    last = link.pieces[-1] if link.pieces else None
+    if isinstance(last, Range) and last.end == begin:
+        link.pieces[-1] = Range(last.begin, end)
+    else:
+        link.pieces.append(Range(begin, end))
+
+
+def _pages(file: File) -> Iterator[Page]:
+    """While they are whole."""
+    at = 0
+    while True:
+        head = file.peek(at, HEADER_BYTES)
+        if len(head) < HEADER_BYTES or head[:5] != b"OggS\0":
+            return
+        body = at + HEADER_BYTES + head[26]
+        end = body + sum(file.peek(at + HEADER_BYTES, head[26]))
+        data = file.peek(at, end - at)
+        if len(data) < end - at or _checksum(data[:22] + bytes(4) + data[26:]) != head[22:26]:
+            return
+        start = _CODEC.match(data, body - at) if head[5] & FIRST else None
+        yield Page(
+            begin=at,
+            body=body,
+            end=end,
+            flags=head[5],
+            granule=int.from_bytes(head[6:14], "little"),
+            serial=int.from_bytes(head[14:18], "little"),
+            number=int.from_bytes(head[18:22], "little"),
+            codec=CODECS[start.group()] if start else None,
+        )
+        at = end
+
+
+def _checksum(page: bytes) -> bytes:
+    """As written in a page. Ogg's CRC has the bits of each byte the other way round than zlib's."""
+    mirrored = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return mirrored.to_bytes(4, "big").translate(_REVERSED)
+
+
+def _flaw(file: File, at: int) -> Flaw | None:
+    """What it means that there is no whole page."""
+    rest = file.read_at(at, MOST_PAGE_BYTES)
+    if not rest:
+        return None
+    if rest[:4] == b"OggS"[: len(rest)] and at + len(rest) == file.size and b"OggS" not in rest[4:]:
+        return CUT_OFF
+    return DAMAGED if len(rest) > JUNK_BYTES or b"OggS" in rest else None
