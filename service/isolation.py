@@ -56,4 +56,3 @@ def import_path() -> list[str]:
     installed = {*site.getsitepackages(), site.getusersitepackages()}
     homes = {str(Path(package.__file__ or "").parents[1]) for package in (service, speech_ssl)}
     return kept + sorted(homes.intersection(sys.path) - installed.union(kept))
-

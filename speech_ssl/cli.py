@@ -28,6 +28,7 @@ from speech_ssl.cli_output import (
     message_of,
     plain_name,
     tell,
+    told_of,
 )
 
 if TYPE_CHECKING:
@@ -277,11 +278,7 @@ def convert(source: str, out: Path, form: Literal["artifact", "huggingface", "fa
     size = sum(weights.numel() for weights in artifact.encoder.parameters())
     parts = [f"{artifact.name}: {size / 1e6:.1f} M parameters"]
     parts += [f"head {name}" for name in artifact.heads]
-    left = artifact.config["training"].get("left_out")
-    parts += [f"left out: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}"] if left else []
-    assumed = artifact.config["training"].get("assumed")
-    parts += [f"assumed, for it does not say: {', '.join(assumed)}"] if assumed else []
-    print(f"{out}: {'; '.join(parts)}")
+    print(f"{out}: {'; '.join([*parts, *told_of(artifact)])}")
     return 0
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from speech_ssl.checkpoints.artifact import Artifact
     from speech_ssl.inference import Runtime
     from speech_ssl.inference.progress import Progress
     from speech_ssl.types import AudioWarning
@@ -53,6 +54,21 @@ def _duration(path: str) -> float:
         return audio.duration(path)
     except (ValueError, OSError):
         return 0.0
+
+
+def told_of(artifact: Artifact) -> Iterator[str]:
+    """What a conversion has to say of what it read."""
+    training = artifact.config["training"]
+    if stored_as := training.get("stored_as"):
+        yield f"its weights were {stored_as}"
+    if not_applied := training.get("not_applied"):
+        yield f"not applied: {', '.join(not_applied)}"
+    for name, why in artifact.heads_left_out.items():
+        yield f"without its head {name}, {why}"
+    if left := training.get("left_out"):
+        yield f"left out: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}"
+    if assumed := training.get("assumed"):
+        yield f"assumed, for it does not say: {', '.join(assumed)}"
 
 
 def embedding(

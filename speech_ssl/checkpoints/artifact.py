@@ -79,6 +79,12 @@ class Artifact:
     def name(self) -> str:
         return str(self.config["name"])
 
+    @property
+    def heads_left_out(self) -> dict[str, str]:
+        """Why heads that another library's checkpoint had are not there, by their names."""
+        told = self.config["training"].get("heads_left_out")
+        return {str(name): str(why) for name, why in told.items()} if isinstance(told, dict) else {}
+
 
 def save_artifact(  # noqa: PLR0913 - each is a part of the artifact
     encoder: Encoder,
@@ -91,7 +97,8 @@ def save_artifact(  # noqa: PLR0913 - each is a part of the artifact
     extra: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write an artifact and return its folder.
+    """Write an artifact and return its folder. Raises ArtifactError for a folder that holds something else,
+    and for weights that are infinite or NaN, or would be in `dtype`.
 
     It is written beside the folder and renamed when complete and on disk, so a reader never sees
     half of one. An artifact that is already there is replaced; any other content is not.
@@ -198,6 +205,10 @@ def _built(folder: Path, what: str, build: Callable[[], Made]) -> Made:
 def _load_weights(folder: Path, config: Mapping[str, Any], name: str, module: nn.Module) -> None:
     weights = _read_tensors(folder, config, name)
     _check_weights(folder / name, weights, module.state_dict())
+    if odd := next((key for key, value in weights.items() if not value.isfinite().all()), None):
+        raise ArtifactError(
+            f"{folder / name}: key {odd!r} holds infinite values or NaN: make the artifact again, in float32"
+        )
     # Copies, since a loaded tensor is a view of the file, which somebody may overwrite.
     copies = {key: value.to(torch.float32, copy=True) for key, value in weights.items()}
     module.load_state_dict(copies, assign=True)
@@ -219,7 +230,17 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype
         tensor = tensor.detach().cpu()
         # A clone, since safetensors refuses tensors that share memory.
         stored[key] = tensor.to(dtype if tensor.is_floating_point() else None, copy=True).contiguous()
+        if not stored[key].isfinite().all():
+            raise ArtifactError(f"{path.name}: key {key!r} {_not_stored(tensor, dtype)}")
     save_file(stored, path, metadata={"format": "pt"})
+
+
+def _not_stored(tensor: Tensor, dtype: torch.dtype | None) -> str:
+    """Why not in this precision."""
+    if dtype is None or not tensor.isfinite().all():
+        return "holds infinite values or NaN: the training diverged; save its weights of before that"
+    most, found = torch.finfo(dtype).max, float(tensor.abs().max())
+    return f"reaches {found:.3g}, and {dtype} {most:.3g}: store torch.bfloat16 or torch.float32"
 
 
 def _sha256(path: Path) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -39,11 +40,15 @@ class Converted:
 
 
 class Tensors:
-    """A checkpoint's tensors by name, each to be taken once. `where`: the file, for error messages."""
+    """A checkpoint's tensors by name, each to be taken once. `where`: the file, for error messages.
+    stored_as: the precision of its weights, if that is not float32."""
 
     def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
         self.where = where
         self._left = dict(tensors)
+        floats = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
+        kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in floats}
+        self.stored_as = "" if kinds <= {"float32"} else " and ".join(sorted(kinds))
 
     def __contains__(self, key: str) -> bool:
         return key in self._left
@@ -64,6 +69,16 @@ class Tensors:
         """Takes all whose names begin so, and leaves the beginning out."""
         found = [key for key in self._left if key.startswith(prefix)]
         return Tensors({key.removeprefix(prefix): self._left.pop(key) for key in found}, self.where)
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """What is taken within is there again if it fails."""
+        before = dict(self._left)
+        try:
+            yield
+        except BaseException:
+            self._left = before
+            raise
 
     def drop(self, keys: Iterable[str]) -> None:
         """Without these, if they are there: they have no meaning."""
@@ -100,6 +115,37 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+Heads: TypeAlias = tuple[dict[str, Head], dict[str, str]]
+"""Heads by their names, and why those that are not among them could not be read."""
+
+
+def head_or_why(name: str, tensors: Tensors, read: Callable[[], Head]) -> Heads:
+    """A head that cannot be read leaves its tensors where they are, and the encoder without it."""
+    try:
+        with tensors.put_back():
+            return {name: read()}, {}
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        return {}, {name: reason.replace(f"{Path(tensors.where).parent}/", "")}
+
+
+def provenance(
+    source: str, *, left: Iterable[str], why: Mapping[str, str] | None = None, **more: object
+) -> dict[str, object]:
+    """What an artifact's `training` says of a conversion. left: tensors that it has no place for. why: heads
+    could not be read, by their names. Empty fields are left out."""
+    told = {"source": source, **more, "left_out": list(left), "heads_left_out": dict(why or {})}
+    return {name: value for name, value in told.items() if value}
+
+
+def check_weights(tensor: Tensor, key: str, where: str) -> None:
+    """Raises ConversionError for integers, infinite values and NaN."""
+    if not tensor.is_floating_point():
+        raise ConversionError(f"{where}: {key!r} holds {tensor.dtype}: no weights")
+    if not tensor.isfinite().all():
+        raise ConversionError(f"{where}: {key!r} holds infinite values or NaN: a broken file")
+
+
 def built_encoder(config: EncoderConfig, state: Mapping[str, Tensor], where: str) -> Encoder:
     """The encoder with these weights. Raises ConversionError for a name or shape that does not fit."""
     room = 2 * sum(tensor.numel() for tensor in state.values()) + 2**20
@@ -117,8 +163,7 @@ def built_encoder(config: EncoderConfig, state: Mapping[str, Tensor], where: str
         if state[key].shape != tensor.shape:
             found, asked = tuple(state[key].shape), tuple(tensor.shape)
             raise ConversionError(f"{where}: {key!r} has shape {found}, its config asks for {asked}")
-        if not state[key].is_floating_point():
-            raise ConversionError(f"{where}: {key!r} holds {state[key].dtype}: no weights")
+        check_weights(state[key], key, where)
     copies = {key: value.to(torch.float32, copy=True).contiguous() for key, value in state.items()}
     encoder.load_state_dict(copies, assign=True)
     return encoder.eval()

@@ -13,8 +13,17 @@ from torch import Tensor
 
 from speech_ssl.checkpoints import naming
 from speech_ssl.checkpoints.artifact import Head
-from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors, field_of
-from speech_ssl.checkpoints.hf_heads import Units, read_ctc
+from speech_ssl.checkpoints.conversion import (
+    ConversionError,
+    Converted,
+    Heads,
+    Tensors,
+    field_of,
+    head_or_why,
+    provenance,
+)
+from speech_ssl.checkpoints.hf_heads import read_ctc
+from speech_ssl.checkpoints.hf_tokenizer import Units
 from speech_ssl.checkpoints.naming import (
     assumed,
     config_of,
@@ -103,7 +112,7 @@ def read(content: Any, where: str, name: str) -> Converted:
     tensors = Tensors(theirs, where)
     tensors.drop([key for key in theirs if key.endswith("rotary_emb.inv_freq")])  # the same in each layer
     encoder = encoder_of(tensors, config)
-    heads = _heads(tensors, config, where)
+    heads, why = _heads(tensors, config, where)
     tuned = any(key.startswith("w2v_encoder.") for key in state)
     groups = options.get("latent_groups")
     extra = {} if tuned else pretraining_of(tensors, groups if type(groups) is int else None)
@@ -111,11 +120,14 @@ def read(content: Any, where: str, name: str) -> Converted:
     tensors.drop([key for key in left if key.startswith(LEFT_OUT)])
     tensors.check_empty()
     task_name = next((name for name in (task.get("_name"), options.get("arch")) if isinstance(name, str)), "")
-    training: dict[str, object] = {"source": "fairseq", "task": task_name}
-    if not options:
-        training["assumed"] = assumed(config, *[WAVE_NOTE] * config.pre_norm)
-    if left:
-        training["left_out"] = old_names(left, found, names)
+    training = provenance(
+        "fairseq",
+        task=task_name,
+        stored_as=tensors.stored_as,
+        assumed=[] if options else assumed(config, *[WAVE_NOTE] * config.pre_norm),
+        left=old_names(left, found, names),
+        why=why,
+    )
     return Converted(encoder, name, training, heads=heads, extra=extra)
 
 
@@ -242,11 +254,19 @@ def _value(node: ast.expr) -> Any:
     return left * right
 
 
-def _heads(tensors: Tensors, config: EncoderConfig, where: str) -> dict[str, Head]:
+def _heads(tensors: Tensors, config: EncoderConfig, where: str) -> Heads:
     """With the dictionary that fairseq keeps beside the file; without it the head has no meaning."""
     path = Path(where).with_name(DICTIONARY)
-    if "lm_head.weight" not in tensors or not path.is_file():
-        return {}
+
+    def read() -> Head:
+        return read_ctc(tensors, Units(_symbols(path), "<s>", 0), config)
+
+    return head_or_why("ctc", tensors, read) if "lm_head.weight" in tensors else ({}, {})
+
+
+def _symbols(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        raise ConversionError(f"{path}: there is none, and without it units have no meaning")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
@@ -255,4 +275,4 @@ def _heads(tensors: Tensors, config: EncoderConfig, where: str) -> dict[str, Hea
     ours = (BLANK, *(SPACE if symbol == "|" else symbol for symbol in symbols))
     if len(set(ours)) < len(ours):
         raise ConversionError(f"{path}: a symbol occurs twice")
-    return {"ctc": read_ctc(tensors, Units(ours, "<s>", 0), config)}
+    return ours

@@ -3,7 +3,7 @@ Among them are Omnilingual ASR's encoders and CTC models (arXiv 2511.09690). No 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from speech_ssl.checkpoints.artifact import Head
-from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors, read_json
+from speech_ssl.checkpoints.conversion import (
+    ConversionError,
+    Converted,
+    Heads,
+    Tensors,
+    head_or_why,
+    provenance,
+    read_json,
+)
 from speech_ssl.checkpoints.fairseq2_export import CARD, WEIGHTS
 from speech_ssl.checkpoints.hf_heads import read_ctc
 from speech_ssl.checkpoints.naming import (
@@ -61,10 +69,10 @@ def recognises(content: Any) -> bool:
     return any(key.startswith("encoder_frontend.") for key in _state(content))
 
 
-def read(content: Any, where: str, name: str, tokenizer: Path | None = None, **known: Any) -> Converted:
+def read(content: Any, where: str, name: str, tokenizers: Sequence[Path] = (), **known: Any) -> Converted:
     """What weights do not tell is as in the published models, if it is not `known` (fields of our config):
-    heads, strides, and that waves are normalised where the norms come first. tokenizer: of a model tuned for
-    CTC, the SentencePiece model of its characters; without it its head has no meaning. Raises
+    heads, strides, and that waves are normalised where the norms come first. tokenizers: of a model tuned for
+    CTC, the one SentencePiece model of its characters; without it its head has no meaning. Raises
     ConversionError."""
     state = _state(content)
     pre_norm = "encoder.layer_norm.weight" in state
@@ -79,50 +87,49 @@ def read(content: Any, where: str, name: str, tokenizer: Path | None = None, **k
     config = config_of(found, where, **{"pre_norm": pre_norm, "normalize_wave": pre_norm, **known})
     tensors = Tensors(found, where)
     encoder = encoder_of(tensors, config)
-    heads = {}
-    if tuned and tokenizer is not None:
-        heads["ctc"] = _ctc(tensors, len(found["lm_head.weight"]), tokenizer, config)
+    heads, why = _heads(tensors, tokenizers, config) if tuned else ({}, {})
     extra = pretraining_of(tensors)
     tensors.drop(["quantizer.num_updates"])
     left = tensors.keys()
     tensors.drop([key for key in left if key.startswith(LEFT_OUT)])
     tensors.check_empty()
-    training: dict[str, object] = {"source": "fairseq2"}
     notes = [WAVE_NOTE] if pre_norm and "normalize_wave" not in known else []
-    if guessed := assumed(config, *notes, known=known):
-        training["assumed"] = guessed
-    if left:
-        training["left_out"] = old_names(left, state, names)
+    training = provenance(
+        "fairseq2",
+        stored_as=tensors.stored_as,
+        assumed=assumed(config, *notes, known=known),
+        left=old_names(left, state, names),
+        why=why,
+    )
     return Converted(encoder, name, training, heads=heads, extra=extra)
 
 
-def read_file(path: Path, name: str, tokenizer: Path | None, **known: Any) -> Converted:
+def read_file(path: Path, name: str, tokenizers: Sequence[Path], **known: Any) -> Converted:
     """Raises ConversionError."""
     content = read_pickle(path)
     if not recognises(content):
         raise ConversionError(f"{path}: not a wav2vec 2.0 model of fairseq2")
-    return read(content, str(path), name, tokenizer, **known)
+    return read(content, str(path), name, tokenizers, **known)
 
 
-def tokenizer_in(folder: Path) -> Path | None:
-    """The SentencePiece model in a folder. Raises ConversionError if there are several."""
-    found = sorted(folder.glob(f"*{TOKENIZER}"))
-    if len(found) > 1:
-        raise ConversionError(
-            f"{folder}: has {len(found)} SentencePiece models, such as {found[0].name} and {found[1].name}: "
-            "leave the one that belongs to the checkpoint"
-        )
-    return found[0] if found else None
+def tokenizers_in(folder: Path) -> list[Path]:
+    """The SentencePiece models in a folder."""
+    return sorted(folder.glob(f"*{TOKENIZER}"))
 
 
-def _ctc(tensors: Tensors, count: int, tokenizer: Path, config: EncoderConfig) -> Head:
-    units = read_units(tokenizer)
-    if len(units.symbols) != count:
-        raise ConversionError(
-            f"{tokenizer}: has {len(units.symbols)} pieces, and 'final_proj' of {tensors.where} has {count} "
-            "units: it belongs to another model"
-        )
-    return read_ctc(tensors, units, config)
+def _heads(tensors: Tensors, tokenizers: Sequence[Path], config: EncoderConfig) -> Heads:
+    def ctc() -> Head:
+        if not tokenizers:
+            raise ConversionError(f"{tensors.where}: there is no SentencePiece model of its units beside it")
+        if len(tokenizers) > 1:
+            names = " and ".join(path.name for path in tokenizers[:2])
+            raise ConversionError(
+                f"{tokenizers[0].parent}: has {len(tokenizers)} SentencePiece models, such as {names}: leave "
+                "the one that belongs to the checkpoint"
+            )
+        return read_ctc(tensors, read_units(tokenizers[0]), config)
+
+    return head_or_why("ctc", tensors, ctc)
 
 
 def read_folder(folder: Path) -> Converted:
@@ -142,7 +149,7 @@ def read_folder(folder: Path) -> Converted:
             f"{folder}: the model is in {len(shards)} files, of several ranks or steps: name the folder of "
             "one step, saved whole"
         )
-    return read_file(shards[0], name=folder.resolve().name, tokenizer=tokenizer_in(folder))
+    return read_file(shards[0], name=folder.resolve().name, tokenizers=tokenizers_in(folder))
 
 
 def _carded(folder: Path) -> dict[str, Any]:

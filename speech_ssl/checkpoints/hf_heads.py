@@ -7,66 +7,20 @@ any length can be computed in windows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from speech_ssl.checkpoints import hf_tokenizer
 from speech_ssl.checkpoints.artifact import Head
-from speech_ssl.checkpoints.conversion import ConversionError, Tensors, field_of, read_json
+from speech_ssl.checkpoints.conversion import ConversionError, Tensors, check_weights
+from speech_ssl.checkpoints.hf_tokenizer import Units, theirs_first
 from speech_ssl.checkpoints.random_init import no_random_init
 from speech_ssl.model.adapters import AdapterSpec
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.heads import CTCSpec, EventsSpec, HeadSpec
-from speech_ssl.text import BLANK, SPACE
 
-VOCABULARY, TOKENIZER = "vocab.json", "tokenizer_config.json"
-
-
-@dataclass(frozen=True)
-class Units:
-    """A tokenizer: its symbols as ours, the blank first. `blank`: how it is called there, and where it is."""
-
-    symbols: tuple[str, ...]
-    blank: str
-    blank_index: int
-
-    def ours_first(self, rows: Tensor) -> Tensor:
-        """Rows in the order of our symbols."""
-        index = [self.blank_index, *(i for i in range(len(self.symbols)) if i != self.blank_index)]
-        return rows[index]
-
-
-def theirs_first(rows: Tensor, blank_index: int) -> Tensor:
-    """The inverse of `Units.ours_first`."""
-    others = list(range(1, len(rows)))
-    return rows[[*others[:blank_index], 0, *others[blank_index:]]]
-
-
-def read_units(folder: Path, config: Mapping[str, Any]) -> Units | None:
-    """The tokenizer of a folder; None if it has none. Raises ConversionError."""
-    path = folder / VOCABULARY
-    if not path.is_file():
-        return None
-    ids, options = read_json(path), read_json(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else {}
-    if any(isinstance(value, dict) for value in ids.values()):
-        language = options.get("target_lang") or "eng"
-        if not isinstance(ids.get(language), dict):
-            raise ConversionError(f"{path}: has a vocabulary for each language, and none for {language!r}")
-        ids = ids[language]
-    by_id = {unit: symbol for symbol, unit in ids.items()}
-    count = field_of(config, "vocab_size", int, str(folder / "config.json"))
-    blank_index = config.get("pad_token_id", 0)
-    delimiter = options.get("word_delimiter_token", "|")
-    symbols = [str(by_id.get(unit, f"<{unit}>")) for unit in range(count)]
-    if not isinstance(blank_index, int) or not 0 <= blank_index < count:
-        raise ConversionError(f"{folder / 'config.json'}: field 'pad_token_id' is {blank_index!r}: no unit")
-    blank = symbols.pop(blank_index)
-    ours = (BLANK, *(SPACE if symbol == delimiter else symbol for symbol in symbols))
-    if len(set(ours)) < len(ours):
-        raise ConversionError(f"{path}: a symbol occurs twice")
-    return Units(ours, blank, blank_index)
+PARTS = ("weight", "bias")
 
 
 def read_ctc(
@@ -76,13 +30,15 @@ def read_ctc(
     adapter: tuple[AdapterSpec, Mapping[str, Tensor]] | None = None,
 ) -> Head:
     """`lm_head` of a model for CTC, with the adapter that comes before it."""
-    spec = CTCSpec(vocabulary=units.symbols, adapter=adapter[0] if adapter else None)
+    spec = CTCSpec(vocabulary=units.symbols, spaced=units.spaced, adapter=adapter[0] if adapter else None)
     state = {f"adapter.{name}": tensor for name, tensor in (adapter[1] if adapter else {}).items()}
     state |= {
         "logits.weight": units.ours_first(_rows(tensors.take("lm_head.weight"), units, tensors.where)),
         "logits.bias": units.ours_first(_rows(tensors.take("lm_head.bias"), units, tensors.where)),
     }
-    training = {"blank": units.blank, "blank_index": units.blank_index}
+    training: dict[str, object] = {"blank": units.blank, "blank_index": units.blank_index}
+    if units.options:
+        training["tokenizer"] = dict(units.options)
     return Head(spec, _filled(spec, config, state, tensors.where), training, "unknown")
 
 
@@ -92,8 +48,12 @@ def read_labels(
     """`classifier` of a model for clips (with `projector`) or for frames."""
     weighted = bool(theirs.get("use_weighted_layer_sum", False))
     weight = tensors.take("classifier.weight")
-    labels = _labels(theirs, len(weight), where)
-    several = of_frames or theirs.get("problem_type") == "multi_label_classification" or len(labels) == 1
+    labels = _labels(theirs, weight.shape[0] if weight.ndim else 0, where)
+    problem = theirs.get("problem_type")
+    several = of_frames or problem == "multi_label_classification"
+    if problem == "regression" or (len(labels) == 1 and problem != "multi_label_classification"):
+        asked = "'problem_type' is 'regression'" if problem == "regression" else "there is one label"
+        raise ConversionError(f"{where}: {asked}: its outputs are values, and no probabilities of labels")
     projected = None if of_frames else tensors.take("projector.weight")
     spec = EventsSpec(
         labels=labels,
@@ -117,27 +77,10 @@ def write_ctc(head: Head) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, 
     """Tensors but the adapter's, fields for `config.json`, and the contents of the tokenizer's two files."""
     assert isinstance(head.spec, CTCSpec)
     state = head.module.state_dict()
-    where = head.training.get("blank_index", 0)
-    blank_index = where if isinstance(where, int) else 0
-    blank = str(head.training.get("blank", "<pad>"))
-    symbols = ["|" if symbol == SPACE else symbol for symbol in head.spec.vocabulary[1:]]
-    symbols.insert(blank_index, blank)
+    blank_index, ids, options = hf_tokenizer.written(head.spec, head.training)
     tensors = {f"lm_head.{part}": theirs_first(state[f"logits.{part}"], blank_index) for part in PARTS}
-    unknown = next((s for s in symbols if s.lower() in ("<unk>", "[unk]")), blank)
-    tokenizer = {
-        "tokenizer_class": "Wav2Vec2CTCTokenizer",
-        "pad_token": blank,
-        "unk_token": unknown,
-        "bos_token": "<s>" if "<s>" in symbols else None,
-        "eos_token": "</s>" if "</s>" in symbols else None,
-        "word_delimiter_token": "|",
-        "do_lower_case": False,
-    }
-    fields = {"vocab_size": len(symbols), "pad_token_id": blank_index, "ctc_loss_reduction": "mean"}
-    return tensors, fields, {symbol: unit for unit, symbol in enumerate(symbols)}, tokenizer
-
-
-PARTS = ("weight", "bias")
+    fields = {"vocab_size": len(ids), "pad_token_id": blank_index, "ctc_loss_reduction": "mean"}
+    return tensors, fields, ids, options
 
 
 def write_labels(head: Head) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
@@ -169,6 +112,8 @@ def write_labels(head: Head) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
 
 def _labels(theirs: Mapping[str, Any], count: int, where: str) -> tuple[str, ...]:
     named = theirs.get("id2label") or {unit: f"LABEL_{unit}" for unit in range(count)}
+    if not isinstance(named, dict) or not all(str(unit).isdecimal() for unit in named):
+        raise ConversionError(f"{where}: field 'id2label' does not give labels by their numbers")
     labels = {int(unit): str(label) for unit, label in named.items()}
     if sorted(labels) != list(range(count)):
         raise ConversionError(f"{where}: field 'id2label' names {len(labels)} labels, the head has {count}")
@@ -179,9 +124,10 @@ def _labels(theirs: Mapping[str, Any], count: int, where: str) -> tuple[str, ...
 
 
 def _rows(rows: Tensor, units: Units, where: str) -> Tensor:
-    if len(rows) != len(units.symbols):
+    if not rows.ndim or len(rows) != len(units.symbols):
         raise ConversionError(
-            f"{where}: 'lm_head' has {len(rows)} units, 'vocab_size' is {len(units.symbols)}"
+            f"{where}: the head is of shape {tuple(rows.shape)}, and its vocabulary has {len(units.symbols)} "
+            "units: they belong to different models"
         )
     return rows
 
@@ -194,5 +140,6 @@ def _filled(spec: HeadSpec, config: EncoderConfig, state: Mapping[str, Tensor], 
         if key not in state or state[key].shape != module.state_dict()[key].shape:
             found = tuple(state[key].shape) if key in state else "missing"
             raise ConversionError(f"{where}: {key!r} of the head is {found}, not what its config asks for")
+        check_weights(state[key], key, where)
     module.load_state_dict({key: state[key].clone().contiguous() for key in wanted}, assign=True)
     return module.eval()

@@ -11,12 +11,17 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from speech_ssl.checkpoints.conversion import ConversionError
+from speech_ssl.checkpoints.conversion import ConversionError, read_json
+from speech_ssl.checkpoints.hf_preprocessor import PREPROCESSOR, PROCESSOR
+from speech_ssl.checkpoints.hf_tokenizer import ADDED, SPECIAL, TOKENIZER, VOCABULARY
+from speech_ssl.checkpoints.hf_weights import ADAPTER, check_no_adapter, weights_in
+from speech_ssl.checkpoints.replacing import CONFIG
 
-FILES = ["config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"]
-FILES += ["vocab.json", "README.md"]
-UNUSED = ["*/*", "adapter.*"]
-"""Checkpoints of its training in folders; MMS has adapters for a thousand languages, 10 GB of them."""
+FILES = [CONFIG, PREPROCESSOR, PROCESSOR, TOKENIZER, VOCABULARY, SPECIAL, ADDED, ADAPTER, "README.md"]
+PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+UNUSED = ["*/*", "adapter.*", "adapter_model.*"]
+"""Checkpoints of its training in folders; MMS has adapters for a thousand languages, 10 GB of them; what PEFT
+trained."""
 
 
 def is_id(name: str) -> bool:
@@ -34,17 +39,27 @@ def fetched(name: str, *, pickles: bool) -> Path:
             f"{name}: no such folder; to fetch it from the Hugging Face hub: pip install 'speech-ssl[hub]'"
         ) from None
     folder = _snapshot(name, [*FILES, "*.safetensors", "*.safetensors.index.json"])
-    weights, known = sorted(folder.glob("*.safetensors")), (folder / "config.json").is_file()
-    if not weights and pickles:
-        return _snapshot(name, [*FILES, "pytorch_model.bin"] if known else ["*.pt", "*.model"])
-    if not weights and known:
+    known = (folder / CONFIG).is_file()
+    weights = weights_in(folder, read_json(folder / CONFIG)) if known else None
+    safe = weights is not None and ".safetensors" in weights  # a pickle may be in its cache from before
+    if not known:
+        check_no_adapter(folder, name)
+    if not safe and pickles:
+        folder = _snapshot(name, [*FILES, *PICKLES] if known else ["*.pt", "*.model"])
+        check_no_adapter(folder, name)
+    elif not safe and known:
         raise ConversionError(
             f"{name}: has no model.safetensors; if it has a pickle, which is not loaded, first make an "
             "artifact of it, with `speech-ssl convert`"
         )
-    for path in weights:
+    for path in sorted(folder.glob("*.safetensors")):
         _check_whole(name, path)
     return folder
+
+
+def commit_of(folder: Path) -> str | None:
+    """Which commit of a model was fetched."""
+    return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
 
 
 def _snapshot(name: str, wanted: list[str]) -> Path:

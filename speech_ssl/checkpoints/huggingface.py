@@ -8,30 +8,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from speech_ssl.checkpoints import hf_conformer, hf_preprocessor, hf_transformer
 from speech_ssl.checkpoints.artifact import Artifact, Head
-from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors, built_encoder, read_json
-from speech_ssl.checkpoints.hf_adapters import read_adapter, taken, write_adapter
-from speech_ssl.checkpoints.hf_heads import (
-    TOKENIZER,
-    VOCABULARY,
-    read_ctc,
-    read_labels,
-    read_units,
-    write_ctc,
-    write_labels,
+from speech_ssl.checkpoints.conversion import (
+    ConversionError,
+    Converted,
+    Heads,
+    Tensors,
+    built_encoder,
+    head_or_why,
+    provenance,
+    read_json,
 )
-from speech_ssl.checkpoints.naming import QUANTIZER, pretraining_of, tensors_of
-from speech_ssl.checkpoints.pickles import read_pickle
+from speech_ssl.checkpoints.hf_adapters import read_adapter, taken, write_adapter
+from speech_ssl.checkpoints.hf_heads import read_ctc, read_labels, write_ctc, write_labels
+from speech_ssl.checkpoints.hf_tokenizer import TOKENIZER, VOCABULARY, read_units
+from speech_ssl.checkpoints.hf_weights import ADAPTER, WEIGHTS, read_weights
+from speech_ssl.checkpoints.naming import QUANTIZER, pretraining_of
 from speech_ssl.checkpoints.replacing import CONFIG, check_empty
 from speech_ssl.model.config import WAVE_EPS, EncoderConfig
 from speech_ssl.model.heads import CTCSpec
 
-WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 FAMILIES = (hf_transformer, hf_conformer)
 CLASSES = {
     "wav2vec2": "Wav2Vec2",
@@ -82,7 +82,8 @@ def read(folder: Path, *, pickles: bool = False) -> Converted:
     where = str(folder / CONFIG)
     config = family.read_config(theirs, where)
     config = replace(config, normalize_wave=hf_preprocessor.normalizes(folder, config))
-    tensors = _weights(folder, pickles=pickles)
+    tensors = read_weights(folder, theirs, pickles=pickles)
+    stored_as = tensors.stored_as
     prefix = _prefix(tensors)
     body = tensors.below(prefix)
     if not body.keys():
@@ -90,14 +91,19 @@ def read(folder: Path, *, pickles: bool = False) -> Converted:
     adapter = taken(body, theirs)
     encoder = built_encoder(config, family.read_encoder(body, config), tensors.where)
     _check_left(body, LEFT_OUT)
-    heads = _heads(folder, theirs, tensors, config, adapter)
+    heads, why = _heads(folder, theirs, tensors, config, adapter)
     extra = pretraining_of(tensors, theirs.get("num_codevector_groups", 2))
     unused = () if adapter is None else adapter.keys()
     left = [*tensors.keys(), *(prefix + key for key in unused)]
     _check_left(tensors, LEFT_OUT)
-    training: dict[str, object] = {"source": "transformers", "model_type": kind}
-    if left:
-        training["left_out"] = left
+    training = provenance(
+        "transformers",
+        model_type=kind,
+        stored_as=stored_as,
+        not_applied=[ADAPTER] if (folder / ADAPTER).is_file() else [],
+        left=left,
+        why=why,
+    )
     name = str(theirs.get("_name_or_path") or folder.resolve().name).rstrip("/").rpartition("/")[2]
     return Converted(encoder, name or str(kind), training, _licence(folder), heads, extra)
 
@@ -208,58 +214,33 @@ def _prefix(tensors: Tensors) -> str:
     return ""
 
 
-def _weights(folder: Path, *, pickles: bool) -> Tensors:
-    index, whole, pickle = folder / INDEX, folder / WEIGHTS, folder / PICKLE
-    if index.is_file():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or any(Path(str(n)).name != n for n in shards.values()):
-            raise ConversionError(f"{index}: field 'weight_map' is malformed")
-        loaded: dict[str, Tensor] = {}
-        for name in sorted(set(shards.values())):
-            loaded |= _safetensors(folder / name)
-        return Tensors(loaded, str(index))
-    if whole.is_file():
-        return Tensors(_safetensors(whole), str(whole))
-    if not pickle.is_file():
-        raise ConversionError(f"{folder}: has no {WEIGHTS}")
-    if not pickles:
-        raise ConversionError(
-            f"{pickle} is a pickle, which is not loaded: make an artifact of it with `speech-ssl convert`"
-        )
-    content = read_pickle(pickle)
-    if not isinstance(content, dict) or not all(isinstance(each, Tensor) for each in content.values()):
-        raise ConversionError(f"{pickle}: not a file of weights alone")
-    return Tensors(tensors_of(content), str(pickle))
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ConversionError(f"{path}: not a whole safetensors file ({error}): fetch it again") from None
-
-
 def _heads(
     folder: Path,
     theirs: Mapping[str, Any],
     tensors: Tensors,
     config: EncoderConfig,
     adapter: Tensors | None,
-) -> dict[str, Head]:
+) -> Heads:
     where = str(folder / CONFIG)
-    if "lm_head.weight" in tensors:
+
+    def ctc() -> Head:
         units = read_units(folder, theirs)
-        if units is None:
-            return {}
-        read = None if adapter is None else read_adapter(adapter, theirs, config, where)
-        return {"ctc": read_ctc(tensors, units, config, read)}
-    if "classifier.weight" not in tensors or any(key.startswith("tdnn.") for key in list(tensors.keys())):
-        return {}
-    if adapter is not None:  # which that head was trained on, if there is such a model
-        return {}
-    of_frames = "projector.weight" not in tensors
-    head = read_labels(tensors, theirs, config, of_frames=of_frames, where=where)
-    return {"events": head}
+        if adapter is None:
+            return read_ctc(tensors, units, config)
+        with adapter.put_back():
+            return read_ctc(tensors, units, config, read_adapter(adapter, theirs, config, where))
+
+    def events() -> Head:
+        if any(key.startswith("tdnn.") for key in tensors.keys()):  # noqa: SIM118 - no mapping
+            raise ConversionError(f"{where}: a model that tells speakers apart (x-vectors)")
+        if adapter is not None:
+            raise ConversionError(f"{where}: field 'add_adapter' is true: no such model is known")
+        of_frames = "projector.weight" not in tensors
+        return read_labels(tensors, theirs, config, of_frames=of_frames, where=where)
+
+    if "lm_head.weight" in tensors:
+        return head_or_why("ctc", tensors, ctc)
+    return head_or_why("events", tensors, events) if "classifier.weight" in tensors else ({}, {})
 
 
 def _licence(folder: Path) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from speech_ssl.checkpoints import hub, huggingface
 from speech_ssl.checkpoints.artifact import Artifact, load_artifact, load_extra, save_artifact
 from speech_ssl.checkpoints.conversion import ConversionError, Converted
+from speech_ssl.checkpoints.hf_weights import check_no_adapter
 from speech_ssl.checkpoints.identity import identity
 from speech_ssl.checkpoints.replacing import CONFIG, check_empty, check_replaceable
 
@@ -29,6 +30,7 @@ def open_checkpoint(source: str | Path, *, pickles: bool = False) -> Artifact:
     Raises ArtifactError.
     """
     path = Path(source)
+    check_no_adapter(path)
     if isinstance(source, str) and hub.is_id(source) and not path.exists():
         return _in_memory(_read_fetched(source, pickles=pickles), path)
     if huggingface.recognises(path):
@@ -74,18 +76,22 @@ def pretraining_of(artifact: Artifact) -> Mapping[str, Tensor]:
 def _read_fetched(name: str, *, pickles: bool) -> Converted:
     """By its id on the hub: as transformers has it, or, as Omnilingual ASR's are, a file of fairseq2."""
     folder = hub.fetched(name, pickles=pickles)
-    called = name.partition("@")[0].rpartition("/")[2]  # the folder is called by its commit
     if (folder / CONFIG).exists():
-        return replace(huggingface.read(folder, pickles=pickles), name=called)
-    if not pickles:
+        read = huggingface.read(folder, pickles=pickles)
+    elif not pickles:
         raise ConversionError(
             f"{name}: has no config.json of transformers; if it has a file of torch, first make an artifact "
             "of it, with `speech-ssl convert`"
         )
-    files = sorted(folder.glob("*.pt"))
-    if len(files) != 1:
-        raise ConversionError(f"{name}: has no config.json of transformers, and {len(files)} files of torch")
-    return replace(_read_pickled(files[0]), name=called)
+    else:
+        files = sorted(folder.glob("*.pt"))
+        if len(files) != 1:
+            count = len(files)
+            raise ConversionError(f"{name}: has no config.json of transformers, and {count} files of torch")
+        read = _read_pickled(files[0])
+    model = name.partition("@")[0]
+    fetched = {"hub": {"model": model, "commit": commit}} if (commit := hub.commit_of(folder)) else {}
+    return replace(read, name=model.rpartition("/")[2], training={**read.training, **fetched})
 
 
 def _read_asset(name: str, *, pickles: bool) -> Converted:
@@ -97,7 +103,8 @@ def _read_asset(name: str, *, pickles: bool) -> Converted:
     asset = fairseq2_assets.fetched(name)
     if asset is None:
         raise ConversionError(f"{name}: no such folder or file, and {fairseq2_assets.NONE}")
-    return fairseq2.read_file(asset.path, name, asset.tokenizer, **asset.known)
+    tokenizers = [] if asset.tokenizer is None else [asset.tokenizer]
+    return fairseq2.read_file(asset.path, name, tokenizers, **asset.known)
 
 
 def _read_pickled(path: Path) -> Converted:
@@ -114,7 +121,7 @@ def _read_pickled(path: Path) -> Converted:
     if fairseq.recognises(content):
         return fairseq.read(content, str(path), path.stem)
     if fairseq2.recognises(content):
-        return fairseq2.read(content, str(path), path.stem, fairseq2.tokenizer_in(path.parent))
+        return fairseq2.read(content, str(path), path.stem, fairseq2.tokenizers_in(path.parent))
     if torchaudio.recognises(content):
         return torchaudio.read(content, str(path), path.stem)
     raise ConversionError(f"{path}: not a checkpoint of fairseq, fairseq2 or torchaudio that is known here")

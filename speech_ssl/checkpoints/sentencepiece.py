@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from speech_ssl.checkpoints.conversion import ConversionError
-from speech_ssl.checkpoints.hf_heads import Units
+from speech_ssl.checkpoints.hf_tokenizer import Units
 from speech_ssl.text import BLANK, SPACE
 
 PIECE, TEXT, TYPE = 1, 1, 3
@@ -31,10 +31,7 @@ def read_units(path: Path) -> Units:
         )
     blank, *others = symbols
     if part := next((each for each in others if WORD_START in each), None):
-        raise ConversionError(
-            f"{path}: has pieces such as {part!r}: read are those of characters alone; take the file away to "
-            "have the encoder without its head"
-        )
+        raise ConversionError(f"{path}: has pieces such as {part!r}: read are those of characters alone")
     ours = (BLANK, *others)
     if len(set(ours)) < len(ours):
         raise ConversionError(f"{path}: a piece occurs twice")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors
+from speech_ssl.checkpoints.conversion import ConversionError, Converted, Tensors, provenance
 from speech_ssl.checkpoints.naming import assumed, config_of, encoder_of, old_names, renamed, tensors_of
 
 LAYER = r"encoder\.transformer\.layers\.(\d+)\."
@@ -36,10 +36,12 @@ def read(content: Any, where: str, name: str) -> Converted:
     left = tensors.keys()
     tensors.drop([key for key in left if key.startswith(("aux.", "mask_generator.", "logit_generator."))])
     tensors.check_empty()
-    training: dict[str, object] = {"source": "torchaudio"}
-    training["assumed"] = assumed(config, *[WAVE_NOTE] * layered)
-    if left:
-        training["left_out"] = old_names(left, state, NAMES)
+    training = provenance(
+        "torchaudio",
+        stored_as=tensors.stored_as,
+        assumed=assumed(config, *[WAVE_NOTE] * layered),
+        left=old_names(left, state, NAMES),
+    )
     return Converted(encoder, name, training)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from speech_ssl.inference import answers
@@ -26,8 +26,8 @@ class Card:
 
     name, sha256: of the artifact. width: D of the frames. num_layers: N; layers are 0 to N, as
     transformers' hidden_states. hop, min_samples: in samples at 16 kHz. batch_s: seconds of padded
-    audio that one pass should have at most. heads: name -> what it was made for. Its methods may be called
-    in any thread.
+    audio that one pass should have at most. heads: name -> what it was made for. heads_left_out: why those
+    of another library's checkpoint are not there. Its methods may be called in any thread.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Card:
     batch_s: float
     chunker: Chunker
     heads: Mapping[str, HeadSpec]
+    heads_left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def hop(self) -> int:
@@ -64,8 +65,9 @@ class Card:
         kind, does, recipe = HEADS[task]
         names = [n for n, spec in self.heads.items() if isinstance(spec, kind)]
         if not names:
+            why = f" ({self.heads_left_out[recipe]})" if recipe in self.heads_left_out else ""
             raise ValueError(
-                f"the model {self.name} cannot {does}: it has no head for it. Add one with `python -m "
+                f"the model {self.name} cannot {does}: it has no head for it{why}. Add one with `python -m "
                 f"recipes.finetune_{recipe}`, or load another model"
             )
         if name is not None and name not in names:

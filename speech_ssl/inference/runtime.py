@@ -87,6 +87,7 @@ class Runtime(Card):
             batch_s=max(BATCH_S[self.device.type], chunker.window_s),
             chunker=chunker,
             heads={name: head.spec for name, head in artifact.heads.items()},
+            heads_left_out=artifact.heads_left_out,
         )
 
     def card(self) -> Card:

@@ -26,15 +26,19 @@ Mixing = Literal["normalized", "plain", "last"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CTCSpec:
     """vocabulary: one symbol a unit; the first is the blank, the others as `text.Vocabulary` has them.
-    adapter: what comes before the units and makes fewer frames. It may be missing in a stored spec."""
+    adapter: what comes before the units and makes fewer frames. spaced: units are phones, a space between
+    them, as in `text.Vocabulary`. The last two may be missing in a stored spec."""
 
     vocabulary: tuple[str, ...]
     adapter: AdapterSpec | None = None
+    spaced: bool = False
 
     def __post_init__(self) -> None:
         _check_names("vocabulary", self.vocabulary, least=2)
         if not isinstance(self.adapter, AdapterSpec | None):
             raise ValueError(f"adapter must be an object with its fields, not {self.adapter!r}")
+        if not isinstance(self.spaced, bool):
+            raise ValueError(f"spaced must be true or false, not {self.spaced!r}")
 
     @property
     def stride(self) -> int:
@@ -93,13 +97,13 @@ class EventsSpec:
 
 
 HeadSpec: TypeAlias = CTCSpec | EventsSpec
-_LATER = {"mixing", "bent", "timed", "adapter"}
+_LATER = {"mixing", "bent", "timed", "adapter", "spaced"}
 KINDS: dict[str, type[CTCSpec] | type[EventsSpec]] = {"ctc": CTCSpec, "events": EventsSpec}
 
 
 def spec_to_dict(spec: HeadSpec) -> dict[str, Any]:
     kind = next(name for name, cls in KINDS.items() if isinstance(spec, cls))
-    values = {k: v for k, v in asdict(spec).items() if v is not None}
+    values = {k: v for k, v in asdict(spec).items() if v is not None and (k, v) != ("spaced", False)}
     return {"kind": kind} | {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 

@@ -66,6 +66,32 @@ def test_half_precision_halves_the_file_and_loads_as_float32(encoder: Encoder, t
         assert torch.equal(state[key], tensor.to(dtype).float())
 
 
+def with_value(encoder: Encoder, value: float) -> Encoder:
+    changed = Encoder(encoder.config)
+    changed.load_state_dict(encoder.state_dict())
+    with torch.no_grad():
+        changed.norm.bias[0] = value
+    return changed
+
+
+def test_what_half_precision_cannot_hold_is_not_stored(encoder: Encoder, tmp_path: Path):
+    """Nor what is no number in any; and the artifact that was there stays."""
+    folder, large = save(encoder, tmp_path / "a"), with_value(encoder, 1e5)
+    before = load_artifact(folder).sha256
+    with pytest.raises(
+        ArtifactError, match=r"'norm.bias' reaches 1e\+05, and torch.float16 6.55e\+04: store"
+    ):
+        save(large, folder, dtype=torch.float16)
+    with pytest.raises(ArtifactError, match="'x' reaches"):
+        save(encoder, folder, dtype=torch.float16, extra={"x": torch.tensor([1.0, -7e4])})
+    for value in (float("nan"), float("-inf")):
+        with pytest.raises(ArtifactError, match="'norm.bias' holds infinite values or NaN: the training"):
+            save(with_value(encoder, value), folder)
+    assert load_artifact(folder).sha256 == before
+    save(large, folder, dtype=torch.bfloat16)
+    assert load_artifact(folder).encoder.norm.bias[0] == torch.tensor(1e5).bfloat16()
+
+
 def test_the_identity_is_that_of_the_weights_too(encoder: Encoder, tmp_path: Path):
     first, again = (load_artifact(save(encoder, tmp_path / name)).sha256 for name in ("a", "b"))
     assert first == again
@@ -185,6 +211,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "not safetensors": (not_safetensors, "not a safetensors file"),
     "missing key": (edit_weights(lambda t: t.pop("norm.weight")), "key 'norm.weight' is missing"),
     "unknown key": (edit_weights(lambda t: t.update(x=torch.ones(1))), "key 'x' is unknown"),
+    "infinite": (
+        edit_weights(lambda t: t.update({"norm.bias": torch.full([256], torch.inf).half()})),
+        "key 'norm.bias' holds infinite values or NaN: make",
+    ),
     "shape": (
         edit_weights(lambda t: t.update({"norm.bias": torch.ones(7)})),
         r"'norm.bias' has shape \(7,\)",

@@ -247,16 +247,36 @@ def test_a_head_for_labels_is_left_out_with_its_adapter(tmp_path: Path) -> None:
         ("three layers, large", {"num_adapter_layers": 2}, "key 'adapter.layers.2.conv.bias' is not known"),
         ("one layer", {"output_hidden_size": 24}, "key 'adapter.proj.weight' is missing"),
         ("bert, all", {"output_hidden_size": 2**18}, "convolutions have shape (48, 24, 3)"),
-        ("one layer", {"add_adapter": False}, "key 'adapter.layers.0.conv.bias' is not known"),
-        ("bert, feed-forward first", {"add_adapter": False}, "'add_adapter' is not: set both or none"),
         ("bert, feed-forward first", {**FIRST, "use_intermediate_ffn_before_adapter": False}, "is not known"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(
+def test_an_adapter_that_cannot_be_read_leaves_the_encoder(
     name: str, changes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
+    """With the head out, all of it: that was trained on the adapter."""
     _, folder = save_with_adapter(name, tmp_path / "model")
+    whole = open_checkpoint(folder)
     change_json(folder / "config.json", **changes)
+    without = open_checkpoint(folder)
+    for key, value in whole.encoder.state_dict().items():
+        assert torch.equal(without.encoder.state_dict()[key], value)
+    told = without.config["training"]
+    assert whole.heads and not without.heads and list(told["heads_left_out"]) == ["ctc"]
+    assert said in (message := told["heads_left_out"]["ctc"]) and "\n" not in message
+    assert str(folder) not in message and "lm_head.weight" in told["left_out"]
+    assert any("adapter" in key for key in told["left_out"])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("one layer", "key 'adapter.layers.0.conv.bias' is not known"),
+        ("bert, feed-forward first", "'add_adapter' is not: set both or none"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(name: str, said: str, tmp_path: Path) -> None:
+    _, folder = save_with_adapter(name, tmp_path / "model")
+    change_json(folder / "config.json", add_adapter=False)
     with pytest.raises(ArtifactError) as refused:
         speech_ssl.load(folder)
     message = str(refused.value)

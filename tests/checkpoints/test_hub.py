@@ -15,6 +15,7 @@ from speech_ssl.checkpoints import hub
 from speech_ssl.checkpoints.artifact import ArtifactError
 from speech_ssl.checkpoints.opening import convert
 from tests.checkpoints.test_fairseq2 import omnilingual
+from tests.checkpoints.test_hf_weights import lora
 from tests.checkpoints.transformers_models import made, saved
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -53,7 +54,21 @@ def test_a_pickle_is_asked_for_by_convert_alone(asked: Asked, tmp_path: Path) ->
     assert len(asked) == 1
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     convert("someone/old-model", tmp_path / "artifact")
-    assert "pytorch_model.bin" in asked[-1]["allow_patterns"]
+    assert "pytorch_model*.bin" in asked[-1]["allow_patterns"]
+
+
+def test_what_peft_trained_is_named(asked: Asked, tmp_path: Path) -> None:
+    """By the model's name, not by a folder of the cache; convert looks for a pickle first."""
+    lora(tmp_path / "snapshot")
+    for attempt in (speech_ssl.load, lambda name: convert(name, tmp_path / "artifact")):
+        with pytest.raises(ArtifactError, match=r"someone/tuned: holds what PEFT trained \(LORA\)"):
+            attempt("someone/tuned")
+    saved(made("Wav2Vec2", "Model"), tmp_path / "snapshot")
+    (tmp_path / "snapshot" / "model.safetensors").unlink()
+    asked.clear()
+    with pytest.raises(ArtifactError, match=r"someone/tuned: holds what PEFT trained"):
+        convert("someone/tuned", tmp_path / "artifact")
+    assert "pytorch_model*.bin" in asked[-1]["allow_patterns"]
 
 
 def test_a_file_of_fairseq2(asked: Asked, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ WANTED = {
 UNWANTED = (
     ".gitattributes",
     "adapter.deu.safetensors",
+    "adapter_model.safetensors",
     "checkpoint-500/model.safetensors",
     "checkpoint-500/optimizer.pt",
     "modeling_custom.py",
@@ -89,7 +90,8 @@ def hub(sources: Sources) -> Iterator[Hub]:
         tagged = Repository({"main": new | extra, "refs/pr/3": old | extra})
         hub.repositories["someone/model"] = tagged
         hub.repositories["someone/gated"] = Repository({"main": new}, gated=True)
-        pickled = sources.pickled() | {"training_args.bin": b"not to be fetched"}
+        unwanted = dict.fromkeys(("training_args.bin", "adapter_model.safetensors"), b"not to be fetched")
+        pickled = sources.pickled() | unwanted
         hub.repositories["someone/pickled"] = Repository({"main": pickled})
         yield hub
         assert not hub.elsewhere()
@@ -142,11 +144,13 @@ REPOSITORIES = {"model", "pickled", "gated", "large", "damaged"}
 
 
 def same(artifact: Path, folder: Path, tmp_path: Path) -> bool:
-    """Whether it is what the folder makes, but for the name, which is the repository's."""
+    """Whether it is what the folder makes, but for the name, which is the repository's, and the commit."""
     convert(folder, tmp_path / f"of-{folder.name}")
     ours, theirs = (files_in(each) for each in (artifact, tmp_path / f"of-{folder.name}"))
     configs = [json.loads(each.pop("config.json")) for each in (ours, theirs)]
     names = [config.pop("name") for config in configs]
+    told = configs[0]["training"].pop("hub")
+    assert told["model"] == f"someone/{names[0]}" and re.fullmatch("[0-9a-f]{40}", told["commit"])
     assert names[0] in REPOSITORIES and configs[0]["licence"] == "mit"
     return ours == theirs and configs[0] == configs[1]
 
@@ -165,7 +169,9 @@ def test_once_from_the_hub_and_then_from_the_cache(
 
 
 def test_a_revision(hub: Hub, here: Here, sources: Sources, tmp_path: Path) -> None:
-    assert same(here.converted("someone/model@refs/pr/3", "out"), sources.old, tmp_path)
+    told = json.loads((here.converted("someone/model@refs/pr/3", "out") / "config.json").read_bytes())
+    assert told["training"]["hub"]["commit"] == hub.repositories["someone/model"].commit("refs/pr/3")
+    assert same(here.folder / "out", sources.old, tmp_path)
     assert hub.fetched() == WANTED
 
 
