@@ -10,7 +10,7 @@ over time (the pooled embedding), and how much more audio the overlap makes the 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +34,10 @@ class Distance:
 
 def distance(runtime: Runtime, wave: Waveform, whole_TD: NDArray[np.float32], chunker: Chunker) -> Distance:
     """Of the frames stitched from `chunker`'s windows to those of the whole."""
-    windows = chunker.plan(len(wave))
+    windows = replace(chunker, meter=runtime.meter).plan_of(wave)
     kept = []
     for window in windows:
-        frames_TD = runtime.encode_windows([wave[window.start : window.stop]], [-1])[0]
+        frames_TD = runtime.encode_windows([wave[window.start : window.stop]], [-1], [window.level])[0]
         kept.append(frames_TD[window.skip : window.skip + window.keep])
     stitched_TD = np.concatenate(kept)
     computed = sum(window.stop - window.start for window in windows) / len(wave)

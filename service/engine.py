@@ -28,6 +28,7 @@ from service.sandbox import Sandbox
 from service.settings import Settings
 from service.shares import asking
 from speech_ssl.audio import LARGEST_SAMPLE, AudioError, AudioWarning, Limits
+from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.engines import Passed
 from speech_ssl.types import SAMPLE_RATE, Waveform
 
@@ -175,7 +176,8 @@ class Engine:
                 seconds += len(wave) / SAMPLE_RATE
                 current().audio_s += len(wave) / SAMPLE_RATE
                 self._check_frames(seconds, wanted)
-                windows = self._submit(runtime, ticket, wave, wanted)
+                plan = await self._planned(runtime, wave)
+                windows = self._submit(ticket, wave, plan, wanted)
                 clips.append(Clip(file.name, len(wave), windows, warnings))
                 self._note(warnings)
             except (AudioError, TooLarge) as error:
@@ -259,13 +261,17 @@ class Engine:
         if wanted.layer is not None and wanted.pooling == "none" and seconds > most:
             raise TooLarge(f"with pooling 'none', at most {most:g} s of audio are taken in one request")
 
-    def _submit(self, runtime: Runtime, ticket: _Ticket, wave: Waveform, wanted: Wanted) -> Windows:
-        """Queue the windows, each with its own samples: what has run is freed."""
+    async def _planned(self, runtime: Runtime, wave: Waveform) -> list[Window]:
+        """In a thread if its level has to be measured. Raises AudioError."""
         plan = runtime.plan(len(wave))
+        return plan if len(plan) == 1 else await self.aside(partial(runtime.plan_of, wave))
+
+    @staticmethod
+    def _submit(ticket: _Ticket, wave: Waveform, plan: Sequence[Window], wanted: Wanted) -> Windows:
+        """Queue the windows, each with its own samples: what has run is freed."""
         windows: Windows = deque()
         for window in plan:
             part = wave if len(plan) == 1 else wave[window.start : window.stop].copy()
-            windows.append(
-                (window, ticket.submit(Job(part, wanted.layer, wanted.heads), len(part) / SAMPLE_RATE))
-            )
+            job = Job(part, wanted.layer, wanted.heads, window.level)
+            windows.append((window, ticket.submit(job, len(part) / SAMPLE_RATE)))
         return windows

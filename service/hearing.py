@@ -18,7 +18,7 @@ from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.clips import Whole
 from speech_ssl.inference.engines import Passed
 from speech_ssl.inference.pooling import Pool
-from speech_ssl.types import SAMPLE_RATE, Waveform
+from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
 
 Vectors: TypeAlias = NDArray[np.float32]
 Windows: TypeAlias = deque[tuple[Window, "Future[Passed]"]]
@@ -36,11 +36,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Job:
-    """One window's way through the model."""
+    """One window's way through the model. level: as `Window.level`."""
 
     wave: Waveform
     layer: int | None
     heads: tuple[str, ...]
+    level: Moments | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""A clip that is still being said: its windows run as soon as later audio cannot change them."""
+"""A clip that is still being said: its windows run as soon as later audio cannot change their bounds.
+
+A model that normalises a clip by what is in all of it hears these windows at the level of the audio so far,
+SETTLED_S of it at least, and again at the level of the whole clip when that has ended.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,10 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
+from tempfile import SpooledTemporaryFile
+from typing import IO
 
 import numpy as np
 
@@ -17,12 +25,20 @@ from speech_ssl.audio import AudioError
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.clips import Whole
 from speech_ssl.inference.engines import Passed
-from speech_ssl.types import SAMPLE_RATE, Waveform
+from speech_ssl.inference.levels import Level
+from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
+
+SETTLED_S = 30.0
+SAMPLE_BYTES = 4
+IN_MEMORY = 8 << 20
+"""Bytes of a stream, to be heard again; the rest is in a temporary file."""
+AT_ONCE = 8
+"""Windows of a stream that are heard again."""
 
 
 class Live:
     """What is run and kept of a stream. The windows, and so the answers, are those of the finished clip: only
-    the last two of a plan depend on how long the clip will be."""
+    the last two of a plan depend on how long the clip will be. To be closed at its end."""
 
     def __init__(
         self, engine: Engine, model: Model, ticket: Ticket[Job, Passed], heads: Sequence[str]
@@ -35,6 +51,9 @@ class Live:
         self._submitted = 0
         self._windows: Windows = deque()
         self._kept: list[Passed] = []
+        self._heard: list[Window] = []  # of what is kept
+        self._level = None if (meter := model.runtime.meter) is None else Level(meter)
+        self._all: IO[bytes] = SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - see `close`
         self.samples = 0
         self.heard_out = asyncio.Event()
         self.changed = asyncio.Event()
@@ -59,12 +78,16 @@ class Live:
         self._reserve(len(block) / SAMPLE_RATE)
         self._blocks.append(block)
         self.samples += len(block)
-        self._submit(self._plan()[self._submitted : -2])
+        if self._level is not None:
+            self._level.add(block)
+            self._all.write(block.astype("<f4", copy=False).data)
+        if self._level is None or self.seconds >= SETTLED_S:
+            self._submit(self._plan()[self._submitted : -2])
         self.changed.set()
 
     def end(self) -> None:
         """Raises AudioError `too_short`."""
-        self._submit(self._model.runtime.plan(self.samples)[self._submitted :])
+        self._submit(self._levelled(self._model.runtime.plan(self.samples))[self._submitted :])
         self.heard_out.set()
         self.changed.set()
 
@@ -78,6 +101,7 @@ class Live:
         window, future = self._windows.popleft()
         part = (await asyncio.wrap_future(future)).kept(window.skip, window.keep)
         self._kept.append(part)
+        self._heard.append(window)
         return part
 
     async def tentative(self) -> list[Passed] | None:
@@ -91,13 +115,34 @@ class Live:
                 ticket.reserve(sum(len(wave) for wave in waves) / SAMPLE_RATE)
             except Overloaded:
                 return None
-            running = [self._run(ticket, wave) for wave in waves]
+            running = [self._run(ticket, wave, window) for wave, window in zip(waves, windows, strict=True)]
             passed = [await asyncio.wrap_future(future) for future in running]
         return [one.kept(window.skip, window.keep) for window, one in zip(windows, passed, strict=True)]
 
-    def whole(self) -> Whole:
-        """At the end, when all parts have been had."""
+    async def whole(self, patience_s: float) -> Whole:
+        """At the end, when all parts have been had: as the finished clip is heard. What takes longer than
+        `patience_s` to hear again stays as it was."""
+        level = None if self._level is None or len(self._heard) == 1 else self._level.moments
+        again = [number for number, window in enumerate(self._heard) if window.level is not level]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._hear_again(again, level)
         return Whole(Passed.joined(self._kept), self.seconds)
+
+    async def _hear_again(self, numbers: Sequence[int], level: Moments | None) -> None:
+        waiting, running = deque(numbers), Windows()
+        for number in numbers:
+            while waiting and len(running) < AT_ONCE:
+                window = replace(self._heard[waiting.popleft()], level=level)
+                self._all.seek(window.start * SAMPLE_BYTES)
+                data = self._all.read((window.stop - window.start) * SAMPLE_BYTES)
+                wave = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
+                running.append((window, self._run(self._ticket, wave, window)))
+            window, future = running.popleft()
+            self._kept[number] = (await asyncio.wrap_future(future)).kept(window.skip, window.keep)
+
+    def close(self) -> None:
+        self._all.close()
 
     def with_rest(self, parts: Sequence[Passed], seconds: float) -> Whole:
         """All that has been had, and what is tentative."""
@@ -105,20 +150,25 @@ class Live:
 
     def _plan(self) -> list[Window]:
         try:
-            return self._model.runtime.plan(self.samples)
+            return self._levelled(self._model.runtime.plan(self.samples))
         except AudioError:
             return []
 
+    def _levelled(self, plan: list[Window]) -> list[Window]:
+        if self._level is None or len(plan) == 1:
+            return plan
+        return [replace(window, level=self._level.moments) for window in plan]
+
     def _submit(self, windows: Sequence[Window]) -> None:
         for window in windows:
-            self._windows.append((window, self._run(self._ticket, self._wave(window))))
+            self._windows.append((window, self._run(self._ticket, self._wave(window), window)))
             self._submitted += 1
         if windows and (plan := self._plan()[self._submitted :]):
             self._blocks = [self._joined()[plan[0].start - self._begin :].copy()]
             self._begin = plan[0].start
 
-    def _run(self, ticket: Ticket[Job, Passed], wave: Waveform) -> Future[Passed]:
-        return ticket.submit(Job(wave, None, self._heads), len(wave) / SAMPLE_RATE)
+    def _run(self, ticket: Ticket[Job, Passed], wave: Waveform, window: Window) -> Future[Passed]:
+        return ticket.submit(Job(wave, None, self._heads, window.level), len(wave) / SAMPLE_RATE)
 
     def _wave(self, window: Window) -> Waveform:
         return self._joined()[window.start - self._begin : window.stop - self._begin].copy()

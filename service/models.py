@@ -303,5 +303,6 @@ class Models:
 def _run(runtime: Runtime, jobs: Sequence[Job]) -> list[Passed]:
     """One pass for what all of them want."""
     heads = sorted({name for job in jobs for name in job.heads})
-    passed = runtime.run_windows([job.wave for job in jobs], [job.layer for job in jobs], heads)
+    waves, levels = [job.wave for job in jobs], [job.level for job in jobs]
+    passed = runtime.run_windows(waves, [job.layer for job in jobs], heads, levels)
     return [one.only(job.heads) for job, one in zip(jobs, passed, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -35,6 +35,8 @@ router = APIRouter()
 
 PARTIAL_S, PARTIAL_PART = 1.0, 0.15
 """A partial answer comes after so much new audio, or this part of what it has to go through again."""
+AGAIN_PART = 0.5
+"""Of the time for an answer, to hear again what was heard before the clip's level was known."""
 CLOSE_CODES = {429: 1013, 503: 1013, 504: 1013, 500: 1011}
 """Others: 1008, the client's mistake."""
 
@@ -81,7 +83,7 @@ async def _served(socket: WebSocket, engine: Engine) -> None:
         told = _Told(socket, engine, model.runtime, options)
         ticket = stack.enter_context(model.ticket())
         current().queued(model.runtime.name, ticket)
-        live = Live(engine, model, ticket, told.heads)
+        live = stack.enter_context(closing(Live(engine, model, ticket, told.heads)))
         await told.send("ready", model=model.runtime.name, sample_rate=options.sample_rate)
         async with asyncio.timeout(None) as limit:
             await _all(
@@ -224,7 +226,7 @@ class _Told:
         await self.send("partial", seconds=seconds, **fields)
 
     async def _final(self, live: Live) -> None:
-        whole = live.whole()
+        whole = await live.whole(AGAIN_PART * self._engine.settings.request_timeout_s)
         fields: dict[str, Any] = {}
         if self.speech is not None:
             said = await self._engine.aside(partial(self._runtime.transcript, whole, self.speech))

@@ -10,7 +10,8 @@ from speech_ssl.inference.card import HeadTask
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.clips import Whole
 from speech_ssl.inference.engines import Passed
-from speech_ssl.types import Waveform
+from speech_ssl.inference.levels import Meter
+from speech_ssl.types import Levels, Waveform
 
 
 class Runtime(Protocol):
@@ -30,10 +31,22 @@ class Runtime(Protocol):
     def plan(self, num_samples: int) -> list[Window]:
         """Raises AudioError `too_short`."""
 
+    def plan_of(self, wave: Waveform) -> list[Window]:
+        """The same with the clip's level, which takes a while for a long one."""
+
+    @property
+    def meter(self) -> Meter | None:
+        """What the model normalises clips by."""
+
     def run_windows(
-        self, waves: Sequence[Waveform], layers: Sequence[int | None], heads: Sequence[str] = ()
+        self,
+        waves: Sequence[Waveform],
+        layers: Sequence[int | None],
+        heads: Sequence[str] = (),
+        levels: Levels | None = None,
     ) -> list[Passed]:
-        """The frames (T, D) of each wave, from its own layer, and the outputs of heads."""
+        """The frames (T, D) of each wave, from its own layer, and the outputs of heads. levels: of the clips
+        that waves are windows of."""
 
     def check_layer(self, layer: int) -> int:
         """0..num_layers, from that or from a negative number. Raises ValueError."""

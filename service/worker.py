@@ -25,7 +25,7 @@ from service.batcher import Again
 from service.isolation import keep_imports
 from speech_ssl.inference.card import Card
 from speech_ssl.inference.engines import Passed
-from speech_ssl.types import Waveform
+from speech_ssl.types import Levels, Waveform
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,11 @@ context = multiprocessing.get_context("forkserver")
 class Loaded(Protocol):
     def card(self) -> Card: ...
     def run_windows(
-        self, waves: Sequence[Waveform], layers: Sequence[int | None], heads: Sequence[str] = ()
+        self,
+        waves: Sequence[Waveform],
+        layers: Sequence[int | None],
+        heads: Sequence[str] = (),
+        levels: Levels | None = None,
     ) -> list[Passed]: ...
     def use_threads(self, count: int) -> None: ...
 
@@ -155,7 +159,11 @@ class Worker(Card):
         return None if self._newest is None else self._newest.pid
 
     def run_windows(
-        self, waves: Sequence[Waveform], layers: Sequence[int | None], heads: Sequence[str] = ()
+        self,
+        waves: Sequence[Waveform],
+        layers: Sequence[int | None],
+        heads: Sequence[str] = (),
+        levels: Levels | None = None,
     ) -> list[Passed]:
         """As the runtime's, for one thread at a time. Raises WorkerLost, and what the model raises as
         ValueError or RuntimeError."""
@@ -169,7 +177,7 @@ class Worker(Card):
                 child.ended_after(self._timeout_s, "the model takes for a batch"),
                 self._threads.shared() as threads,
             ):
-                child.connection.send((threads, list(waves), list(layers), list(heads)))
+                child.connection.send((threads, list(waves), list(layers), list(heads), levels))
                 answer: list[Passed] | Exception = child.connection.recv()
         except (OSError, EOFError) as error:
             self._drop(child)
@@ -270,10 +278,10 @@ def work(connection: Connection, load: Load) -> None:
             return
         connection.send(loaded.card())
         while True:
-            threads, waves, layers, heads = connection.recv()
+            threads, *asked = connection.recv()
             try:
                 loaded.use_threads(threads)
-                connection.send(loaded.run_windows(waves, layers, heads))
+                connection.send(loaded.run_windows(*asked))
             except (BrokenPipeError, ConnectionResetError):
                 return
             except Exception as error:

@@ -27,7 +27,8 @@ LAYER = 2
 
 @pytest.fixture(scope="module")
 def folder(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's files: prompts as they are, one at another rate in stereo, and one of two windows."""
+    """A user's files: prompts as they are, one at another rate in stereo, and one of two windows, of
+    which the first is the quieter."""
     folder = tmp_path_factory.mktemp("recordings")
     paths = sorted((prompts / "audio").glob("*.flac"))
     for path in paths[:3]:
@@ -37,6 +38,7 @@ def folder(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     loud = np.interp(time_s, np.arange(len(wave)) / 16000, wave)
     soundfile.write(folder / "stereo.wav", np.stack([loud, loud / 2], axis=1), 44100)
     long = np.concatenate([audio.decode(path) for path in paths])[: 25 * 16000]
+    long[: len(long) // 2] *= 0.03
     soundfile.write(folder / "long.flac", long, 16000)
     return folder
 

@@ -10,8 +10,9 @@ from speech_ssl.inference import answers
 from speech_ssl.inference.answers import Choice, Classification, Clock, Decoder, Transcript
 from speech_ssl.inference.chunking import Chunker, Window
 from speech_ssl.inference.clips import Whole
+from speech_ssl.inference.levels import Meter
 from speech_ssl.model.heads import CTCSpec, EventsSpec, HeadSpec
-from speech_ssl.types import SAMPLE_RATE
+from speech_ssl.types import SAMPLE_RATE, Waveform
 
 HeadTask: TypeAlias = Literal["transcription", "classification"]
 HEADS: dict[HeadTask, tuple[type[HeadSpec], str, str]] = {
@@ -79,6 +80,15 @@ class Card:
     def plan(self, num_samples: int) -> list[Window]:
         """The windows of a clip: one if it is short. Raises AudioError `too_short`."""
         return self.chunker.plan(num_samples)
+
+    def plan_of(self, wave: Waveform) -> list[Window]:
+        """The same for a clip that is all there, with its level: what its windows are normalised by."""
+        return self.chunker.plan_of(wave)
+
+    @property
+    def meter(self) -> Meter | None:
+        """What the model normalises clips by; None: by nothing that is of a whole clip."""
+        return self.chunker.meter
 
     def clock(self, whole: Whole) -> Clock:
         return Clock(self.hop / SAMPLE_RATE, self.min_samples / SAMPLE_RATE, whole.duration_s)

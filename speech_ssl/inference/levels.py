@@ -69,7 +69,8 @@ class Level:
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        self._rest: Waveform = np.empty(0, dtype=np.float32)
+        self._rest: Waveform = np.empty(0, dtype=np.float32)  # from where the next row begins
+        self._before = 0  # samples until it does
         width = meter.bins or meter.size
         self.moments = Moments.of(np.empty((0, width)))
 
@@ -79,8 +80,10 @@ class Level:
 
     def _add(self, block: Waveform) -> None:
         meter = self._meter
+        block, self._before = block[self._before :], max(self._before - len(block), 0)
         heard = np.concatenate([self._rest, block]) if len(self._rest) else block
         count = max((len(heard) - meter.size) // meter.stride + 1, 0)
         if count:
             self.moments += Moments.of(meter.rows(heard))
         self._rest = heard[count * meter.stride :].copy()
+        self._before += max(count * meter.stride - len(heard), 0)

@@ -44,10 +44,11 @@ LOOKAHEAD = 8  # batches' worth of audio that is gathered to group it by length
 class Runtime(Card):
     """A model, ready to encode. Synchronous, for one thread at a time.
 
-    Clips longer than `window_s` are computed in overlapping windows, each normalised by itself; the
-    frames next to a cut come from the window that sees more around them. They are not those of one
-    pass over the whole, where each frame attends to all others: with the packaged model, on readings of
-    1.5 to 4.6 minutes, 7 % off (relative L2), and the mean over time 1.6 % (benchmarks/stitching.py).
+    Clips longer than `window_s` are computed in overlapping windows, normalised as the whole clip is (for
+    which a file of more than two minutes is decoded twice); the frames next to a cut come from the window
+    that sees more around them. They are not those of one pass over the whole, where each frame attends to
+    all others: with the packaged model, on readings of 1.4 to 2.1 minutes, 4 % off (relative L2),
+    and the mean over time 2 % (benchmarks/stitching.py).
 
     precision: what is computed in; of "auto" what it has come to here, see `arithmetic.fitted`.
 

@@ -78,10 +78,11 @@ def test_windows_agree_on_which_frames_have_outputs(
     outputs_TV = whole_of(runtime, wave).passed.heads["ctc"]
     count = runtime.chunker.frame_count(len(wave))
     assert np.array_equal(outputs_TV, np.repeat(outputs_TV[::stride], stride, axis=0)[:count])
-    first, plan = 0, runtime.plan(len(wave))
+    first, plan = 0, runtime.plan_of(wave)
     assert len(plan) > 5
     for window in plan:
-        (own,) = runtime.run_windows([wave[window.start : window.stop]], [None], ["ctc"])
+        part = wave[window.start : window.stop]
+        (own,) = runtime.run_windows([part], [None], ["ctc"], [window.level])
         kept = own.heads["ctc"][::stride][window.skip // stride :][: -(-window.keep // stride)]
         joined = outputs_TV[first : first + window.keep][::stride]
         np.testing.assert_allclose(joined, kept, atol=1e-4)

@@ -146,7 +146,7 @@ def test_stitched_frames_are_as_many_as_the_encoders(runtime: Runtime, length: i
 def test_a_long_clip_is_near_the_whole_and_streams_the_same(
     runtime: Runtime, speech: Waveform, tmp_path: Path
 ):
-    """Windows are normalised each by itself and see 2 s past each cut, so equality is not to be had."""
+    """Windows see 2 s past each cut, and one pass attends to all, so equality is not to be had."""
     stitched = runtime.encode([speech])[0]
     whole = runtime.encode_windows([speech], [4])[0]
     assert stitched.frames.shape == whole.shape

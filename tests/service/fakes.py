@@ -19,6 +19,7 @@ from service.settings import Settings
 from speech_ssl.inference.card import Card
 from speech_ssl.inference.chunking import Chunker, Window
 from speech_ssl.inference.engines import Passed
+from speech_ssl.types import Levels
 
 RATE, HOP, FIELD = 16_000, 320, 400
 
@@ -46,6 +47,13 @@ class FakeRuntime:
     def plan(self, num_samples: int) -> list[Window]:
         return self.chunker.plan(num_samples)
 
+    def plan_of(self, wave: NDArray[np.float32]) -> list[Window]:
+        return self.chunker.plan_of(wave)
+
+    @property
+    def meter(self) -> None:
+        """Clips are not normalised."""
+
     def check_layer(self, layer: int) -> int:
         if not -4 <= layer <= 3:
             raise ValueError(f"layer {layer} is not there: fake has 0 to 3")
@@ -55,7 +63,11 @@ class FakeRuntime:
         raise ValueError("fake has no heads")
 
     def run_windows(
-        self, waves: Sequence[NDArray[np.float32]], layers: Sequence[int], heads: Sequence[str] = ()
+        self,
+        waves: Sequence[NDArray[np.float32]],
+        layers: Sequence[int],
+        heads: Sequence[str] = (),
+        levels: Levels | None = None,
     ) -> list[Passed]:
         if not self._busy.acquire(blocking=False):
             raise AssertionError("called in two threads at a time")
@@ -93,14 +105,18 @@ class Deadly(FakeRuntime):
     """Its process dies of a clip as loud as 0.9, and hangs at one of 0.8."""
 
     def run_windows(
-        self, waves: Sequence[NDArray[np.float32]], layers: Sequence[int], heads: Sequence[str] = ()
+        self,
+        waves: Sequence[NDArray[np.float32]],
+        layers: Sequence[int],
+        heads: Sequence[str] = (),
+        levels: Levels | None = None,
     ) -> list[Passed]:
         loudest = max(float(np.abs(wave).max()) for wave in waves)
         if loudest == np.float32(0.9):
             os.kill(os.getpid(), signal.SIGKILL)
         if loudest == np.float32(0.8):
             time.sleep(3600)
-        return super().run_windows(waves, layers, heads)
+        return super().run_windows(waves, layers, heads, levels)
 
 
 def load(slowness: float = 0.0, load_time: float = 0.0) -> FakeRuntime:

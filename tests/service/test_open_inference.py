@@ -21,6 +21,7 @@ from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime
 from speech_ssl.inference.engines import Passed
+from speech_ssl.types import Levels
 from tests.service.fakes import FakeRuntime
 from tests.service.support import encoded, serving, serving_app, tone, until
 from tests.service.tensors import ask, files, refused, samples, tensors
@@ -34,10 +35,14 @@ class Counted(Runtime):
     passes: list[int]
 
     def run_windows(
-        self, waves: Sequence[Any], layers: Sequence[int | None], heads: Sequence[str] = ()
+        self,
+        waves: Sequence[Any],
+        layers: Sequence[int | None],
+        heads: Sequence[str] = (),
+        levels: Levels | None = None,
     ) -> list[Passed]:
         self.passes = [*getattr(self, "passes", []), len(waves)]
-        return super().run_windows(waves, layers, heads)
+        return super().run_windows(waves, layers, heads, levels)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from service import live, routes_stream
 from service.auth import made
 from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import load_artifact
@@ -102,6 +103,50 @@ def test_the_final_answer_is_that_of_the_file(
     assert final["labels"] == nearly(heard["labels"]) and final["events"] == nearly(heard["events"])
     assert final["usage"] == nearly(heard["usage"])
     assert "".join(m["text"] for m in messages if m["type"] == "delta") == said["text"]
+
+
+def louder(speech: np.ndarray) -> np.ndarray:
+    """The first half 30 dB lower."""
+    half = len(speech) // 2
+    return np.concatenate([np.round(speech[:half] * 10 ** (-30 / 20)).astype("<i2"), speech[half:]])
+
+
+def answers_of(client: httpx.Client, samples: np.ndarray) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Final answers to a stream of half seconds and to a file of the same, and the deltas of the stream."""
+    with opened(client, "?sounds_head=moods") as stream:
+        for start in range(0, len(samples), 8_000):
+            stream.send(samples[start : start + 8_000].tobytes())
+        stream.send(END)
+        *before, final = told(stream)
+    file = encoded(samples, subtype="PCM_16")
+    words = {"response_format": "verbose_json", "timestamp_granularities[]": "word"}
+    said = asked(client, "transcriptions", file, **words)
+    heard = asked(client, "classifications", file, head="moods")
+    whole = {name: said[name] for name in ("text", "words")}
+    whole |= {name: heard[name] for name in ("labels", "events")}
+    return {name: final[name] for name in whole}, whole, [m["text"] for m in before if m["type"] == "delta"]
+
+
+def test_what_was_heard_before_the_level_was_known_is_heard_again(
+    client: httpx.Client, speech: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model normalises a clip by all of it, which nobody knows while it is being said."""
+    monkeypatch.setattr(live, "SETTLED_S", 3.0)
+    monkeypatch.setattr(live, "IN_MEMORY", 100_000)
+    final, whole, deltas = answers_of(client, louder(speech))
+    assert final == nearly(whole)
+    assert len(deltas) > 1 and "".join(deltas) != whole["text"]
+
+
+def test_what_is_not_heard_again_in_time_stays_near(
+    client: httpx.Client, speech: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "SETTLED_S", 5.0)
+    monkeypatch.setattr(routes_stream, "AGAIN_PART", 0.0)
+    final, whole, deltas = answers_of(client, speech)
+    assert final["text"] == "".join(deltas) != whole["text"]
+    for near, label in zip(final["labels"], whole["labels"], strict=True):
+        assert near["label"] == label["label"] and near["score"] == pytest.approx(label["score"], abs=0.05)
 
 
 def test_partial_answers_come_while_it_is_being_said(client: httpx.Client, speech: np.ndarray) -> None:

@@ -117,7 +117,7 @@ class Threaded(fakes.FakeRuntime):
     def use_threads(self, count: int) -> None:  # type: ignore[override]
         self.threads = count
 
-    def run_windows(self, waves: Any, layers: Any, heads: Any = ()) -> Any:
+    def run_windows(self, waves: Any, *_: Any) -> Any:
         return [Passed(np.full((1, 1), self.threads, np.float32), {})]
 
 
