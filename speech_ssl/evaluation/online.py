@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from speech_ssl.data.manifest import TEXTS, Utterance
 from speech_ssl.data.splits import TEST_SPLITS, VALID_SPLITS, id_hash
+from speech_ssl.evaluation.held_out import by_hash
 from speech_ssl.evaluation.representations import hidden_means, load_wave
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.types import SAMPLE_RATE, Waveform
@@ -35,8 +36,9 @@ class OnlineProbe:
 
     column: of the manifest, whose values are the classes. Rows without one are left out, as are classes with
     a single clip. At most `clips` of them are used, chosen by the hash of their id, and `seconds` of each,
-    from the middle. A quarter of every class is held out, or, if the column `split` marks rows for validation
-    or test, those. failures: id -> reason, of clips that cannot be read.
+    from the middle. A quarter of every class is held out, in whole files where classes have several, or, if
+    the column `split` marks rows for validation or test, those. failures: id -> reason, of clips that cannot
+    be read.
 
     Raises ValueError where fewer than two classes are left.
     """
@@ -158,15 +160,12 @@ def _chosen(utterances: Sequence[Utterance], column: str, clips: int) -> list[tu
         most = max(round(HELD_OUT * clips), 1)
         return [(u, False) for u in fitted[: clips - most]] + [(u, True) for u in tried[:most]]
     kept = labelled[:clips]
-    sizes = Counter(getattr(u, column) for u in kept)
-    seen: Counter[str] = Counter()
-    chosen = []
-    for utterance in kept:
-        label = getattr(utterance, column)
-        seen[label] += 1
-        most = max(round(HELD_OUT * sizes[label]), 1) if sizes[label] > 1 else 0
-        chosen.append((utterance, seen[label] <= most))
-    return chosen
+    labels = [getattr(u, column) for u in kept]
+    wanted = {label: max(round(HELD_OUT * count), 1) for label, count in Counter(labels).items()}
+    held_out_N = by_hash(labels, [u.file_id for u in kept], wanted)
+    if not held_out_N.any():
+        held_out_N = by_hash(labels, [u.id for u in kept], wanted)
+    return list(zip(kept, held_out_N.tolist(), strict=True))
 
 
 def _is_held_out(utterance: Utterance) -> bool:

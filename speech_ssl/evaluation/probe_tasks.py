@@ -23,13 +23,16 @@ from numpy.typing import NDArray
 
 from speech_ssl.data.manifest import Utterance
 from speech_ssl.data.splits import TEST_SPLITS, VALID_SPLITS, id_hash
+from speech_ssl.evaluation.held_out import by_hash
 from speech_ssl.evaluation.probes import Probed, cross_validate, probe
 from speech_ssl.evaluation.probes_verification import probe_verification
 from speech_ssl.evaluation.representations import Means
 
 PART_S, MOST_PARTS = 3.0, 4
+LEAST_SPEAKERS = 5  # to test whole speakers
 TESTED = 0.2  # of the clips or speakers, where the manifest does not say which
 ABSENT = "(none)"
+SAME_SPEAKERS = "speakers of the test also in training"
 SAME_SESSION = "parts of one clip a speaker: same session"
 
 
@@ -38,7 +41,8 @@ class Problem:
     """Labels of clips, and which of them are tested.
 
     tested_N: True for the clips to test on. keys: a fold a clip instead, each tested in turn. With `verify`
-    trials of pairs of the tested clips are scored. note: what to know when reading the figures.
+    trials of pairs of the tested clips are scored; sessions: the recording that each clip is from, for two
+    of one are no trial. note: what to know when reading the figures.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Problem:
     tested_N: NDArray[np.bool_] | None = None
     keys: list[str] | None = None
     verify: bool = False
+    sessions: list[str] | None = None
     note: str = ""
 
     @property
@@ -101,7 +106,9 @@ def solve(problem: Problem, x_NLD: Means, *, seed: int) -> Outcome:
     train, test = ~problem.tested_N, problem.tested_N
     parts = x_NLD[train], list(labels[train]), x_NLD[test], list(labels[test])
     if problem.verify:
-        verified = probe_verification(*parts, seed=seed)
+        names = None if problem.sessions is None else np.array(problem.sessions, dtype=object)
+        sessions = None if names is None else (list(names[train]), list(names[test]))
+        verified = probe_verification(*parts, sessions=sessions, seed=seed)
         return Outcome(verified.eer, verified.min_dcf, verified.layer_weights_L, (verified.held_out_eer,))
     probed: Probed = probe(*parts, seed=seed)
     return Outcome(probed.accuracy, probed.uar, probed.layer_weights_L, probed.held_out)
@@ -123,9 +130,9 @@ def emotion() -> Task:
         labels = [clip.label for clip in clips]
         speakers = [clip.speaker for clip in clips]
         if not all(speakers) or len(set(speakers)) < 3:
-            return [
-                replace(_by_split("emotion", labels, clips), note="speakers of the test also in training")
-            ]
+            problem = _by_split("emotion", labels, clips)
+            notes = dict.fromkeys(filter(None, (problem.note, SAME_SPEAKERS)))
+            return [replace(problem, note="; ".join(notes))]
         return [_checked(Problem("emotion", labels, keys=speakers, note="one speaker left out at a time"))]
 
     return Task("emotion", _with("label"), problems)
@@ -155,8 +162,8 @@ def speaker() -> Task:
         names = [clip.speaker for clip in clips]
         if not _are_parts(clips):
             return [_by_split("speaker", names, clips)]
-        last = {clip.path: number for number, clip in enumerate(clips)}
-        tested_N = np.array([last[clip.path] == number for number, clip in enumerate(clips)])
+        last = {clip.speaker: number for number, clip in enumerate(clips)}
+        tested_N = np.array([last[clip.speaker] == number for number, clip in enumerate(clips)])
         return [_checked(Problem("speaker", names, tested_N, note=SAME_SESSION))]
 
     return Task("speaker", _several_a_speaker, problems)
@@ -170,8 +177,10 @@ def verification() -> Task:
             raise ValueError(f"verification needs 10 speakers with two clips or more, not {len(order)}")
         unseen = set(order[: max(3, round(TESTED * len(order)))])
         tested_N = np.array([name in unseen for name in names])
-        note = SAME_SESSION if _are_parts(clips) else ""
-        return [Problem("verification", names, tested_N, verify=True, note=note)]
+        sessions = [str(clip.path) for clip in clips]
+        tested = {(clip.speaker, clip.path) for clip in clips if clip.speaker in unseen}
+        note = SAME_SESSION if len(tested) == len(unseen) else ""
+        return [Problem("verification", names, tested_N, verify=True, sessions=sessions, note=note)]
 
     return Task("verification", _several_a_speaker, problems)
 
@@ -202,7 +211,8 @@ def _several_a_speaker(utterances: Sequence[Utterance]) -> list[Utterance]:
 
 def _are_parts(clips: Sequence[Utterance]) -> bool:
     """Whether each speaker's clips are of one file."""
-    return len({clip.path for clip in clips}) == len({clip.speaker for clip in clips}) < len(clips)
+    files = {(clip.speaker, clip.path) for clip in clips}
+    return len(files) == len({clip.speaker for clip in clips}) < len(clips)
 
 
 def _with(column: str) -> Callable[[Sequence[Utterance]], list[Utterance]]:
@@ -216,19 +226,45 @@ def _with(column: str) -> Callable[[Sequence[Utterance]], list[Utterance]]:
 
 
 def _by_split(name: str, labels: list[str], clips: Sequence[Utterance]) -> Problem:
-    """Tested on the test rows, else on the validation rows, else on a fifth of every class by hash of the id.
-    A class that has no clip to train on counts as errors."""
+    """Tested on the test rows, else on the validation rows, else on about a fifth of every class: on whole
+    speakers where the manifest names some, else on whole files. A class that has no clip to train on counts
+    as errors."""
     kinds = [clip.split.lower().partition("-")[0] for clip in clips]
     for splits in (TEST_SPLITS, VALID_SPLITS):
         tested_N = np.array([kind in splits for kind in kinds])
         if tested_N.any() and not tested_N.all():
-            return _checked(Problem(name, labels, tested_N))
-    tested_N = np.zeros(len(clips), dtype=bool)
-    every = np.array(labels, dtype=object)
-    for label in sorted(set(labels)):
-        own = sorted(np.flatnonzero(every == label), key=lambda i: id_hash(clips[int(i)].id))
-        tested_N[own[: round(TESTED * len(own))]] = True
-    return _checked(Problem(name, labels, tested_N, note="a fifth of every class, by hash, is tested"))
+            return _checked(Problem(name, labels, tested_N, note=_shared(labels, clips, tested_N)))
+    wanted = {label: round(TESTED * count) for label, count in Counter(labels).items()}
+    note = "a fifth of every class, by hash, is tested"
+    for groups in _apart(labels, clips):
+        tested_N = by_hash(labels, groups, wanted)
+        if tested_N.any():
+            break
+    notes = filter(None, (note, _shared(labels, clips, tested_N)))
+    return _checked(Problem(name, labels, tested_N, note="; ".join(notes)))
+
+
+def _apart(labels: Sequence[str], clips: Sequence[Utterance]) -> Iterator[list[str]]:
+    """What had better be on one side of a test: speakers, else files, which share voice and room."""
+    speakers = [clip.speaker for clip in clips]
+    if all(speakers) and speakers != labels and len(set(speakers)) >= LEAST_SPEAKERS:
+        yield speakers
+    yield [clip.file_id for clip in clips]
+    yield [clip.id for clip in clips]
+
+
+def _shared(labels: Sequence[str], clips: Sequence[Utterance], tested_N: NDArray[np.bool_]) -> str:
+    """What a test has in common with the training, for a reader of its figures."""
+    trained, tested = (
+        [clip for clip, out in zip(clips, tested_N, strict=True) if out == side] for side in (False, True)
+    )
+    notes = []
+    if {clip.path for clip in trained} & {clip.path for clip in tested}:
+        notes.append("parts of the tested files are trained on")
+    speakers = {clip.speaker for clip in trained if clip.speaker} & {clip.speaker for clip in tested}
+    if speakers and [clip.speaker for clip in clips] != labels:
+        notes.append(SAME_SPEAKERS)
+    return "; ".join(notes)
 
 
 def _checked(problem: Problem) -> Problem:

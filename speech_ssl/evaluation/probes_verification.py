@@ -55,10 +55,12 @@ def probe_verification(
     test_NLD: Means,
     test_speakers: Sequence[str],
     *,
+    sessions: tuple[Sequence[str], Sequence[str]] | None = None,
     seed: int = 0,
 ) -> Verified:
     """Learn an embedding from the training speakers and verify the test speakers: every pair of their clips
-    is a trial. seed: of the speakers held out to choose the penalty; nothing else is drawn.
+    is a trial, but for pairs of one session, see `trials`. sessions: of the training and of the test clips.
+    seed: of the speakers held out to choose the penalty; nothing else is drawn.
 
     Raises ValueError where a speaker is in both parts, for fewer than MIN_SPEAKERS in training, and where the
     test clips have no pair of one speaker or none of two.
@@ -69,10 +71,11 @@ def probe_verification(
         raise ValueError(f"speaker {min(both)} is trained on and tested: verification is of unseen speakers")
     if (found := len(set(train_speakers))) < MIN_SPEAKERS:
         raise ValueError(f"verification needs {MIN_SPEAKERS} speakers or more to train on, not {found}")
-    rates = _held_out_rates(train_NLD, train_speakers, seed)
+    train_sessions, test_sessions = sessions or (None, None)
+    rates = _held_out_rates(train_NLD, train_speakers, train_sessions, seed)
     chosen = int(np.argmin(rates))
     standard, head = _fitted(train_NLD, train_speakers, WEIGHT_DECAYS[chosen])
-    scores, same = trials(_embedded(head, standard.apply(test_NLD)), test_speakers)
+    scores, same = trials(_embedded(head, standard.apply(test_NLD)), test_speakers, test_sessions)
     if same.all() or not same.any():
         raise ValueError("the test clips need pairs of one speaker and pairs of two")
     return Verified(
@@ -87,17 +90,31 @@ def probe_verification(
 
 
 def trials(
-    embedded_NE: NDArray[np.float32], speakers: Sequence[str]
+    embedded_NE: NDArray[np.float32], speakers: Sequence[str], sessions: Sequence[str] | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The cosine of every pair of clips, N * (N - 1) / 2 of them, and whether both are of one speaker."""
+    """The cosine of every pair of clips, N * (N - 1) / 2 of them, and whether both are of one speaker.
+
+    Pairs of one session are left out: room and microphone would give them away. Where no speaker has two
+    sessions they are all that there is.
+    """
     x_NE = embedded_NE.astype(np.float64)
     unit_NE = x_NE / np.linalg.norm(x_NE, axis=1, keepdims=True).clip(1e-12)
     first, second = np.triu_indices(len(speakers), 1)
-    number_N = np.unique(np.array(speakers), return_inverse=True)[1]
-    return (unit_NE @ unit_NE.T)[first, second], number_N[first] == number_N[second]
+    scores, same = (unit_NE @ unit_NE.T)[first, second], _alike(speakers, first, second)
+    across = ~_alike(sessions, first, second) if sessions is not None else np.ones_like(same)
+    if not (same & across).any():
+        return scores, same
+    return scores[across], same[across]
 
 
-def _held_out_rates(x_NLD: Means, speakers: Sequence[str], seed: int) -> list[float]:
+def _alike(names: Sequence[str], first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.bool_]:
+    number_N = np.unique(np.array(names), return_inverse=True)[1]
+    return np.asarray(number_N[first] == number_N[second])
+
+
+def _held_out_rates(
+    x_NLD: Means, speakers: Sequence[str], sessions: Sequence[str] | None, seed: int
+) -> list[float]:
     """The equal error rate among held-out training speakers for each penalty; alike for all if there is no
     pair of one speaker among them."""
     names = np.unique(np.array(speakers))
@@ -107,10 +124,11 @@ def _held_out_rates(x_NLD: Means, speakers: Sequence[str], seed: int) -> list[fl
     others = [speaker for speaker, out in zip(speakers, held_out_N, strict=True) if out]
     if len(set(others)) == len(others):
         return [0.5] * len(WEIGHT_DECAYS)
+    their_sessions = None if sessions is None else [sessions[int(i)] for i in np.flatnonzero(held_out_N)]
     rates = []
     for decay in WEIGHT_DECAYS:
         standard, head = _fitted(x_NLD[~held_out_N], ours, decay)
-        scores, same = trials(_embedded(head, standard.apply(x_NLD[held_out_N])), others)
+        scores, same = trials(_embedded(head, standard.apply(x_NLD[held_out_N])), others, their_sessions)
         rates.append(equal_error_rate(scores, same).rate)
     return rates
 

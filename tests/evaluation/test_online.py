@@ -66,6 +66,19 @@ def test_tones_are_told_apart_and_shuffled_labels_are_not(
     assert np.mean([one["linear"] for one in lost]) < 0.7
 
 
+def test_parts_of_a_file_are_held_out_together(tones: list[Utterance]) -> None:
+    parts = [
+        replace(tone, id=f"{tone.id}#{start:g}-{start + 0.1:g}", start=start, end=start + 0.1, duration_s=0.1)
+        for tone in tones[:8]
+        for start in (0.0, 0.1, 0.2, 0.3)
+    ]
+    chosen = online._chosen(parts, "label", 320)
+    fitted, tried = ({u.path for u, out in chosen if out == side} for side in (False, True))
+    assert len(tried) == 2 and len(fitted) == 6 and not fitted & tried
+    chosen = online._chosen([replace(u, label="ab"[i % 2]) for i, u in enumerate(parts[:4])], "label", 320)
+    assert sorted(u.label for u, out in chosen if out) == ["a", "b"]  # of one file
+
+
 def test_nothing_of_the_training_is_touched(config: EncoderConfig, tones: list[Utterance]) -> None:
     """Bit for bit: parameters, buffers, gradients, modes, random states; and the next step's gradients."""
     config = replace(config, dropout=0.1, attention_dropout=0.1, layer_drop=0.2, feature_dropout=0.1)
@@ -118,7 +131,7 @@ def test_the_mode_is_restored_after_a_failure(
 ) -> None:
     probe, model = OnlineProbe(tones[:8]), encoder(config).train()
 
-    def failing(*_: object) -> None:
+    def failing(*_: object, **__: object) -> None:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(model, "hidden_states", failing)

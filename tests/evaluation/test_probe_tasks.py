@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,53 @@ def test_without_splits_a_fifth_of_every_class_is_tested() -> None:
     (again,) = keyword().problems(clips[::-1])
     assert np.array_equal(again.tested_N[::-1], found.tested_N)
     assert keyword().clips([*clips, clip(99)]) == clips  # a row without a label
+
+
+def part(file: int, number: int, **fields: str) -> Utterance:
+    """A part of a file, as a manifest with `start` and `end` has it."""
+    name, start, end = f"{file}.wav", 2.0 * number, 2.0 * number + 2
+    return Utterance(Path(name), 2.0, f"{name}#{start:g}-{end:g}", start=start, end=end, **fields)
+
+
+def sides(problem: Problem, names: list[str]) -> tuple[set[str], set[str]]:
+    """What is trained on, and what is tested."""
+    found = [{n for n, out in zip(names, problem.tested_N, strict=True) if out == side} for side in (0, 1)]
+    return found[0], found[1]
+
+
+def test_parts_of_a_file_are_on_one_side() -> None:
+    clips = [part(i % 10, i, label="abb"[i % 3]) for i in range(90)]
+    (found,) = keyword().problems(clips)
+    trained, tested = sides(found, [str(c.path) for c in clips])
+    assert tested and not trained & tested and found.note == "a fifth of every class, by hash, is tested"
+    assert 9 <= len(found.tested_labels) <= 36 and set(found.tested_labels) == {"a", "b"}
+
+    clips = [part(0, i, label="ab"[i % 2]) for i in range(20)]  # there is one file
+    (found,) = keyword().problems(clips)
+    assert len(found.tested_labels) == 4 and "parts of the tested files are trained on" in found.note
+    given = [replace(c, split="test" if i > 15 else "train") for i, c in enumerate(clips)]
+    (found,) = keyword().problems(given)
+    assert found.note == "parts of the tested files are trained on"
+
+
+def test_speakers_are_on_one_side() -> None:
+    clips = [clip(i, label="ab"[i // 2 % 2], speaker=f"s{i % 6}") for i in range(60)]
+    (found,) = keyword().problems(clips)
+    trained, tested = sides(found, [c.speaker for c in clips])
+    assert tested and not trained & tested and "speakers" not in found.note
+    given = [replace(c, split="test" if i > 50 else "train") for i, c in enumerate(clips)]
+    (found,) = keyword().problems(given)
+    assert found.note == "speakers of the test also in training"
+    files = [part(i // 5, i, speaker=f"s{i // 20}") for i in range(60)]  # who is speaking, in another file
+    (found,) = speaker().problems(speaker().clips(files))
+    trained, tested = sides(found, [str(c.path) for c in files])
+    assert len(tested) == 3 and not trained & tested and "speakers" not in found.note
+
+
+def test_two_speakers_of_one_file_are_both_tested() -> None:
+    clips = [part(i // 8, i, speaker=f"s{i // 4}") for i in range(32)]
+    (found,) = speaker().problems(speaker().clips(clips))
+    assert sorted(found.tested_labels) == [f"s{n}" for n in range(8)] and "same session" in found.note
 
 
 def test_emotions_leave_one_speaker_out() -> None:
@@ -112,6 +160,19 @@ def test_verification_is_of_speakers_that_training_has_not_heard() -> None:
     assert found.verify and found.metric == "EER" and found.guessing == 0.5
     with pytest.raises(ValueError, match="10 speakers"):
         verification().problems(clips[:27])
+
+
+def test_verification_is_across_recordings_where_speakers_have_several() -> None:
+    """The features are those of the recording alone: of parts of one, they would say who speaks."""
+    file_N = np.arange(450) // 9 * 2 + (np.arange(450) % 9 == 8)  # eight parts of one, and one of another
+    clips = [part(int(file), i, speaker=f"s{i // 9}") for i, file in enumerate(file_N)]
+    (problem,) = verification().problems(clips)
+    assert problem.note == ""
+    room = np.random.default_rng(0).standard_normal((100, 1, 8))[file_N].astype(np.float32)
+    assert 0.35 < solve(problem, room, seed=0).score < 0.65
+    assert solve(replace(problem, sessions=None), room, seed=0).score < 0.25
+    (one_file,) = verification().problems([part(i // 9, i, speaker=f"s{i // 9}") for i in range(450)])
+    assert "same session" in one_file.note and solve(one_file, room, seed=0).score < 0.25
 
 
 def test_what_is_missing_is_named() -> None:

@@ -213,6 +213,16 @@ def test_trials_are_all_pairs_by_cosine() -> None:
     assert same.tolist() == [False, True, False]
 
 
+def test_two_clips_of_one_session_are_no_trial() -> None:
+    x_NE = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    scores, same = trials(x_NE, list("aaabb"), list("xxyxz"))
+    every, _ = trials(x_NE, list("aaabb"))
+    assert same.tolist() == [True, False, True, False, False, False, True]  # not 01, 03 and 13
+    np.testing.assert_allclose(scores, every[[1, 3, 4, 6, 7, 8, 9]])
+    scores, same = trials(x_NE, list("aabbc"), list("xxyyz"))  # of speakers with one session each: all
+    assert len(scores) == 10 and same.sum() == 2
+
+
 def test_verification_refuses_speakers_it_has_heard() -> None:
     x_NLD, names = voices(8, strength=1.0)
     with pytest.raises(ValueError, match="speaker s7 is trained on and tested"):
