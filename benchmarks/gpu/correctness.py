@@ -159,7 +159,7 @@ def check_loss(name: str, config: EncoderConfig, device: torch.device) -> Iterat
 
 def train_steps(config: EncoderConfig, device: torch.device, steps: int = 3) -> list[Tensor]:
     """The weights after a few steps in bf16, with dropout and all other chance of the objective."""
-    train = TrainConfig(steps=steps, peak_lr=1e-4)
+    train = TrainConfig(steps=steps, peak_lr=1e-4, precision="bf16")
     torch.manual_seed(0)
     objective = Wav2Vec2(Encoder(config), Wav2Vec2Config()).to(device).train()
     optimizer = build_optimizer(objective, train)
