@@ -20,8 +20,9 @@ from recipes.folders import open_folder
 from speech_ssl.checkpoints.artifact import Artifact, save_artifact
 from speech_ssl.checkpoints.opening import pretraining_of
 from speech_ssl.data.batching import DataConfig
-from speech_ssl.data.loader import Loader, LoaderState, OnFailure, Targets, evaluation
+from speech_ssl.data.loader import FILES, Loader, LoaderState, OnFailure, Targets, evaluation
 from speech_ssl.data.manifest import Utterance, read_manifest
+from speech_ssl.data.source import Sounding, Source
 from speech_ssl.data.splits import split_utterances
 from speech_ssl.inference.runtime import named_artifact
 from speech_ssl.model.encoder import Encoder
@@ -155,14 +156,17 @@ def pretrain(  # noqa: PLR0913 - what the command line asks
     data = run.data
     assert isinstance(data, DataConfig)
     note = Skipped(out / SKIPPED, aloud=ranks.first)
-    loader = Loader(training, data, seed=run.train.seed, on_failure=note)
+    loader = Loader(training, data, seed=run.train.seed, on_failure=note, source=Sounding())
     watch = _online_probe(probe) if ranks.first else None
     # Last: what is refused above leaves no folder.
     run = open_folder(out, run, inputs, ranks, resume=resume, changes=changes, here=auto_of(engine, ranks))
     if ranks.first:
         describe(run, loader, training, held_out)
-    valid = fixed_validation(held_out, data, note if ranks.first else None)
-    with leaving_artifact(ranks, lambda: leave_pretrained(objective, run, out)):
+    valid = fixed_validation(held_out, data, note if ranks.first else None, source=Sounding())
+    with (
+        leaving_artifact(ranks, lambda: leave_pretrained(objective, run, out)),
+        telling_silence(loader, ranks),
+    ):
         run_steps(objective, batches_of(loader, ranks), valid, run.train, out=out, ranks=ranks, probe=watch)
 
 
@@ -210,6 +214,20 @@ def leaving_artifact(ranks: Ranks, leave: Callable[[], object]) -> Iterator[None
         leave()
 
 
+@contextmanager
+def telling_silence(loader: Loader, ranks: Ranks) -> Iterator[None]:
+    """Around a training: say at its end how much of what the first rank met was silent."""
+    try:
+        yield
+    finally:
+        if ranks.first and loader.silent:
+            print(
+                f"{loader.silent} of {loader.crops} crops were silent and left out "
+                f"({loader.silent / loader.crops:.1%}); {SKIPPED} names their files",
+                file=sys.stderr,
+            )
+
+
 def best_weights(objective: Objective, out: Path) -> RunState:
     """Load the best weights of the run in `out`, or the last ones if none were good in validation."""
     best = out / BEST if (out / BEST).exists() else out / LAST
@@ -239,11 +257,13 @@ def fixed_validation(
     data: DataConfig,
     on_failure: OnFailure | None,
     targets: Targets | None = None,
+    *,
+    source: Source = FILES,
 ) -> Callable[[], Iterable[Batch]]:
     """The same held-out batches each time; none if there are no utterances."""
     if not utterances:
         return lambda: ()
-    return lambda: evaluation(utterances, data, on_failure=on_failure, targets=targets)
+    return lambda: evaluation(utterances, data, on_failure=on_failure, targets=targets, source=source)
 
 
 def start_from(objective: Objective, artifact: Artifact) -> None:

@@ -25,6 +25,7 @@ from recipes.common import (
     leaving_artifact,
     orderly_exit,
     recipe_parser,
+    telling_silence,
 )
 from recipes.folders import open_folder, results_of
 from speech_ssl import audio
@@ -37,8 +38,9 @@ from speech_ssl.checkpoints.artifact import (
     save_artifact,
 )
 from speech_ssl.data.batching import DataConfig
-from speech_ssl.data.loader import Loader, OnFailure, Targets, evaluation
+from speech_ssl.data.loader import FILES, Loader, OnFailure, Targets, evaluation
 from speech_ssl.data.manifest import Utterance, read_manifest
+from speech_ssl.data.source import Sounding, Source
 from speech_ssl.inference.clips import Clip
 from speech_ssl.inference.runtime import Runtime, named_artifact
 from speech_ssl.model import presets
@@ -205,7 +207,9 @@ def finetune(
         )
     inputs = fingerprint([*examples.train, *examples.valid, *examples.test], artifact, task.taught)
     began = time.monotonic()
-    loader = Loader(training, data, seed=run.train.seed, on_failure=note, targets=targets)
+    # A text cannot be heard in silence. A label can: "silence" may be one.
+    source: Source = Sounding() if isinstance(run.objective, CTCConfig) else FILES
+    loader = Loader(training, data, seed=run.train.seed, source=source, on_failure=note, targets=targets)
     finished = request.resume and (request.out / RESULTS).exists()
     changes = {} if finished else request.changes
     run = open_folder(request.out, run, inputs, ranks, resume=request.resume, changes=changes)
@@ -217,10 +221,13 @@ def finetune(
         for clip in _cut(examples.train, data) + _cut(examples.valid, data):
             note(clip, f"{clip.id}: {clip.duration_s:.1f} s, a batch has {data.longest_s:g} s at most")
         describe(run, loader, training, valid)
-    validation = fixed_validation(valid, data, note if ranks.first else None, targets)
+    validation = fixed_validation(valid, data, note if ranks.first else None, targets, source=source)
     if artifact is not None and isinstance(objective, Events):
         prepare_head(objective.to(ranks.device), training, validation, data, targets)
-    with leaving_artifact(ranks, lambda: leave_tuned(objective, run, request, artifact)):
+    with (
+        leaving_artifact(ranks, lambda: leave_tuned(objective, run, request, artifact)),
+        telling_silence(loader, ranks),
+    ):
         train(objective, batches_of(loader, ranks), validation, run.train, out=request.out, ranks=ranks)
     if not ranks.first:
         return {}

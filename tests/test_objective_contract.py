@@ -14,6 +14,7 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from speech_ssl.model import presets
+from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
 from speech_ssl.objectives.ctc import CTCConfig
@@ -40,20 +41,20 @@ ENCODER = replace(
 )
 
 
-def wav2vec2() -> Objective:
+def wav2vec2(encoder: EncoderConfig = ENCODER) -> Objective:
     config = Wav2Vec2Config(entries=32, code_width=32, final_width=32, distractors=20, feature_penalty=0.1)
-    return config.build(Encoder(ENCODER))
+    return config.build(Encoder(encoder))
 
 
-def ctc() -> Objective:
+def ctc(encoder: EncoderConfig = ENCODER) -> Objective:
     config = CTCConfig(vocabulary=("<blank>", "a", "b", " "), head_only=0.0, hidden_share=0.3)
-    return config.build(Encoder(ENCODER))
+    return config.build(Encoder(encoder))
 
 
 LABELS = ("silence", "tone", "chirp", "noise")
 
 
-def events() -> Objective:
+def events(encoder: EncoderConfig = ENCODER) -> Objective:
     config = EventsConfig(
         labels=LABELS,
         head_only=0.0,
@@ -63,18 +64,18 @@ def events() -> Objective:
         shift_s=0.1,
         class_weights=(1, 2, 1, 1),
     )
-    return config.build(Encoder(ENCODER))
+    return config.build(Encoder(encoder))
 
 
-def events_frozen() -> Objective:
-    return EventsConfig(labels=LABELS, head_only=1.0, pooling="mean").build(Encoder(ENCODER))
+def events_frozen(encoder: EncoderConfig = ENCODER) -> Objective:
+    return EventsConfig(labels=LABELS, head_only=1.0, pooling="mean").build(Encoder(encoder))
 
 
-def events_timed() -> Objective:
+def events_timed(encoder: EncoderConfig = ENCODER) -> Objective:
     config = EventsConfig(
         labels=LABELS, head_only=0.0, timed=True, exclusive=False, pooling="max", gain_db=3.0
     )
-    return config.build(Encoder(ENCODER))
+    return config.build(Encoder(encoder))
 
 
 OBJECTIVES: list[Callable[[], Objective]] = [wav2vec2, ctc, events, events_frozen, events_timed]

@@ -16,24 +16,20 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from speech_ssl.data.batching import DataConfig, EpochPlan, plan_epoch, plan_evaluation
 from speech_ssl.data.manifest import Utterance
+from speech_ssl.data.reading import Clip, Read, Reader, Request, Targets
 from speech_ssl.data.source import FileSource, Source
-from speech_ssl.types import Batch, Waveform
+from speech_ssl.types import Batch
 
 OnFailure: TypeAlias = Callable[[Utterance, str], object]
 """Called with an utterance that cannot be used, and why."""
-
-Targets: TypeAlias = Callable[[Utterance], Sequence[int]]
-"""The units that a whole utterance is to be read as. Raises ValueError for one that has none: it is left out,
-like one that cannot be read. Picklable, for workers call it."""
 
 PREFETCH = 4
 """Batches read ahead by each worker."""
@@ -68,39 +64,13 @@ class LoaderState:
         return cls(epoch=int(state["epoch"]), index=int(state["index"]))
 
 
-class _Clip(NamedTuple):
-    """What a worker is asked to read: it holds no list of utterances, each request brings its own."""
-
-    number: int
-    utterance: Utterance
-    start_s: float
-    stop_s: float
-
-
-_Request: TypeAlias = tuple[_Clip, ...]
-
-
-class _Read(NamedTuple):
-    """What comes back: perhaps no row at all, and the number and reason of each clip that failed."""
-
-    wave_BS: Tensor
-    lengths_B: Tensor
-    names: Sequence[str]
-    failures: tuple[tuple[int, str], ...]
-    targets_BU: Tensor | None = None
-    target_lengths_B: Tensor | None = None
-
-    @property
-    def batch(self) -> Batch:
-        names = tuple(self.names)
-        return Batch(self.wave_BS, self.lengths_B, self.targets_BU, self.target_lengths_B, names)
-
-
 class Loader:
     """Reads training batches in worker processes.
 
     failures: id -> reason, of every utterance that could not be read so far by this rank. Each is also
         passed to `on_failure`, once.
+    crops, silent: how many crops this rank has met so far, and how many of them `Sounding` left out. The
+        first of an utterance is passed to `on_failure`; its other crops are used if something is in them.
     too_short: how many utterances are left out because the manifest gives them less than `min_s`.
 
     Raises DataError where no utterance is long enough.
@@ -119,9 +89,11 @@ class Loader:
         _check_whole(config, targets)
         self.utterances, self.config = utterances, config
         self.failures: dict[str, str] = {}
+        self.crops = self.silent = 0
         self._failed: set[int] = set()
+        self._told: dict[int, str] = {}
         self._on_failure = on_failure
-        self._reader = _Reader(source, config.min_samples, targets)
+        self._reader = Reader(source, config.min_samples, targets)
         durations_s = _durations(utterances)
         # Two, for the workers are in the next epoch before the batches of this one are all used.
         self._plan = lru_cache(2)(lambda epoch: plan_epoch(durations_s, config, seed=seed, epoch=epoch))
@@ -168,10 +140,10 @@ class Loader:
             epoch += 1
         return LoaderState(epoch, index)
 
-    def _request(self, turn: LoaderState) -> _Request:
+    def _request(self, turn: LoaderState) -> Request:
         return _request(self.utterances, self._plan(turn.epoch), turn.index)
 
-    def _reads(self, requests: Iterator[_Request]) -> Iterator[_Read]:
+    def _reads(self, requests: Iterator[Request]) -> Iterator[Read]:
         """In the order of the requests."""
         workers = self.config.workers
         return iter(
@@ -188,37 +160,40 @@ class Loader:
             )
         )
 
-    def _batch(self, turn: LoaderState, read: _Read) -> Batch:
-        """The batch of a turn. Where nothing of it is readable, the next one of the epoch that is: all
+    def _batch(self, turn: LoaderState, read: Read) -> Batch:
+        """The batch of a turn. Where nothing of it can be used, the next one of the epoch that can: all
         ranks need a batch in every round."""
-        self._note(read.failures)
+        self._note(read)
         batches = len(self._plan(turn.epoch))
         for ahead in range(1, batches):
             if len(read.lengths_B):
                 break
             other = LoaderState(turn.epoch, (turn.index + ahead) % batches)
             read = self._reader[self._request(other)]
-            self._note(read.failures)
+            self._note(read)
         if not len(read.lengths_B):
-            raise DataError(f"nothing in the manifest can be read. {self._examples()}")
+            raise DataError(f"nothing in the manifest can be used. {self._examples()}")
         return read.batch
 
-    def _note(self, failures: Sequence[tuple[int, str]]) -> None:
-        for number, reason in failures:
-            utterance = self.utterances[number]
-            if number not in self._failed:
-                self._failed.add(number)
-                self.failures[utterance.id] = reason
+    def _note(self, read: Read) -> None:
+        self.crops += len(read.lengths_B) + len(read.left_out)
+        for clip, reason, silent in read.left_out:
+            self.silent += silent
+            if not silent:
+                self._failed.add(clip.number)
+                self.failures[clip.utterance.id] = reason
+            if clip.number not in self._told:
+                self._told[clip.number] = reason
                 if self._on_failure is not None:
-                    self._on_failure(utterance, reason)
-        if failures and len(self._failed) > MOST_FAILING * len(self.utterances):
+                    self._on_failure(clip.utterance, reason)
+        if read.left_out and len(self._failed) > MOST_FAILING * len(self.utterances):
             raise DataError(
                 f"{len(self._failed)} of {len(self.utterances)} utterances cannot be used. "
                 + self._examples()
             )
 
     def _examples(self) -> str:
-        first = list(self.failures.values())[:3]
+        first = list(self._told.values())[:3]
         return f"Look at the manifest's paths and the files. For example: {'; '.join(first)}"
 
 
@@ -238,17 +213,17 @@ def evaluation(
     _check_whole(config, targets)
     plan = plan_evaluation(_durations(utterances), config)
     requests = (_request(utterances, plan, number) for number in range(len(plan)))
-    reader = _Reader(source, config.min_samples, targets)
+    reader = Reader(source, config.min_samples, targets)
     for read in _read_in_threads(reader, requests, max(config.workers, 1)):
         if on_failure is not None:
-            for number, reason in read.failures:
-                on_failure(utterances[number], reason)
+            for clip, reason, _ in read.left_out:
+                on_failure(clip.utterance, reason)
         if len(read.lengths_B):
             yield read.batch
 
 
-def _read_in_threads(reader: _Reader, requests: Iterator[_Request], threads: int) -> Iterator[_Read]:
-    pending: deque[Future[_Read]] = deque()
+def _read_in_threads(reader: Reader, requests: Iterator[Request], threads: int) -> Iterator[Read]:
+    pending: deque[Future[Read]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for request in requests:
             pending.append(pool.submit(reader.__getitem__, request))
@@ -258,70 +233,17 @@ def _read_in_threads(reader: _Reader, requests: Iterator[_Request], threads: int
             yield pending.popleft().result()
 
 
-def collate(waves: Sequence[Waveform]) -> Batch:
-    """Zero-pad to the longest."""
-    longest = max((len(wave) for wave in waves), default=0)
-    padded_BS = np.zeros((len(waves), longest), dtype=np.float32)
-    for row_S, wave in zip(padded_BS, waves, strict=True):
-        row_S[: len(wave)] = wave
-    lengths_B = torch.tensor([len(wave) for wave in waves], dtype=torch.int64)
-    return Batch(torch.from_numpy(padded_BS), lengths_B)
-
-
-def collate_targets(units: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Units padded with zeros (B, U) int64, and how many each row has (B,)."""
-    lengths_B = torch.tensor([len(row) for row in units], dtype=torch.int64)
-    targets_BU = torch.zeros(len(units), max(map(len, units), default=0), dtype=torch.int64)
-    for row_U, row in zip(targets_BU, units, strict=True):
-        row_U[: len(row)] = torch.tensor(row, dtype=torch.int64)
-    return targets_BU, lengths_B
-
-
 def _check_whole(config: DataConfig, targets: Targets | None) -> None:
     if targets is not None and config.crop_s is not None:
         raise ValueError("targets are those of whole utterances: crop_s must be None")
-
-
-class _Reader(Dataset[_Read]):
-    """The part that works in another process."""
-
-    def __init__(self, source: Source, min_samples: int, targets: Targets | None) -> None:
-        self._source, self._min_samples, self._targets = source, min_samples, targets
-
-    def __getitem__(self, request: _Request) -> _Read:
-        waves: list[Waveform] = []
-        names: list[str] = []
-        units: list[Sequence[int]] = []
-        failures: list[tuple[int, str]] = []
-        for clip in request:
-            try:
-                if self._targets is not None:
-                    units.append(self._targets(clip.utterance))
-                waves.append(self._wave(clip))
-                names.append(f"{clip.utterance.path} {clip.start_s:.2f}-{clip.stop_s:.2f} s")
-            except (ValueError, OSError) as error:
-                failures.append((clip.number, str(error)))
-            del units[len(waves) :]  # of a wave that failed
-        batch = collate(waves)
-        targets = () if self._targets is None else collate_targets(units)
-        return _Read(batch.wave_BS, batch.lengths_B, names, tuple(failures), *targets)
-
-    def _wave(self, clip: _Clip) -> Waveform:
-        wave = self._source.read(clip.utterance, clip.start_s, clip.stop_s)
-        if len(wave) < self._min_samples:
-            raise ValueError(
-                f"{clip.utterance.path}: {len(wave)} samples from {clip.start_s:g} to {clip.stop_s:g} s, at "
-                f"least {self._min_samples} are needed; the manifest says {clip.utterance.duration_s:g} s"
-            )
-        return wave
 
 
 def _durations(utterances: Sequence[Utterance]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return np.fromiter((utterance.duration_s for utterance in utterances), np.float64, len(utterances))
 
 
-def _request(utterances: Sequence[Utterance], plan: EpochPlan, number: int) -> _Request:
-    return tuple(_Clip(i, utterances[i], start_s, stop_s) for i, start_s, stop_s in plan[number])
+def _request(utterances: Sequence[Utterance], plan: EpochPlan, number: int) -> Request:
+    return tuple(Clip(i, utterances[i], start_s, stop_s) for i, start_s, stop_s in plan[number])
 
 
 _STREAMS: weakref.WeakSet[Generator[tuple[Batch, LoaderState], None, None]] = weakref.WeakSet()

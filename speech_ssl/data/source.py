@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from speech_ssl import audio
 from speech_ssl.data.manifest import Utterance
 from speech_ssl.types import AudioWarning, Waveform
@@ -24,6 +26,14 @@ def cut_short(utterance: Utterance, wanted_s: float, got_s: float) -> AudioWarni
     return AudioWarning(
         "truncated", f"{utterance.path}: {got_s:.4g} s of audio{where}, the manifest says {wanted_s:.4g} s"
     )
+
+
+CONSTANT = 1e-6
+"""Samples within such a range are all equal: -120 dB. Resampling leaves 1e-7 of an offset."""
+
+
+class Silent(ValueError):
+    """All samples are equal: digital silence, or an offset."""
 
 
 class Source(Protocol):
@@ -49,3 +59,16 @@ class FileSource:
         return audio.decode(
             utterance.path, limits=self.limits, start_s=offset + start_s, stop_s=offset + stop_s
         )
+
+
+@dataclass(frozen=True)
+class Sounding:
+    """What is to be heard in another source. Raises Silent for a part in which nothing is."""
+
+    source: Source = FileSource()
+
+    def read(self, utterance: Utterance, start_s: float, stop_s: float) -> Waveform:
+        wave = self.source.read(utterance, start_s, stop_s)
+        if len(wave) and np.ptp(wave) <= CONSTANT:
+            raise Silent(f"{utterance.path}: silent (all samples are equal) from {start_s:g} to {stop_s:g} s")
+        return wave

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch.nn.functional as F
-from torch import Tensor, channels_last
+from torch import Tensor, channels_last, nn
 
 Lengths = TypeVar("Lengths", int, Tensor)
 
@@ -34,6 +34,13 @@ def conv_over_time(
     kernel = weight_OCK.unsqueeze(2).contiguous(memory_format=channels_last)
     y = F.conv2d(image, kernel, bias_O, stride=(1, stride), padding=(0, padding), groups=groups)
     return y.squeeze(2).transpose(1, 2)
+
+
+def start_bias_(bias_O: Tensor, fan_in: int) -> None:
+    """As nn.Conv1d does, and so fairseq and transformers: not with zeros, of which a silent stretch would
+    stay zero in all layers, where each layer norm multiplies the gradient by 1 / sqrt(eps). Convolutions
+    without a bias leave that to the bias of their norm."""
+    nn.init.uniform_(bias_O, -(fan_in**-0.5), fan_in**-0.5)
 
 
 def output_length(lengths: Lengths, kernel: int, stride: int) -> Lengths:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_ssl.model.config import WAVE_EPS, Activation, EncoderConfig
-from speech_ssl.model.convolution import Lengths, conv_over_time, output_length
+from speech_ssl.model.convolution import Lengths, conv_over_time, output_length, start_bias_
 from speech_ssl.model.levels import Given, given, given_means, given_variances, wave_moments
 from speech_ssl.types import Frames, Levels, Moments, valid_mask
 
@@ -71,13 +71,16 @@ class ConvLayer(nn.Module):
         self.kernel, self.stride = config.conv_kernels[number], config.conv_strides[number]
         self.activation = ACTIVATIONS[config.conv_activation]
         self.weight = nn.Parameter(torch.empty(outputs, inputs, self.kernel))
-        self.bias = nn.Parameter(torch.zeros(outputs)) if config.conv_bias else None
+        self.bias = nn.Parameter(torch.empty(outputs)) if config.conv_bias else None
         self.norm: nn.Module = nn.Identity()
         if config.conv_norm == "layer":
             self.norm = LayerNorm(outputs)
         elif number == 0:
             self.norm = ValidGroupNorm(outputs, eps=1e-5)
         nn.init.kaiming_normal_(self.weight)
+        offset = self.norm.bias if self.bias is None and config.conv_norm == "layer" else self.bias
+        if isinstance(offset, Tensor):
+            start_bias_(offset, inputs * self.kernel)
 
     def forward(self, frames: Frames, levels: Levels = ()) -> Frames:
         """levels: of the samples under the kernel, one after the other, at each of its places."""

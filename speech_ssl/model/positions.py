@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_ssl.model.config import Activation, EncoderConfig
-from speech_ssl.model.convolution import conv_over_time
+from speech_ssl.model.convolution import conv_over_time, start_bias_
 from speech_ssl.model.frontend import ACTIVATIONS
 from speech_ssl.types import Frames
 
@@ -63,8 +63,9 @@ class PositionLayer(nn.Module):
         super().__init__()
         self.groups, self.activation = groups, ACTIVATIONS[activation]
         self.weight = nn.Parameter(torch.empty(width, width // groups, kernel))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.empty(width))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        start_bias_(self.bias, width // groups * kernel)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         y_BTD = _same_size(x_BTD, self.weight, self.bias, self.groups)

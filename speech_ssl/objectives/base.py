@@ -66,6 +66,8 @@ class Tuning:
     hidden_span: int = 10
     channel_share: float = 0.256
     channel_span: int = 64
+    """A quarter of a narrow encoder's channels at most: with all of them hidden nothing would be heard, and a
+    row of zeros has no direction for a norm."""
     dropout: float = 0.1
     """In the head."""
 
@@ -125,7 +127,7 @@ class Tuned(Objective):
             features.lengths_B.new_full((B,), D),
             D,
             share=tuning.channel_share,
-            span=min(tuning.channel_span, D),
+            span=min(tuning.channel_span, max(D // 4, 1)),
             generator=generator,
             least=0,
         )

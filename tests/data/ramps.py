@@ -13,23 +13,28 @@ from speech_ssl.audio import AudioError
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.data.loader import Loader, LoaderState
 from speech_ssl.data.manifest import Utterance
+from speech_ssl.data.source import Sounding
 from speech_ssl.types import Batch, Waveform
 
 RATE = 16_000
 CONFIG = DataConfig(crop_s=1.0, batch_s=4.0, min_s=0.25, workers=0)
 START = LoaderState()
+SILENT_S = 1.5
 
 
 class Ramps:
-    """Audio made up: every sample tells its utterance (thousands) and its time (seconds)."""
+    """Audio made up: every sample tells its utterance (thousands) and its time (seconds); in silent ones, for
+    the first SILENT_S seconds its utterance alone."""
 
-    def __init__(self, broken: Sequence[str] = ()) -> None:
-        self.broken = frozenset(broken)
+    def __init__(self, broken: Sequence[str] = (), silent: Sequence[str] = ()) -> None:
+        self.broken, self.silent = frozenset(broken), frozenset(silent)
 
     def read(self, utterance: Utterance, start_s: float, stop_s: float) -> Waveform:
         if utterance.id in self.broken:
             raise AudioError("undecodable", f"{utterance.path}: broken on purpose")
         times = np.arange(round(start_s * RATE), round(stop_s * RATE)) / RATE
+        if utterance.id in self.silent:
+            times = times.clip(min=SILENT_S)
         return (1_000 * int(utterance.id) + times).astype(np.float32)
 
 
@@ -40,8 +45,14 @@ def made_up(count: int, seed: int = 0) -> list[Utterance]:
     ]
 
 
-def loader(count: int = 30, config: DataConfig = CONFIG, broken: Sequence[str] = (), seed: int = 5) -> Loader:
-    return Loader(made_up(count), config, seed=seed, source=Ramps(broken))
+def loader(
+    count: int = 30,
+    config: DataConfig = CONFIG,
+    broken: Sequence[str] = (),
+    silent: Sequence[str] = (),
+    seed: int = 5,
+) -> Loader:
+    return Loader(made_up(count), config, seed=seed, source=Sounding(Ramps(broken, silent)))
 
 
 def same(one: Batch, two: Batch) -> bool:

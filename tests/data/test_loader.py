@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from speech_ssl.data.batching import DataConfig, plan_epoch
-from speech_ssl.data.loader import DataError, Loader, LoaderState, collate, evaluation
+from speech_ssl.data.loader import DataError, Loader, LoaderState, evaluation
 from speech_ssl.data.manifest import Utterance
-from tests.data.ramps import CONFIG, RATE, START, Ramps, assert_same, loader, made_up, take
+from speech_ssl.data.reading import collate
+from speech_ssl.data.source import Silent, Sounding
+from speech_ssl.types import Waveform
+from tests.data.ramps import CONFIG, RATE, SILENT_S, START, Ramps, assert_same, loader, made_up, take
+
+
+class Mute:
+    """The same wave for everything."""
+
+    def __init__(self, wave: NDArray[np.float64]) -> None:
+        self.wave = wave.astype(np.float32)
+
+    def read(self, utterance: Utterance, start_s: float, stop_s: float) -> Waveform:
+        return self.wave
 
 
 def test_collate_pads_with_zeros() -> None:
@@ -44,18 +59,20 @@ def test_batches_are_those_of_the_plans_epoch_after_epoch() -> None:
     count=st.integers(1, 30),
     begin=st.integers(0, 20),
     broken=st.sets(st.integers(0, 29), max_size=5),
+    silent=st.sets(st.integers(0, 29), max_size=20),
 )
 def test_ranks_together_read_the_global_sequence(
-    world: int, count: int, begin: int, broken: set[int]
+    world: int, count: int, begin: int, broken: set[int], silent: set[int]
 ) -> None:
-    names = [str(number) for number in broken] if count > 12 else []
+    names, quiet = ([str(number) for number in some if count > 12] for some in (broken, silent))
     rounds = 7
-    alone = take(loader(count, broken=names).iterate(START), begin + rounds * world)
+
+    def reading() -> Loader:
+        return loader(count, broken=names, silent=quiet)
+
+    alone = take(reading().iterate(START), begin + rounds * world)
     state = alone[begin - 1][1] if begin else START
-    ranks = [
-        take(loader(count, broken=names).iterate(state, rank=rank, world=world), rounds)
-        for rank in range(world)
-    ]
+    ranks = [take(reading().iterate(state, rank=rank, world=world), rounds) for rank in range(world)]
     together = [ranks[rank][turn][0] for turn in range(rounds) for rank in range(world)]
     assert_same(together, [batch for batch, _ in alone[begin:]])
     for turn in range(rounds):  # all ranks agree on where the next round begins
@@ -128,6 +145,54 @@ def test_where_a_whole_batch_fails_another_takes_its_place() -> None:
     assert ids == {number for number in range(30) if str(number) not in broken}
     again = take(loader(config=config, broken=broken).iterate(steps[50][1]), 100)
     assert_same([batch for batch, _ in again], [batch for batch, _ in steps[51:151]])
+
+
+def test_silent_crops_are_left_out_and_counted_and_their_clips_named_once() -> None:
+    rows = made_up(30)
+    silent = {row.id for row in rows[::2]}
+    lost = {row.id for row in rows[::2] if row.duration_s <= SILENT_S}
+    told: list[str] = []
+    source = Sounding(Ramps(silent=list(silent)))
+    reading = Loader(rows, CONFIG, seed=5, source=source, on_failure=lambda row, why: told.append(why))
+    steps = take(reading.iterate(START), 100)
+    used = [
+        wave_S[:length]
+        for batch, _ in steps
+        for wave_S, length in zip(batch.wave_BS, batch.lengths_B, strict=True)
+    ]
+    assert steps[-1][1].epoch > 3 and all(wave_S.max() > wave_S.min() for wave_S in used)
+    assert {str(int(wave_S[0]) // 1_000) for wave_S in used} == {row.id for row in rows} - lost
+    assert 0 < reading.silent == reading.crops - len(used)
+    assert len(told) == len(set(told)) and lost <= {Path(why.split(":")[0]).name for why in told}
+    assert all("silent (all samples are equal) from" in why for why in told)
+    assert not reading.failures
+    again = take(loader(silent=list(silent)).iterate(steps[40][1]), 20)
+    assert_same([batch for batch, _ in again], [batch for batch, _ in steps[41:61]])
+
+
+def test_mostly_silent_audio_is_used_and_silence_alone_is_an_error() -> None:
+    quiet = [str(number) for number in range(1, 30)]
+    assert len(take(loader(silent=quiet).iterate(START), 100)) == 100
+    mute = Loader(made_up(6), CONFIG, seed=0, source=Sounding(Mute(np.zeros(RATE))))
+    with pytest.raises(DataError, match="nothing in the manifest can be used.*silent"):
+        next(mute.iterate(START))
+
+
+def test_evaluation_leaves_out_what_is_silent() -> None:
+    rows = made_up(40)
+    (batch, *more) = evaluation(rows, CONFIG, source=Sounding(Ramps(silent=[row.id for row in rows[1:]])))
+    assert batch.wave_BS[0, 0] == 0 and len(batch.lengths_B) == 1 and not more
+
+
+@pytest.mark.parametrize(("ripple", "silent"), [(0.0, True), (1e-7, True), (1 / 32_768, False)])
+def test_an_offset_is_silent_and_the_last_bit_is_not(ripple: float, silent: bool) -> None:
+    source = Sounding(Mute(0.25 + ripple * np.random.default_rng(0).integers(0, 2, RATE)))
+    row = made_up(1)[0]
+    if silent:
+        with pytest.raises(Silent):
+            source.read(row, 0.0, 1.0)
+    else:
+        assert len(source.read(row, 0.0, 1.0)) == RATE
 
 
 def test_nothing_readable_is_an_error_not_an_endless_search() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from recipes.common import Skipped, command
@@ -144,16 +147,19 @@ def test_unreadable_files_are_skipped_and_named_once(few: Path, tmp_path: Path) 
     good = read_manifest(few)
     (tmp_path / "cut.flac").write_bytes(good[3].path.read_bytes()[:300])
     (tmp_path / "text.wav").write_text("no audio at all")
+    soundfile.write(tmp_path / "mute.wav", np.zeros(24_000), 16_000)
     bad = [Utterance(tmp_path / "cut.flac", 1.5, "", split="train")]
     bad += [Utterance(tmp_path / "text.wav", 1.5, "", split="dev")]
-    bad += [Utterance(tmp_path / "absent.wav", 1.5, "", split="train")]
+    bad += [Utterance(tmp_path / name, 1.5, "", split="train") for name in ("absent.wav", "mute.wav")]
     write_manifest(tmp_path / "m.tsv", good + bad)
     ended = call("brief_epoch", "--manifest", tmp_path / "m.tsv", "--out", tmp_path / "run")
     assert ended.status == 0, ended.stderr
     skipped = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
-    assert sorted(Path(entry["path"]).name for entry in skipped) == ["absent.wav", "cut.flac", "text.wav"]
-    assert all(entry["reason"] for entry in skipped)
-    assert ended.stderr.count("skipped: ") == 3
+    reasons = {Path(entry["path"]).name: entry["reason"] for entry in skipped}
+    assert sorted(reasons) == ["absent.wav", "cut.flac", "mute.wav", "text.wav"] and all(reasons.values())
+    assert "mute.wav: silent (all samples are equal) from 0." in reasons["mute.wav"]
+    assert ended.stderr.count("skipped: ") == len(skipped) == 4
+    assert re.search(r"\d+ of \d+ crops were silent and left out \(\d+\.\d%\)", ended.stderr)
     assert (tmp_path / "run" / "artifact" / "config.json").exists()
 
 

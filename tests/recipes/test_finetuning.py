@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 import speech_ssl
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.data.manifest import read_manifest, write_manifest
 from tests.narrow import save_narrow
-from tests.recipes.tuning import call, done, refusal, results, sounds, transcription
+from tests.recipes.tuning import Main, call, done, refusal, results, sounds, transcription
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +154,21 @@ def test_test_clips_that_cannot_be_read_are_named(data: Path, narrow: Path, tmp_
     ended = done(sounds, "clips", "--manifest", tmp_path / "m.tsv", "--init", narrow, "--out", out)
     assert results(out)["clips"] == 1 and "of the test" in ended.stderr
     assert "gone.flac" in (out / "skipped.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("main", "variant"), [(transcription, "ctc"), (sounds, "clips")])
+def test_no_text_is_learnt_from_silence_but_a_label_is(
+    main: Main, variant: str, data: Path, narrow: Path, tmp_path: Path
+) -> None:
+    rows = read_manifest(data / "m.tsv")
+    soundfile.write(tmp_path / "mute.wav", np.zeros(24_000), 16_000)
+    mute = tmp_path / "mute.wav"
+    rows = [replace(row, path=mute) if i in (0, 2, 4, 6, 8) else row for i, row in enumerate(rows)]
+    rows = [replace(row, start=0.0, end=1.5 - i / 100) for i, row in enumerate(rows)]
+    write_manifest(tmp_path / "m.tsv", rows)
+    options = (variant, "--manifest", tmp_path / "m.tsv", "--init", narrow, "--out", tmp_path / "run")
+    said = done(main, *options).stderr
+    assert ("mute.wav: silent" in said) == ("crops were silent" in said) == (main is transcription)
 
 
 def test_a_linear_head_starts_as_a_probe_and_the_start_is_validated(

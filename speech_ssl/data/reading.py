@@ -1,0 +1,107 @@
+"""From what a batch is to hold to its tensors: the part of the loader that works in other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from speech_ssl.data.manifest import Utterance
+from speech_ssl.data.source import Silent, Source
+from speech_ssl.types import Batch, Waveform
+
+Targets: TypeAlias = Callable[[Utterance], Sequence[int]]
+"""The units that a whole utterance is to be read as. Raises ValueError for one that has none: it is left out,
+like one that cannot be read. Picklable, for workers call it."""
+
+
+class Clip(NamedTuple):
+    """What a worker is asked to read: it holds no list of utterances, each request brings its own."""
+
+    number: int
+    utterance: Utterance
+    start_s: float
+    stop_s: float
+
+
+Request: TypeAlias = tuple[Clip, ...]
+
+
+class LeftOut(NamedTuple):
+    """A clip that is not in its batch. silent: it can be read, but nothing is to be heard in it."""
+
+    clip: Clip
+    reason: str
+    silent: bool = False
+
+
+class Read(NamedTuple):
+    """What comes back: perhaps no row at all, and the clips that are left out."""
+
+    wave_BS: Tensor
+    lengths_B: Tensor
+    names: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+    targets_BU: Tensor | None = None
+    target_lengths_B: Tensor | None = None
+
+    @property
+    def batch(self) -> Batch:
+        return Batch(self.wave_BS, self.lengths_B, self.targets_BU, self.target_lengths_B, self.names)
+
+
+class Reader(Dataset[Read]):
+    """Reads the clips of a batch, and pads them."""
+
+    def __init__(self, source: Source, min_samples: int, targets: Targets | None) -> None:
+        self._source, self._min_samples, self._targets = source, min_samples, targets
+
+    def __getitem__(self, request: Request) -> Read:
+        waves: list[Waveform] = []
+        names: list[str] = []
+        units: list[Sequence[int]] = []
+        left_out: list[LeftOut] = []
+        for clip in request:
+            try:
+                if self._targets is not None:
+                    units.append(self._targets(clip.utterance))
+                waves.append(self._wave(clip))
+                names.append(f"{clip.utterance.path} {clip.start_s:.2f}-{clip.stop_s:.2f} s")
+            except (ValueError, OSError) as error:
+                left_out.append(LeftOut(clip, str(error), isinstance(error, Silent)))
+            del units[len(waves) :]  # of a wave that failed
+        batch = collate(waves)
+        targets = () if self._targets is None else collate_targets(units)
+        return Read(batch.wave_BS, batch.lengths_B, tuple(names), tuple(left_out), *targets)
+
+    def _wave(self, clip: Clip) -> Waveform:
+        wave = self._source.read(clip.utterance, clip.start_s, clip.stop_s)
+        if len(wave) < self._min_samples:
+            raise ValueError(
+                f"{clip.utterance.path}: {len(wave)} samples from {clip.start_s:g} to {clip.stop_s:g} s, at "
+                f"least {self._min_samples} are needed; the manifest says {clip.utterance.duration_s:g} s"
+            )
+        return wave
+
+
+def collate(waves: Sequence[Waveform]) -> Batch:
+    """Zero-pad to the longest."""
+    longest = max((len(wave) for wave in waves), default=0)
+    padded_BS = np.zeros((len(waves), longest), dtype=np.float32)
+    for row_S, wave in zip(padded_BS, waves, strict=True):
+        row_S[: len(wave)] = wave
+    lengths_B = torch.tensor([len(wave) for wave in waves], dtype=torch.int64)
+    return Batch(torch.from_numpy(padded_BS), lengths_B)
+
+
+def collate_targets(units: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Units padded with zeros (B, U) int64, and how many each row has (B,)."""
+    lengths_B = torch.tensor([len(row) for row in units], dtype=torch.int64)
+    targets_BU = torch.zeros(len(units), max(map(len, units), default=0), dtype=torch.int64)
+    for row_U, row in zip(targets_BU, units, strict=True):
+        row_U[: len(row)] = torch.tensor(row, dtype=torch.int64)
+    return targets_BU, lengths_B
