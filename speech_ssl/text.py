@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -28,9 +28,11 @@ def normalize(text: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """symbols: one a unit; the first is the blank, the others mostly single characters. Those such as `<unk>`
-    or `[UNK]`, which models of other libraries have, are never said."""
+    or `[UNK]`, which models of other libraries have, are never said. spaced: units are phones. A text is all
+    of them with a space between; a unit that is a space parts words, and is not seen in the text."""
 
     symbols: tuple[str, ...]
+    spaced: bool = False
 
     def __post_init__(self) -> None:
         characters = self.symbols[1:]
@@ -53,32 +55,35 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Units of a text, at each place the longest that fits; capital letters where the vocabulary has only
-        those. Raises ValueError that names the characters it does not have."""
+        those. Of phones, those between the spaces. Raises ValueError that names what it does not have."""
         silent = self.silent
         units = {symbol: unit for unit, symbol in enumerate(self.symbols) if unit not in silent}
-        upper = {symbol.lower(): unit for symbol, unit in units.items()}
-        units = upper | units
-        longest = max(map(len, units), default=0)
-        encoded, unknown, place = [], set(), 0
-        while place < len(text):
-            for size in range(longest, 0, -1):
-                if (unit := units.get(text[place : place + size])) is not None:
-                    encoded.append(unit)
-                    place += size
-                    break
-            else:
-                unknown.add(text[place])
-                place += 1
-        if unknown:
+        if self.spaced:
+            parts = text.split()
+        else:
+            units = {symbol.lower(): unit for symbol, unit in units.items()} | units
+            parts = _longest(text, units)
+        if unknown := set(parts) - units.keys():
             named = ", ".join(map(repr, sorted(unknown)))
             raise ValueError(f"the vocabulary has no {named}, as in {text[:60]!r}")
-        return encoded
+        return [units[part] for part in parts]
 
     def decode(self, units: Iterable[int]) -> str:
         """The text of units; those that are never said are passed over."""
         silent = self.silent
-        return "".join(self.symbols[unit] for unit in units if unit not in silent)
+        said = (self.symbols[unit] for unit in units if unit not in silent)
+        return SPACE.join(phone for phone in said if phone != SPACE) if self.spaced else "".join(said)
 
     def collapse(self, path: Sequence[int]) -> str:
         """The text of a CTC path, one unit a frame: repeats are one, then blanks go (Graves et al. 2006)."""
         return self.decode(unit for unit, _ in groupby(path))
+
+
+def _longest(text: str, symbols: Collection[str]) -> list[str]:
+    """A text in parts: at each place the longest one that is a symbol, else a character."""
+    longest, parts, place = max(map(len, symbols), default=1), [], 0
+    while place < len(text):
+        fitting = (text[place : place + size] for size in range(longest, 0, -1))
+        parts.append(next((part for part in fitting if part in symbols), text[place]))
+        place += len(parts[-1])
+    return parts

@@ -83,3 +83,11 @@ def test_capital_letters_stand_in_for_small_ones() -> None:
 def test_texts_without_characters_make_none() -> None:
     with pytest.raises(ValueError, match="at least one character"):
         Vocabulary.of([""])
+
+
+def test_phones_have_a_space_between():
+    vocabulary = Vocabulary(("<blank>", "a", "tʃ", " ", "<unk>", "aʊ"), spaced=True)
+    assert vocabulary.collapse([1, 1, 0, 1, 3, 2, 4, 5]) == "a a tʃ aʊ"
+    assert vocabulary.encode(" a  a tʃ aʊ ") == [1, 1, 2, 5]
+    with pytest.raises(ValueError, match="the vocabulary has no '<unk>', 'A', as in"):
+        vocabulary.encode("A a <unk>")

@@ -99,14 +99,15 @@ def write_labels(head: Head) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     if spec.mixing == "plain":
         tensors["layer_weights"] = state["mix.scores"]
     of_clips = bool(spec.hidden)
+    kind = "single_label_classification" if spec.exclusive else "multi_label_classification"
     fields = {
+        "problem_type": kind,
         "use_weighted_layer_sum": spec.mixing == "plain",
         "id2label": {str(unit): label for unit, label in enumerate(spec.labels)},
         "label2id": {label: unit for unit, label in enumerate(spec.labels)},
     }
     if of_clips:
-        kind = "single_label_classification" if spec.exclusive else "multi_label_classification"
-        fields |= {"classifier_proj_size": spec.hidden, "problem_type": kind}
+        fields["classifier_proj_size"] = spec.hidden
     return "SequenceClassification" if of_clips else "AudioFrameClassification", tensors, fields
 
 

@@ -138,8 +138,9 @@ def written(spec: CTCSpec, training: Mapping[str, object]) -> tuple[int, dict[st
     where = training.get("blank_index", 0)
     blank_index = where if isinstance(where, int) else 0
     blank = str(training.get("blank", "<pad>"))
-    delimiter = "|" if "|" not in spec.vocabulary else SPACE
-    symbols = [delimiter if symbol == SPACE else symbol for symbol in spec.vocabulary[1:]]
+    # Where `|` is said, a space stands for itself: transformers 5.23 forgets another delimiter than `|`.
+    delimiter = None if "|" in spec.vocabulary else "|"
+    symbols = [delimiter or SPACE if symbol == SPACE else symbol for symbol in spec.vocabulary[1:]]
     symbols.insert(blank_index, blank)
     options: dict[str, Any] = {
         "tokenizer_class": LETTERS,

@@ -128,7 +128,7 @@ def transcribe(
     loudness_TE: Loudness | None = None,
 ) -> Transcript:
     """The best path, or what the decoder makes of it, with the times of its words."""
-    vocabulary = Vocabulary(spec.vocabulary)
+    vocabulary = Vocabulary(spec.vocabulary, spec.spaced)
     log_probs_TV, clock, loudness_TE = _every(spec.stride, log_probs_TV, clock, loudness_TE)
     if decoder is None:
         text, words = greedy(log_probs_TV, vocabulary, clock.hop_s, loudness_TE)
@@ -155,9 +155,9 @@ def align_text(
     loudness_TE: Loudness | None = None,
 ) -> Transcript:
     """The times of the words of a known text. Raises ValueError where it does not fit into the clip."""
-    text = normalize(text)
+    text = " ".join(text.split()) if spec.spaced else normalize(text)
     log_probs_TV, clock, loudness_TE = _every(spec.stride, log_probs_TV, clock, loudness_TE)
-    words = align(log_probs_TV, text, Vocabulary(spec.vocabulary), clock.hop_s, loudness_TE)
+    words = align(log_probs_TV, text, Vocabulary(spec.vocabulary, spec.spaced), clock.hop_s, loudness_TE)
     return Transcript(text, _shifted(words, clock), clock.duration_s)
 
 

@@ -83,6 +83,8 @@ class BeamSearch:
             raise ValueError(f"beam must be at least 1, not {beam}")
         if (lexicon is not None or lm is not None) and SPACE not in vocabulary.symbols:
             raise ValueError("the vocabulary has no space to tell words apart: no lexicon or lm can be used")
+        if (lexicon is not None or lm is not None) and vocabulary.spaced:
+            raise ValueError("the vocabulary is of phones: no lexicon or lm of words can be used")
         self.vocabulary, self.beam = vocabulary, beam
         words = None if lexicon is None else Lexicon(lexicon, vocabulary)
         self.skipped = 0 if words is None else words.skipped

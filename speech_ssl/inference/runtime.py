@@ -168,7 +168,7 @@ class Runtime(Card):
 
         spec = self.heads[self.check_head("transcription", head)]
         assert isinstance(spec, CTCSpec)
-        return BeamSearch(Vocabulary(spec.vocabulary), **options)
+        return BeamSearch(Vocabulary(spec.vocabulary, spec.spaced), **options)
 
     def classify(
         self,

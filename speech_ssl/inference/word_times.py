@@ -107,19 +107,16 @@ def words_of(
     loudness_TE: Loudness | None = None,
 ) -> list[Word]:
     """The words that the spikes of a path spell, by the rules above."""
-    space = vocabulary.symbols.index(SPACE) if SPACE in vocabulary.symbols else None
-    groups = [list(group) for _, group in groupby(spans, key=lambda span: span.unit == space)]
-    said = [number for number, group in enumerate(groups) if group[0].unit != space]
-    half = _step([groups[number] for number in said], hop_s) / 2
-    starts = [max(min(first.start, first.middle - half), 0) for first, *_ in map(groups.__getitem__, said)]
-    ends = [min(max(last.stop, last.middle + half), frames) for *_, last in map(groups.__getitem__, said)]
+    said, spaces = _parted(spans, vocabulary)
+    half = _step(said, hop_s) / 2
+    starts = [max(min(first.start, first.middle - half), 0) for first, *_ in said]
+    ends = [min(max(last.stop, last.middle + half), frames) for *_, last in said]
     heard = None if loudness_TE is None or not loudness_TE.size else Heard(loudness_TE, hop_s)
     if heard is not None and said:
-        starts[0] = heard.start(0, groups[said[0]][0], starts[0])
-        ends[-1] = heard.end(groups[said[-1]][-1], frames, ends[-1])
-    for i, number in enumerate(said[:-1]):
-        last, first = groups[number][-1], groups[number + 2][0]
-        space_start, space_stop = groups[number + 1][0].start, groups[number + 1][-1].stop
+        starts[0] = heard.start(0, said[0][0], starts[0])
+        ends[-1] = heard.end(said[-1][-1], frames, ends[-1])
+    for i, (space_start, space_stop) in enumerate(spaces):
+        last, first = said[i][-1], said[i + 1][0]
         if heard is not None and heard.pauses(last.middle, first.start):
             ends[i] = heard.end(last, first.start, ends[i])
             starts[i + 1] = heard.start(last.middle, first, starts[i + 1])
@@ -130,11 +127,23 @@ def words_of(
             middle = (space_start + space_stop) / 2
             ends[i] = starts[i + 1] = middle if heard is None else heard.quietest(last, first, middle)
     words = []
-    for number, start, end in zip(said, starts, ends, strict=True):
-        score = math.exp(statistics.fmean(span.log_prob for span in groups[number]))
-        text = vocabulary.decode(span.unit for span in groups[number])
+    for units, start, end in zip(said, starts, ends, strict=True):
+        score = math.exp(statistics.fmean(span.log_prob for span in units))
+        text = vocabulary.decode(span.unit for span in units)
         words.append(Word(text, start * hop_s, end * hop_s, min(score, 1.0)))
     return words
+
+
+def _parted(spans: Sequence[Span], vocabulary: Vocabulary) -> tuple[list[list[Span]], list[tuple[int, int]]]:
+    """Words as their units, and the frames between them, which a space has. A phone is a word."""
+    space = vocabulary.symbols.index(SPACE) if SPACE in vocabulary.symbols else None
+    groups = [list(group) for _, group in groupby(spans, key=lambda span: span.unit == space)]
+    words = [group for group in groups if group[0].unit != space]
+    if vocabulary.spaced:
+        words = [[span] for group in words for span in group]
+        return words, [(last[0].stop, first[0].start) for last, first in pairwise(words)]
+    between = groups[groups[0][0].unit == space :][1::2] if groups else []
+    return words, [(group[0].start, group[-1].stop) for group in between[: len(words) - 1]]
 
 
 def _step(words: Sequence[Sequence[Span]], hop_s: float) -> float:
