@@ -24,6 +24,7 @@ from service.job_runner import Jobs
 from service.metrics import Metrics
 from service.middleware import GuardBody, Observe
 from service.models import DEFAULT, Source
+from service.origins import GuardOrigin, Hosts
 from service.runtime import Runtime
 from service.settings import Settings
 from service.shares import Shares
@@ -75,5 +76,7 @@ def create_app(
         keys = Keys.read(settings.api_keys)
         shares = Shares(settings.key_max_requests, settings.key_max_queue_s)
         app.add_middleware(RequireKey, keys=keys, shares=shares, public_page=settings.public_page)
+    hosts = Hosts.of("*" if settings.allowed_hosts is None and settings.api_keys else settings.allowed_hosts)
+    app.add_middleware(GuardOrigin, hosts=hosts)
     app.add_middleware(Observe, engine=engine, metrics=metrics, traces=traces)  # added last: outermost
     return app

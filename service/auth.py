@@ -21,15 +21,12 @@ from pathlib import Path
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
-from starlette.websockets import WebSocket
 
 from service.batcher import Overloaded
-from service.errors import ServiceError, as_service_error
-from service.origins import same_origin
+from service.errors import ServiceError, as_service_error, refuse
+from service.origins import OPEN, same_origin
 from service.shares import Shares
 
-OPEN = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
-"""What a cluster asks without a key."""
 PAGE = "/playground/"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LINE = re.compile(rf"({_NAME.pattern})\s+([0-9a-f]{{64}})")
@@ -104,16 +101,6 @@ class RequireKey:
 
     def _is_open(self, path: str) -> bool:
         return path in OPEN or (self.public_page and (path == "/" or path.startswith(PAGE)))
-
-
-async def refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
-    """In the words of HTTP; also to who wants a WebSocket."""
-    if scope["type"] == "http":
-        await error.response()(scope, receive, send)
-    elif "websocket.http.response" in scope.get("extensions", {}):
-        await WebSocket(scope, receive, send).send_denial_response(error.response())
-    else:
-        await send({"type": "websocket.close", "code": 1008, "reason": error.code})
 
 
 def _given(headers: Headers) -> str:

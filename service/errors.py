@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from service.batcher import Again, Overloaded, Stopped, TooLarge
 from service.record import current
@@ -71,6 +73,16 @@ def whole_seconds(seconds: float) -> int:
 
 def unavailable(code: str, message: str) -> ServiceError:
     return ServiceError(503, code, message)
+
+
+async def refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
+    """In the words of HTTP; also to who wants a WebSocket."""
+    if scope["type"] == "http":
+        await error.response()(scope, receive, send)
+    elif "websocket.http.response" in scope.get("extensions", {}):
+        await WebSocket(scope, receive, send).send_denial_response(error.response())
+    else:
+        await send({"type": "websocket.close", "code": 1008, "reason": error.code})
 
 
 def gone() -> Response:

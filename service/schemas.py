@@ -173,10 +173,12 @@ def as_json(errors: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[str
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "Malformed request."},
     401: {"description": "No API key, or an unknown one, where they are asked for."},
+    403: {"description": "Asked by a page of another site."},
     404: {"description": "Unknown model."},
     408: {"description": "The upload stalled."},
     413: {"description": "Too many bytes."},
     415: {"description": "Unknown audio format or content type."},
+    421: {"description": "Asked by a name that is not the service's."},
     422: {"description": "Undecodable, too long or too short."},
     429: {"description": "Too much audio is queued; see Retry-After."},
     503: {"description": "Loading or draining."},

@@ -112,6 +112,12 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; `0.0.0.0` for every one.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    allowed_hosts: str | None = Field(
+        default=None,
+        description="Names that it is asked by, separated by commas: `asr.example.org`, `*.example.org`, `*` "
+        "for any. Unset: addresses, names of one part, and those that nobody can register, as `localhost` "
+        "and `.local`; with API keys any.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="What is logged; requests are `info`, probes and `/metrics` are `debug`."
     )

@@ -34,6 +34,7 @@ OPTIONS = (
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
     "--remote-debugging-pipe",
+    "--host-resolver-rules=MAP *.example 127.0.0.1",  # other sites
 )
 # The browser reads commands from 3 and writes answers to 4.
 START = """

@@ -107,9 +107,10 @@ def test_a_browser_may_ask_its_user(client: httpx.Client, key_and_file: tuple[st
     own = f"http://{client.base_url.host}:{client.base_url.port}"
     assert client.get("/metrics", auth=basic, headers={"origin": own}).status_code == 200
     for origin in ("http://elsewhere.example", "null", "http://[", own.replace("http", "https") + "1"):
-        assert client.get("/metrics", auth=basic, headers={"origin": origin}).status_code == 401
+        assert client.get("/metrics", auth=basic, headers={"origin": origin}).status_code == 403
     for elsewhere in ("cross-site", "same-site"):
-        assert client.get("/metrics", auth=basic, headers={"sec-fetch-site": elsewhere}).status_code == 401
+        link = {"sec-fetch-site": elsewhere, "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+        assert client.get("/metrics", auth=basic, headers=link).status_code == 401, "the user is asked again"
 
 
 def test_limits_of_each_key(tmp_path: Path) -> None:
