@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from recipes.folders import open_folder
+from recipes.skipped import SKIPPED, Skipped, telling_silence
 from speech_ssl.checkpoints.artifact import Artifact, save_artifact
 from speech_ssl.checkpoints.opening import pretraining_of
 from speech_ssl.data.batching import DataConfig
@@ -36,7 +36,6 @@ from speech_ssl.training.ranks import Ranks, joined_ranks
 from speech_ssl.training.run import Run
 from speech_ssl.types import Batch
 
-SKIPPED = "skipped.jsonl"
 ENGINES = ("local", "fairseq2", "fairseq2-fsdp2")
 """Our own loop; or fairseq2's Trainer with DDP; or with FSDP2, for what is too large for one GPU."""
 
@@ -214,20 +213,6 @@ def leaving_artifact(ranks: Ranks, leave: Callable[[], object]) -> Iterator[None
         leave()
 
 
-@contextmanager
-def telling_silence(loader: Loader, ranks: Ranks) -> Iterator[None]:
-    """Around a training: say at its end how much of what the first rank met was silent."""
-    try:
-        yield
-    finally:
-        if ranks.first and loader.silent:
-            print(
-                f"{loader.silent} of {loader.crops} crops were silent and left out "
-                f"({loader.silent / loader.crops:.1%}); {SKIPPED} names their files",
-                file=sys.stderr,
-            )
-
-
 def best_weights(objective: Objective, out: Path) -> RunState:
     """Load the best weights of the run in `out`, or the last ones if none were good in validation."""
     best = out / BEST if (out / BEST).exists() else out / LAST
@@ -295,40 +280,6 @@ def save_pretrained(objective: Objective, folder: Path, run: Run, step: int, bes
         licence="as the audio it was trained on allows",
         extra=pretraining_parts(objective),
     )
-
-
-class Skipped:
-    """Names each unreadable file in `skipped.jsonl`, and the first few on stderr. Each rank reads other
-    files and adds its own lines; those of a run's earlier life are not written again."""
-
-    told = 5
-
-    def __init__(self, path: Path, *, aloud: bool) -> None:
-        self._path, self._aloud, self._count = path, aloud, 0
-        self._named: set[tuple[str, str]] = set()
-        before = path.read_text(encoding="utf-8") if path.exists() else ""
-        self._fresh_line = "\n" if before and not before.endswith("\n") else ""
-        for line in before.splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # a line that a crash cut off
-                entry = json.loads(line)
-                self._named.add((entry["id"], entry["path"]))
-
-    def __call__(self, utterance: Utterance, reason: str) -> None:
-        name = (utterance.id, str(utterance.path))
-        if name in self._named:
-            return
-        self._named.add(name)
-        self._count += 1
-        with self._path.open("a", encoding="utf-8") as file:
-            entry = {"id": utterance.id, "path": str(utterance.path), "reason": reason}
-            file.write(self._fresh_line + json.dumps(entry) + "\n")
-        self._fresh_line = ""
-        if not self._aloud:
-            return
-        if self._count <= self.told:
-            print(f"skipped: {reason}", file=sys.stderr)
-        if self._count == self.told:
-            print(f"skipped: further files are named only in {self._path}", file=sys.stderr)
 
 
 def fingerprint(

@@ -14,8 +14,6 @@ from typing import Any, Protocol
 import torch
 
 from recipes.common import (
-    SKIPPED,
-    Skipped,
     asked_changes,
     batches_of,
     best_weights,
@@ -25,9 +23,9 @@ from recipes.common import (
     leaving_artifact,
     orderly_exit,
     recipe_parser,
-    telling_silence,
 )
 from recipes.folders import open_folder, results_of
+from recipes.skipped import SKIPPED, Skipped, telling_silence
 from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import (
     Artifact,
@@ -218,8 +216,9 @@ def finetune(
     if ranks.first:
         if artifact is None:
             print("no --init: the encoder starts from random weights", file=sys.stderr)
-        for clip in _cut(examples.train, data) + _cut(examples.valid, data):
-            note(clip, f"{clip.id}: {clip.duration_s:.1f} s, a batch has {data.longest_s:g} s at most")
+        for clip in (*examples.train, *examples.valid):
+            if clip.duration_s > data.longest_s:
+                note(clip, f"{clip.id}: {clip.duration_s:.1f} s, a batch has {data.longest_s:g} s at most")
         describe(run, loader, training, valid)
     validation = fixed_validation(valid, data, note if ranks.first else None, targets, source=source)
     if artifact is not None and isinstance(objective, Events):
@@ -305,10 +304,6 @@ def shown(figures: Mapping[str, Any]) -> str:
 def _whole(clips: Sequence[Utterance], data: DataConfig) -> list[Utterance]:
     """Without those that would be cut: a text or label belongs to the whole clip."""
     return [clip for clip in clips if clip.duration_s <= data.longest_s]
-
-
-def _cut(clips: Sequence[Utterance], data: DataConfig) -> list[Utterance]:
-    return [clip for clip in clips if clip.duration_s > data.longest_s]
 
 
 def leave_tuned(objective: Tuned, run: Run, request: Request, artifact: Artifact | None) -> None:

@@ -38,8 +38,8 @@ class Objective(nn.Module):
 
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step, and on resume, with the share of the run done in [0, 1].
-        Whatever it sets must depend on `progress` alone or be in the state dict. It is called too after a step
-        that was skipped because its loss was not finite: what `forward` saw then must not be kept."""
+        Whatever it sets must depend on `progress` alone or be in the state dict. It is also called after a
+        step that was skipped because its loss was not finite: what `forward` saw then must not be kept."""
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         """Readable numbers from the metrics' means over all targets. Default: the scalars."""

@@ -15,8 +15,9 @@ import pytest
 import soundfile
 import torch
 
-from recipes.common import Skipped, command
+from recipes.common import command
 from recipes.pretrain_wav2vec2 import smoke
+from recipes.skipped import Skipped
 from speech_ssl.checkpoints.artifact import load_artifact, load_extra, save_artifact
 from speech_ssl.data.manifest import Utterance, read_manifest, write_manifest
 from speech_ssl.training.config import TrainConfig
