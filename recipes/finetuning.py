@@ -198,7 +198,9 @@ def finetune(
     ranks.share(run.train.batches_per_step)
     targets, data = task.targets(tuning, encoder), tuning.data
     note = Skipped(request.out / SKIPPED, aloud=ranks.first)
-    training, valid = (_whole(clips, data) for clips in (examples.train, examples.valid))
+    (training, cut), (valid, cut_valid) = (
+        _fitting(clips, data) for clips in (examples.train, examples.valid)
+    )
     if not training:
         raise ValueError(
             f"no clip is as short as {data.longest_s:g} s, which is what a batch holds: cut them"
@@ -216,9 +218,8 @@ def finetune(
     if ranks.first:
         if artifact is None:
             print("no --init: the encoder starts from random weights", file=sys.stderr)
-        for clip in (*examples.train, *examples.valid):
-            if clip.duration_s > data.longest_s:
-                note(clip, f"{clip.id}: {clip.duration_s:.1f} s, a batch has {data.longest_s:g} s at most")
+        for clip in cut + cut_valid:
+            note(clip, f"{clip.id}: {clip.duration_s:.1f} s, a batch has {data.longest_s:g} s at most")
         describe(run, loader, training, valid)
     validation = fixed_validation(valid, data, note if ranks.first else None, targets, source=source)
     if artifact is not None and isinstance(objective, Events):
@@ -301,9 +302,10 @@ def shown(figures: Mapping[str, Any]) -> str:
     return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items())
 
 
-def _whole(clips: Sequence[Utterance], data: DataConfig) -> list[Utterance]:
-    """Without those that would be cut: a text or label belongs to the whole clip."""
-    return [clip for clip in clips if clip.duration_s <= data.longest_s]
+def _fitting(clips: Sequence[Utterance], data: DataConfig) -> tuple[list[Utterance], list[Utterance]]:
+    """Those that a batch holds, and those it would cut: a text or label belongs to the whole clip."""
+    fitting = [clip for clip in clips if clip.duration_s <= data.longest_s]
+    return fitting, [clip for clip in clips if clip.duration_s > data.longest_s]
 
 
 def leave_tuned(objective: Tuned, run: Run, request: Request, artifact: Artifact | None) -> None:
