@@ -21,8 +21,7 @@ from tests.test_objective_contract import every_objective, fresh, loss_of, tones
 pytestmark = pytest.mark.numerical
 
 SAMPLES, MOST = 4_000, 10.0
-"""MOST: 0.3 to 3.3 was seen, in all these cases and five seeds; with biases of zero 1e16, for half a row
-200."""
+"""MOST: 0.3 to 3.3 was seen in these cases and five seeds; with biases of zero 1e16, for half a row 200."""
 
 
 def small(config: EncoderConfig, **changes: object) -> EncoderConfig:

@@ -145,6 +145,16 @@ def test_time_and_channels_are_hidden_in_training_alone() -> None:
     assert len(trained) == 3 and len(tested) == 1
 
 
+def test_a_narrow_encoder_keeps_some_of_its_channels() -> None:
+    """With the published span of 64, all 32 would be hidden: a row of zeros, and a gradient of 1e12."""
+    ctc, norms = objective(channel_share=0.256, channel_span=64), []
+    for seed in range(12):
+        ctc.zero_grad()
+        loss_of(ctc, batch([[1, 2]], samples=4_000), seed).total.backward()
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in ctc.parameters() if p.grad is not None]))
+    assert max(norms) < 100 * min(norms)
+
+
 def test_without_targets_it_says_so() -> None:
     with pytest.raises(ValueError, match="needs targets"):
         loss_of(objective(), replace(batch([[1]]), targets_BU=None))
