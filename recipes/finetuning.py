@@ -260,8 +260,7 @@ def readable(
 ) -> Iterator[tuple[list[Utterance], list[Clip]]]:
     """Clips with their waves, all of each file or part, minutes at a time; those that cannot be read or are
     too short are left out and named to `note`."""
-    some: list[Utterance] = []
-    waves: list[Clip] = []
+    some: list[tuple[Utterance, Clip]] = []
     for clip in clips:
         try:
             wave = audio.decode(clip.path, start_s=clip.start or 0.0, stop_s=clip.end)
@@ -269,13 +268,12 @@ def readable(
         except (ValueError, OSError) as error:
             note(clip, f"{clip.id}, of the test: {error}")
             continue
-        waves.append(wave)
-        some.append(clip)
-        if sum(c.duration_s for c in some) >= at_once_s:
-            yield some, waves
-            some, waves = [], []
+        some.append((clip, wave))
+        if sum(c.duration_s for c, _ in some) >= at_once_s:
+            yield [c for c, _ in some], [w for _, w in some]
+            some = []
     if some:
-        yield some, waves
+        yield [c for c, _ in some], [w for _, w in some]
 
 
 def tell(
@@ -304,8 +302,8 @@ def shown(figures: Mapping[str, Any]) -> str:
 
 def _fitting(clips: Sequence[Utterance], data: DataConfig) -> tuple[list[Utterance], list[Utterance]]:
     """Those that a batch holds, and those it would cut: a text or label belongs to the whole clip."""
-    fitting = [clip for clip in clips if clip.duration_s <= data.longest_s]
-    return fitting, [clip for clip in clips if clip.duration_s > data.longest_s]
+    most = data.longest_s
+    return [c for c in clips if c.duration_s <= most], [c for c in clips if c.duration_s > most]
 
 
 def leave_tuned(objective: Tuned, run: Run, request: Request, artifact: Artifact | None) -> None:
