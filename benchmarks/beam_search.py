@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 import speech_ssl
 from speech_ssl.data.manifest import read_manifest
+from speech_ssl.data.splits import given_splits
 from speech_ssl.evaluation.ngram import write_arpa
 from speech_ssl.inference.beam import LM_WEIGHT, WORD_SCORE, BeamSearch
 from speech_ssl.text import BLANK, Vocabulary, normalize
@@ -219,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     cases, number = (3, 1) if options.tiny else (options.cases, options.utterances)
     rows = read_manifest(Path(speech_ssl.__file__).parent / "assets" / "prompts" / "manifest.tsv")
-    train, dev = ([normalize(row.text) for row in rows if row.split == kind] for kind in ("train", "dev"))
+    train, dev = ([normalize(row.text) for row in some] for some in given_splits(rows)[:2])
     rng = np.random.default_rng(0)
     utterances = [made_up(dev, rng) for _ in range(number)]
     tiny, right = tiny_cases(cases)

@@ -14,12 +14,14 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 import speech_ssl
 from speech_ssl.data.manifest import Utterance, read_manifest
+from speech_ssl.data.split_names import SplitKind, split_kind
 from speech_ssl.evaluation.representations import load_wave
 from speech_ssl.inference import Runtime
 from speech_ssl.text import normalize
@@ -70,12 +72,14 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--manifest", type=Path, action="append", required=True)
     parser.add_argument("--lang")
-    parser.add_argument("--split", default="dev")
+    parser.add_argument("--split", choices=get_args(SplitKind), default="valid")
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--pause", type=float, default=0.0, help="seconds between two clips")
     given = parser.parse_args()
     try:
-        clips = [u for path in given.manifest for u in read_manifest(path) if u.split == given.split]
+        clips = [
+            u for path in given.manifest for u in read_manifest(path) if split_kind(u.split) == given.split
+        ]
         clips = [u for u in clips if given.lang in (None, u.lang)]
         errors_N2 = measure(speech_ssl.load(given.model), clips, given.pairs, given.pause)
     except (ValueError, OSError) as error:

@@ -15,6 +15,7 @@ from tempfile import NamedTemporaryFile
 from typing import TypeAlias
 
 from speech_ssl import audio
+from speech_ssl.data.split_names import named_kind
 from speech_ssl.types import SAMPLE_RATE
 
 LONGEST_S = 1e6
@@ -67,7 +68,8 @@ Failure: TypeAlias = tuple[Path, str]
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:
-    """Read a manifest, or a fairseq `.tsv` (a root folder, then path and samples at 16 kHz a line).
+    """Read a manifest, or a fairseq `.tsv` (a root folder, then path and samples at 16 kHz a line). The name
+    of such a one is its rows' split, if it says one: `train.tsv`, `valid.tsv`, `dev_other.tsv`.
 
     Columns other than the known ones are passed over. Whether the files exist is not looked at.
     Raises ManifestError.
@@ -222,6 +224,7 @@ def _seconds(text: str, column: str, where: str) -> float:
 
 
 def _fairseq_rows(lines: Iterable[str], path: Path, root: Path) -> Iterator[tuple[int, Utterance]]:
+    split = path.stem if named_kind(path.stem) else ""
     for number, line in enumerate(lines, 2):
         written, tab, samples = line.rstrip("\r\n").partition("\t")
         if not written and not tab:
@@ -231,7 +234,8 @@ def _fairseq_rows(lines: Iterable[str], path: Path, root: Path) -> Iterator[tupl
                 f"{path}, line {number}: expected a path, a tab and a number of samples, for line 1 names "
                 "no columns but a folder, as in fairseq's form"
             )
-        yield number, Utterance(path=root / written, duration_s=int(samples) / SAMPLE_RATE, id=written)
+        duration_s = int(samples) / SAMPLE_RATE
+        yield number, Utterance(path=root / written, duration_s=duration_s, id=written, split=split)
 
 
 @contextmanager

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from speech_ssl.data.manifest import ManifestError, Utterance
+from speech_ssl.data.split_names import SplitKind, split_kind
 
-VALID_SPLITS = frozenset({"dev", "valid", "validation", "val", "eval", "evaluation"})
-TEST_SPLITS = frozenset({"test"})
 MOST_VALID = 200
 
 
 def given_splits(
     utterances: Iterable[Utterance],
 ) -> tuple[list[Utterance], list[Utterance], list[Utterance]]:
-    """(train, valid, test) as the `split` column has them; rows of any other split are for training.
-
-    For validation are dev, valid, validation, val, eval, also as in "dev-clean".
-    """
-    train: list[Utterance] = []
-    valid: list[Utterance] = []
-    test: list[Utterance] = []
+    """(train, valid, test) by what the `split` column says, see `split_kind`; rows of any other split are for
+    training."""
+    rows: dict[SplitKind, list[Utterance]] = {"train": [], "valid": [], "test": []}
     for utterance in utterances:
-        kind = re.split(r"[^a-z]", utterance.split.lower(), maxsplit=1)[0]
-        (test if kind in TEST_SPLITS else valid if kind in VALID_SPLITS else train).append(utterance)
-    return train, valid, test
+        rows[split_kind(utterance.split)].append(utterance)
+    return rows["train"], rows["valid"], rows["test"]
 
 
 def split_utterances(utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[Utterance]]:
@@ -44,7 +37,7 @@ def split_utterances(utterances: Sequence[Utterance]) -> tuple[list[Utterance], 
     if not train or not valid:
         raise ManifestError(
             f"{len(train)} utterances to train on and {len(valid)} to validate with: at least one of each "
-            "is needed. Test rows are not used; see the manifest's column 'split'"
+            "is needed. Test rows are not used; see the column 'split' (of fairseq's .tsv, its name)"
         )
     return train, valid
 

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from speech_ssl.data.manifest import TEXTS, Utterance
-from speech_ssl.data.splits import TEST_SPLITS, VALID_SPLITS, id_hash
+from speech_ssl.data.split_names import split_kind
+from speech_ssl.data.splits import id_hash
 from speech_ssl.evaluation.held_out import by_hash
 from speech_ssl.evaluation.representations import hidden_means, load_wave
 from speech_ssl.model.encoder import Encoder
@@ -154,7 +155,7 @@ def _chosen(utterances: Sequence[Utterance], column: str, clips: int) -> list[tu
     labelled = sorted((u for u in utterances if getattr(u, column)), key=lambda u: id_hash(u.id))
     counts = Counter(getattr(u, column) for u in labelled)
     labelled = [u for u in labelled if counts[getattr(u, column)] > 1]
-    if any(marked := [_is_held_out(u) for u in labelled]):
+    if any(marked := [split_kind(u.split) != "train" for u in labelled]):
         fitted = [u for u, out in zip(labelled, marked, strict=True) if not out]
         tried = [u for u, out in zip(labelled, marked, strict=True) if out]
         most = max(round(HELD_OUT * clips), 1)
@@ -166,10 +167,6 @@ def _chosen(utterances: Sequence[Utterance], column: str, clips: int) -> list[tu
     if not held_out_N.any():
         held_out_N = by_hash(labels, [u.id for u in kept], wanted)
     return list(zip(kept, held_out_N.tolist(), strict=True))
-
-
-def _is_held_out(utterance: Utterance) -> bool:
-    return utterance.split.lower().partition("-")[0] in VALID_SPLITS | TEST_SPLITS
 
 
 def _middle(wave: Waveform, seconds: float) -> NDArray[np.int16]:

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speech_ssl.data.manifest import Utterance
-from speech_ssl.data.splits import TEST_SPLITS, VALID_SPLITS, id_hash
+from speech_ssl.data.split_names import split_kind
+from speech_ssl.data.splits import id_hash
 from speech_ssl.evaluation.held_out import by_hash
 from speech_ssl.evaluation.probes import Probed, cross_validate, probe
 from speech_ssl.evaluation.probes_verification import probe_verification
@@ -229,9 +230,9 @@ def _by_split(name: str, labels: list[str], clips: Sequence[Utterance]) -> Probl
     """Tested on the test rows, else on the validation rows, else on about a fifth of every class: on whole
     speakers where the manifest names some, else on whole files. A class that has no clip to train on counts
     as errors."""
-    kinds = [clip.split.lower().partition("-")[0] for clip in clips]
-    for splits in (TEST_SPLITS, VALID_SPLITS):
-        tested_N = np.array([kind in splits for kind in kinds])
+    kinds = [split_kind(clip.split) for clip in clips]
+    for tested in ("test", "valid"):
+        tested_N = np.array([kind == tested for kind in kinds])
         if tested_N.any() and not tested_N.all():
             return _checked(Problem(name, labels, tested_N, note=_shared(labels, clips, tested_N)))
     wanted = {label: round(TESTED * count) for label, count in Counter(labels).items()}

@@ -17,6 +17,7 @@ from speech_ssl.data.manifest import (
     scan_folder,
     write_manifest,
 )
+from speech_ssl.data.splits import given_splits
 
 
 def written(folder: Path, text: str | bytes) -> Path:
@@ -72,6 +73,19 @@ def test_fairseq_form(tmp_path: Path) -> None:
         Utterance(path=Path("/corpus/train/spk1/a.flac"), duration_s=2.0, id="spk1/a.flac"),
         Utterance(path=Path("/corpus/train/b.flac"), duration_s=0.5, id="b.flac"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("train.tsv", 0), ("valid.tsv", 1), ("dev_other.tsv", 1), ("test-clean.tsv", 2), ("mine.tsv", 0)],
+)
+def test_the_split_of_fairseqs_form_is_its_name(name: str, kind: int, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("/corpus\na.flac\t32000\n")
+    rows = read_manifest(tmp_path / name)
+    assert rows[0].split == ("" if name == "mine.tsv" else name.removesuffix(".tsv"))
+    assert given_splits(rows)[kind] == rows
+    (tmp_path / name).write_text("path\tduration_s\na.flac\t2\n")
+    assert read_manifest(tmp_path / name)[0].split == ""
 
 
 def test_a_relative_fairseq_root_is_beside_the_manifest(tmp_path: Path) -> None:

@@ -8,31 +8,59 @@ from pathlib import Path
 import pytest
 
 from speech_ssl.data.manifest import ManifestError, Utterance, part_id
-from speech_ssl.data.splits import split_utterances
+from speech_ssl.data.splits import given_splits, split_utterances
+from speech_ssl.evaluation.probe_tasks import keyword
 
 
 def utterance(name: str, split: str = "", duration_s: float = 1.0) -> Utterance:
     return Utterance(path=Path("/audio", name), duration_s=duration_s, id=name, split=split)
 
 
-def test_the_split_column_decides() -> None:
-    names = [
+KINDS = {
+    "train": [
         "train",
+        "train.clean.100",
+        "training",
+        "bal_train",
+        "fold1",
+        "validated",
+        "contest",
+        "attest",
+        "",
+    ],
+    "valid": [
         "Dev",
         "valid",
         "validation",
         "val",
         "eval",
         "dev-clean",
-        "test",
-        "test_other",
-        "fold1",
-        "",
-    ]
+        "dev_other",
+        "dev.other",
+        " dev",
+        "DevOther",
+    ],
+    "test": ["test", "TEST", "test_clean", "test.clean", "test-other", "testing", "libri-test", "LibriTest2"],
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in KINDS[kind]])
+def test_the_split_column_decides_for_all_who_ask(kind: str, name: str) -> None:
+    row = utterance("a.wav", name)
+    assert dict(zip(("train", "valid", "test"), given_splits([row]), strict=True))[kind] == [row]
+    clips = [replace(utterance(f"{i}.wav", "train"), label="ab"[i % 2]) for i in range(6)]
+    marked = [replace(clip, split=name) if i < 2 else clip for i, clip in enumerate(clips)]
+    (problem,) = keyword().problems(marked)
+    assert problem.tested_N is not None
+    assert (problem.tested_N.tolist() == [True] * 2 + [False] * 4) == (kind != "train")
+
+
+def test_rows_keep_their_order_and_test_rows_are_in_neither() -> None:
+    names = ["train", "Dev", "test", "valid", "fold1", "test_other", ""]
     rows = [utterance(f"{number}.wav", split) for number, split in enumerate(names)]
     train, valid = split_utterances(rows)
     assert [row.split for row in train] == ["train", "fold1", ""]
-    assert [row.split for row in valid] == ["Dev", "valid", "validation", "val", "eval", "dev-clean"]
+    assert [row.split for row in valid] == ["Dev", "valid"]
 
 
 @pytest.mark.parametrize(("rows", "held_out"), [(2, 1), (50, 1), (1_000, 10), (30_000, 200)])

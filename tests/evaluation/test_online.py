@@ -157,7 +157,7 @@ def test_clips_are_capped_and_cut(tones: list[Utterance]) -> None:
 
 
 def test_the_split_decides_where_there_is_one(config: EncoderConfig, tones: list[Utterance]) -> None:
-    marked = [replace(u, split="dev-clean" if i >= 16 else "train") for i, u in enumerate(tones)]
+    marked = [replace(u, split="dev_clean" if i >= 16 else "train") for i, u in enumerate(tones)]
     probe = OnlineProbe(marked)
     assert probe.held_out_N.sum() == 8 and (~probe.held_out_N).sum() == 16
     assert probe(encoder(config))["linear"] > 0.7

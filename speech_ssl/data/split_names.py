@@ -1,0 +1,25 @@
+"""What the name of a split says: the one place that knows."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, TypeAlias
+
+SplitKind: TypeAlias = Literal["train", "valid", "test"]
+
+_WORDS: dict[str, SplitKind] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("dev", "devel", "valid", "validation", "val", "eval", "evaluation"), "valid"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+def named_kind(name: str) -> SplitKind | None:
+    """By the first word that says it, as in "dev", "test-clean", "test_other", "LibriTest2"; or None."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return next((_WORDS[word.lower()] for word in words if word.lower() in _WORDS), None)
+
+
+def split_kind(split: str) -> SplitKind:
+    """Of a manifest's column `split`. All but what is for validation or test is for training."""
+    return named_kind(split) or "train"
