@@ -6,9 +6,9 @@ smoke   seconds on 2 CPU cores: shows that everything runs; learns nothing of us
 tiny    4.2 M parameters, 100 minutes on 2 CPU cores with bf16 products, shared with other work; in fp32
         on cores without (0.72 s a step) about 4 hours. On 15.6 h of speech the contrastive loss fell from
         4.62 to 4.03, held out to 3.81; held-out accuracy 0.137, code perplexity 361 (LOG.md has the run).
-small   22 M parameters, about an hour on one GPU (not measured).
-base    95 M parameters, the published BASE; 1.6 h of audio a step.
-large   317 M parameters, the published LARGE (LV-60k); 2.7 h of audio a step.
+small   20.3 M parameters, about an hour on one GPU (not measured).
+base    94.4 M parameters, the published BASE; 1.6 h of audio a step.
+large   315.4 M parameters, the published LARGE (LV-60k); 2.7 h of audio a step.
 
 On several GPUs: torchrun --nproc-per-node 8 -m recipes.pretrain_wav2vec2 base ... The run is the same on
 any number of GPUs that divides batches_per_step.

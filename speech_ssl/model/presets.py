@@ -27,7 +27,7 @@ def tiny() -> EncoderConfig:
 
 
 def small() -> EncoderConfig:
-    """22 M parameters, for about one GPU-hour."""
+    """20.3 M parameters, for about one GPU-hour."""
     return EncoderConfig(
         conv_channels=(128, 128, 256, 256, 384, 384, 384),
         conv_norm="layer",
@@ -48,12 +48,14 @@ def small() -> EncoderConfig:
 
 
 def base() -> EncoderConfig:
-    """wav2vec 2.0 BASE: 94.4 M parameters without the pre-training heads (95 M with them)."""
+    """wav2vec 2.0 BASE: 94.4 M parameters, 95.0 M with the pre-training heads."""
     return EncoderConfig()
 
 
 def large() -> EncoderConfig:
-    """wav2vec 2.0 LARGE as trained on LV-60k: layer norm everywhere, normalised waves; 317 M in all."""
+    """wav2vec 2.0 LARGE as trained on LV-60k: 315.4 M parameters, 317.4 M with the pre-training heads.
+
+    Layer norm everywhere, and normalised waves."""
     return EncoderConfig(
         conv_norm="layer",
         conv_bias=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from recipes import pretrain_wav2vec2
 from speech_ssl.model import attention, presets
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.convolution import conv_over_time
@@ -153,13 +155,22 @@ def test_normalized_waves_are_those_of_transformers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "millions"),
-    [(presets.tiny, 4.20), (presets.small, 20.31), (presets.base, 94.37), (presets.large, 315.44)],
+    ("name", "millions", "published"),
+    [("tiny", 4.20, None), ("small", 20.31, None), ("base", 94.37, 95.04), ("large", 315.44, 317.39)],
 )
-def test_presets_have_their_published_size(preset: Any, millions: float) -> None:
+def test_presets_have_their_published_size_and_say_it(
+    name: str, millions: float, published: float | None
+) -> None:
+    run = getattr(pretrain_wav2vec2, name)()
     with torch.device("meta"):
-        encoder = Encoder(preset())
-    assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+        encoder = Encoder(getattr(presets, name)())
+        objective = run.objective.build(Encoder(run.encoder))
+    sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (encoder, objective)]
+    assert sizes[0] == pytest.approx(millions, abs=0.01)
+    assert published is None or sizes[1] == pytest.approx(published, abs=0.01)
+    said = re.findall(r"([\d.]+) M", getattr(presets, name).__doc__)
+    assert said == [f"{size:.1f}" for size in sizes[: len(said)]] and said
+    assert re.search(rf"^{name} +{said[0]} M parameters", pretrain_wav2vec2.__doc__ or "", re.M)
     assert (encoder.hop, encoder.receptive_field) == (320, 400)
     assert encoder.frame_count(250_000) == 781
 
