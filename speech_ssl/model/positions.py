@@ -13,6 +13,10 @@ from speech_ssl.model.convolution import conv_over_time, start_bias_
 from speech_ssl.model.frontend import ACTIVATIONS
 from speech_ssl.types import Frames
 
+ROUNDED = 32
+"""Frames, to a multiple of which clips are lengthened by zeros: for each new length oneDNN compiles the wide
+convolution anew, which on a processor with AVX2 takes three times as long as to compute it."""
+
 
 class ConvPositions(nn.Module):
     """Grouped convolution over time, weight-normalised per tap, activation; adds nothing itself.
@@ -138,5 +142,8 @@ def conv_positions(config: EncoderConfig) -> ConvPositions | StackedPositions | 
 
 
 def _same_size(x_BTD: Tensor, weight_DCK: Tensor, bias_D: Tensor, groups: int) -> Tensor:
+    frames = x_BTD.shape[1]
+    if x_BTD.device.type == "cpu" and not torch.is_grad_enabled():
+        x_BTD = F.pad(x_BTD, (0, 0, 0, -frames % ROUNDED))
     y_BTD = conv_over_time(x_BTD, weight_DCK, bias_D, padding=weight_DCK.shape[2] // 2, groups=groups)
-    return y_BTD[:, : x_BTD.shape[1]]  # an even kernel makes one frame too many
+    return y_BTD[:, :frames]  # an even kernel makes one frame too many
