@@ -30,6 +30,26 @@ FORMATS = [
 ]
 
 
+MORE = [
+    ("WAV", "ULAW"),
+    ("WAV", "ALAW"),
+    ("WAV", "GSM610"),
+    ("WAV", "IMA_ADPCM"),
+    ("WAV", "MS_ADPCM"),
+    ("WAV", "G721_32"),
+    ("AIFF", "IMA_ADPCM"),
+    ("AU", "ULAW"),
+    ("AU", "G721_32"),
+    ("CAF", "PCM_24"),
+    ("W64", "FLOAT"),
+    ("NIST", "ULAW"),
+    ("NIST", "ALAW"),
+    ("VOC", "ULAW"),
+    ("IRCAM", "ULAW"),
+]
+"""Other codecs in the same containers."""
+
+
 def encoded(samples: np.ndarray, rate: int = RATE, kind: str = "WAV", subtype: str = "PCM_16") -> bytes:
     file = io.BytesIO()
     channels = 1 if samples.ndim == 1 else samples.shape[1]
@@ -56,3 +76,51 @@ def count_frames(patch: pytest.MonkeyPatch) -> list[int]:
 
     patch.setattr(libsndfile._SoundFile, "read", counted)
     return counts
+
+
+def sphere(samples: np.ndarray, *lines: bytes, header_bytes: int = 1_024) -> bytes:
+    """NIST SPHERE, as a corpus has it: `lines` are its header's."""
+    start = b"NIST_1A\n%7d\n" % header_bytes
+    return (start + b"\n".join(lines) + b"\nend_head\n").ljust(header_bytes) + samples.tobytes()
+
+
+TIMIT = (
+    b"database_id -s5 TIMIT",
+    b"utterance_id -s8 cjf0_sa1",
+    b"channel_count -i 1",
+    b"sample_count -i %d",
+    b"sample_rate -i 16000",
+    b"sample_min -i -2191",
+    b"sample_n_bytes -i 2",
+    b"sample_byte_format -s2 01",
+    b"sample_sig_bits -i 16",
+)
+SWITCHBOARD = (
+    b"conversation_id -s4 4325",
+    b"channel_count -i 2",
+    b"sample_coding -s4 ulaw",
+    b"channels_interleaved -s4 TRUE",
+    b"sample_count -i %d",
+    b"sample_rate -i 8000",
+    b"sample_n_bytes -i 1",
+    b"sample_sig_bits -i 8",
+)
+
+
+def mu_law(samples: np.ndarray) -> np.ndarray:
+    """By G.711."""
+    integers = np.clip(np.round(samples * 32_768), -32_635, 32_635).astype(int)
+    biased = np.abs(integers) + 132
+    exponent = np.floor(np.log2(biased)).astype(int) - 7
+    return (~((integers < 0) << 7 | exponent << 4 | biased >> (exponent + 3) & 15) & 255).astype(np.uint8)
+
+
+def timit(samples: np.ndarray) -> bytes:
+    counted = [line % len(samples) if b"%d" in line else line for line in TIMIT]
+    return sphere((samples * 32_767).astype("<i2"), *counted)
+
+
+def switchboard(samples: np.ndarray) -> bytes:
+    """Of two channels, both the same."""
+    counted = [line % len(samples) if b"%d" in line else line for line in SWITCHBOARD]
+    return sphere(np.repeat(mu_law(samples), 2), *counted)

@@ -26,6 +26,32 @@ FORMATS_AV: list[Form] = [
     ("matroska", "flac", {}),
     ("matroska", "aac", {}),
 ]
+MORE_AV: list[tuple[str, str, int]] = [  # container, codec, rate
+    ("wav", "g722", 16_000),
+    ("wav", "g726", 8_000),
+    ("wav", "g723_1", 8_000),
+    ("wav", "adpcm_yamaha", 48_000),
+    ("wav", "libmp3lame", 48_000),
+    ("wav", "wmav2", 48_000),
+    ("w64", "ac3", 48_000),
+    ("amr", "libopencore_amrnb", 8_000),
+    ("3gp", "libopencore_amrnb", 8_000),
+    ("asf", "wmav1", 48_000),
+    ("asf", "wmav2", 48_000),
+    ("ac3", "ac3", 48_000),
+    ("eac3", "eac3", 48_000),
+    ("mp4", "ac3", 48_000),
+    ("wv", "wavpack", 16_000),
+    ("matroska", "wavpack", 16_000),
+    ("matroska", "mp2", 48_000),
+    ("mp2", "mp2", 48_000),
+    ("mp3", "libmp3lame", 16_000),
+    ("ogg", "flac", 16_000),
+    ("mov", "adpcm_ima_qt", 16_000),
+    ("mov", "pcm_mulaw", 16_000),
+]
+"""Of what is read besides, one of each codec and container."""
+BIT_RATES = {"wmav1": 64_000, "wmav2": 64_000, "libopencore_amrnb": 12_200, "g723_1": 6_300}
 NAMES = ["-".join(form[:2]) for form in FORMATS_AV]
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1", 16: "16 channels", 17: "17 channels"}
 
@@ -54,6 +80,8 @@ def encoded_av(
         path = Path(folder) / "clip"
         with av.open(str(path), "w", format=container, options=dict(options or {})) as file:
             stream = file.add_stream(codec, rate=rate, layout=layout)  # type: ignore[call-overload]
+            if codec in BIT_RATES:
+                stream.bit_rate = BIT_RATES[codec]
             packed = np.ascontiguousarray(samples.reshape(1, -1), dtype=np.float32)
             frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
             frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)

@@ -125,9 +125,7 @@ def _samples_in_chunks(file: File) -> Samples | None:
             return None
         name, (size,) = head[: layout.name_bytes], layout.size.unpack_from(head, layout.name_bytes)
         added = header_bytes if layout.counts_itself else 0
-        if size < added:
-            return None
-        begin, size = at + header_bytes, size - added
+        begin, size = at + header_bytes, max(size - added, 0)
         if name == layout.data:
             found = Samples(begin, size, at + layout.name_bytes, layout.size, added, layout)
             return in_ds64._replace(begin=begin) if in_ds64 and size == 0xFFFF_FFFF else found
@@ -152,7 +150,7 @@ def _go_on(file: File, samples: Samples) -> bool:
         if any(_is_chunk(file, end, samples.layout) for end in ends):
             return False
     if not samples.claimed:
-        return rest > 0 and not _is_complete(file)
+        return rest > 0
     return rest > JUNK_BYTES and any(file.peek(samples.end, JUNK_BYTES))
 
 
@@ -163,10 +161,3 @@ def _is_chunk(file: File, at: int, layout: Layout) -> bool:
     name, (size,) = head[: layout.name_bytes], layout.size.unpack_from(head, layout.name_bytes)
     plausible = name[4:] == layout.data[4:] and re.fullmatch(rb"[ -~]{4}", name[:4])
     return bool(plausible) and at + size <= file.size
-
-
-def _is_complete(file: File) -> bool:
-    """Whether a WAV or AIFF, as a whole, is as long as it says: it may well be empty."""
-    head = file.peek(0, 8)
-    order = ">I" if head[:4] in (b"RIFX", b"FORM") else "<I"
-    return head[:4] in (b"RIFF", b"RIFX", b"FORM") and struct.unpack(order, head[4:8])[0] + 8 == file.size

@@ -99,24 +99,33 @@ def duration(path: str | Path, *, warn: Warn | None = None) -> float:
     name = name_of(path)
     with files.opened(path) as file:
         links = links_of(file, name)
-        seconds = [_seconds(link, name) for link in links]
-        if None in seconds:
+        total = _total_s(links, name)
+        if total is None:
             decoding = _Decoding(name, warn=warn)
             for _ in decoding.blocks(links):
                 pass
             return decoding.heard_s
-        total = sum(known for known in seconds if known is not None)
         if links[-1].flaw is not None and warn is not None:
             warn(_warning(name, links[-1].flaw, total))
         return total
 
 
-def _seconds(link: Link, name: str) -> float | None:
-    """Without decoding it."""
-    with closing(_opened(link, name, Limits())) as clip:
-        if link.seconds is not None:
-            return link.seconds
-        return clip.length_s(complete=link.flaw is None)
+def _total_s(links: Sequence[Link], name: str) -> float | None:
+    """Without decoding them; None where that does not do."""
+    total = 0.0
+    for number, link in enumerate(links):
+        try:
+            clip = _opened(link, name, Limits())
+        except AudioError:
+            if not number:
+                raise
+            return None
+        with closing(clip):
+            seconds = clip.length_s(complete=link.flaw is None) if link.seconds is None else link.seconds
+        if seconds is None:
+            return None
+        total += seconds
+    return total
 
 
 class _Decoding:

@@ -19,7 +19,7 @@ JUNK_BYTES = 4_096
 """So much behind the last frame is no sound that was lost: tags of unknown kinds."""
 HEADER_BYTES = 48
 
-_SYNC = re.compile(rb"\xff[\xe0-\xff]")
+_SYNC = re.compile(rb"\xff(?=[\xe0-\xff])")
 
 
 class Frame(NamedTuple):
@@ -180,7 +180,7 @@ class Frames:
         self._file, self._frame_of, self._is_first = file, frame_of, is_first
 
     def follow(self, at: int, count: int) -> bool:
-        """Whether so many are there in a row, or all to the end of the file, but more than one."""
+        """Whether so many are there in a row, or fewer to the end of the file."""
         first: Frame | None = None
         for number in range(count):
             frame = self._frame_of(self._file.peek(at, HEADER_BYTES))
@@ -188,7 +188,7 @@ class Frames:
                 return False
             first, at = frame, at + frame.size
             if at >= self._file.size:
-                return number > 0
+                return number > 0 or at == self._file.size
         return True
 
     def runs(self, begin: int) -> tuple[list[Run], Flaw | None]:
@@ -235,7 +235,7 @@ class Frames:
 
     def found(self, begin: int) -> int | None:
         """Where frames begin behind something else."""
-        data = self._file.read_at(begin, SEARCHED_BYTES)
+        data = self._file.read_at(begin, SEARCHED_BYTES + 1)
         for candidate in _SYNC.finditer(data):
             if self.follow(begin + candidate.start(), CHAIN):
                 return begin + candidate.start()

@@ -53,7 +53,7 @@ def _links(file: File, kind: Container, name: str) -> tuple[list[Link], int]:
     """Those up to where, by the first one's header, another may begin."""
     if kind == "ogg":
         found, flaw = ogg.links_of(file, name)
-        links = [Link("flac" if codec == "flac" else "ogg", View(file, pieces)) for codec, pieces in found]
+        links = [Link("flac" if one.codec == "flac" else "ogg", View(file, one.pieces)) for one in found]
         return [*links[:-1], links[-1]._replace(flaw=flaw)], file.size
     if kind in FRAMES or kind == "amr":
         return _framed(file, kind, name)
@@ -78,7 +78,8 @@ def _recognised(file: File, name: str) -> tuple[Container, int]:
         found = _behind_junk(file, at if at < file.size else 0)
         if found is not None:
             return found
-    if kind is None or (by_chance and kind != "mp3"):  # of a free bit rate no frame is seen here
+    free_bit_rate = kind == "mp3" and (head[:3] == b"ID3" or not head or head[2] >> 4 == 0)
+    if kind is None or (by_chance and not free_bit_rate):  # whose frames cannot be followed
         raise AudioError("unsupported_format", f"{name}: not a known audio format; {known_formats()}")
     return kind, at
 
@@ -102,9 +103,8 @@ def _mp3(file: File, begin: int) -> list[Link]:
     links = [Link("mp3", View(rest, pieces), missing) for pieces, missing in found]
     links[-1] = links[-1]._replace(flaw=flaw or links[-1].flaw)
     untouched = found == [([Range(0, runs[0].end)], None)] and flaw is None
-    if untouched and begin == tag_bytes(
-        file.peek(0, HEAD_BYTES)
-    ):  # quicker, where libsndfile opens it itself
+    head = file.peek(0, HEAD_BYTES)
+    if untouched and begin == (tag_bytes(head) if head[:3] == b"ID3" else 0):  # libsndfile may open it itself
         links[0] = links[0]._replace(view=View(file, [Range(0, file.size)]))
     return links
 

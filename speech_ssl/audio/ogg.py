@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from speech_ssl.audio.errors import CUT_OFF, DAMAGED, AudioError, Flaw
@@ -17,7 +18,7 @@ from speech_ssl.audio.formats import known_formats
 
 HEADER_BYTES = 27
 MOST_PAGE_BYTES = HEADER_BYTES + 255 + 255 * 255
-FIRST = 2
+FIRST, LAST = 2, 4
 JUNK_BYTES = 2_048
 MOST_LINKS = 10_000
 
@@ -39,60 +40,71 @@ class Page(NamedTuple):
     codec: str | None
 
 
-class Link(NamedTuple):
-    """One recording of sound: its codec, and the pieces that a decoder of it gets."""
+@dataclass
+class Link:
+    """One recording of sound: its codec, the pieces that a decoder of it gets, and its last page so far."""
 
     codec: str
     pieces: list[Piece]
+    last: Page
+
+    def add(self, page: Page) -> None:
+        """Of FLAC the container goes: what is in it, but for nine bytes, is a FLAC file."""
+        begin, end = page.begin, page.end
+        if self.codec == "flac":
+            begin = page.body + (9 if page.flags & FIRST else 0)
+        before = self.pieces[-1] if self.pieces else None
+        if isinstance(before, Range) and before.end == begin:
+            self.pieces[-1] = Range(before.begin, end)
+        else:
+            self.pieces.append(Range(begin, end))
+        self.last = page
+
+    def end(self, file: File) -> None:
+        """Mark the last page as such, where it is not: phones do not, and libsndfile takes it for damage."""
+        before = self.pieces[-1]
+        if self.last.flags & LAST or self.codec == "flac" or not isinstance(before, Range):
+            return
+        data = file.read_at(self.last.begin, self.last.end - self.last.begin)
+        marked = data[:5] + bytes([data[5] | LAST]) + data[6:22] + bytes(4) + data[26:]
+        marked = marked[:22] + _checksum(marked) + marked[26:]
+        self.pieces[-1:] = [Range(before.begin, self.last.begin), marked]
 
 
 def links_of(file: File, name: str) -> tuple[list[Link], Flaw | None]:
     """And what is wrong at the end of the last. Raises AudioError where there is none."""
     links: list[Link] = []
-    before: Page | None = None  # of the stream that is taken
+    taken: Link | None = None
     opening, at, flaw = False, 0, None
     for page in _pages(file):
-        if page.flags & FIRST:
-            if not opening:
-                before = None
-            opening = True
-            if before is None and page.codec is not None:
-                links.append(Link(page.codec, []))
-        else:
-            opening = False
-            if before is not None and page.serial == before.serial and _is_gap(before, page):
-                flaw = DAMAGED
-                break
-        at = page.end
-        if links and (page.codec and before is None or before is not None and page.serial == before.serial):
-            before = page
-            _add(links[-1], page)
-        if len(links) > MOST_LINKS:
-            raise AudioError("undecodable", f"{name}: more than {MOST_LINKS} recordings joined; split it")
+        first = bool(page.flags & FIRST)
+        if first and not opening:
+            taken = None
+        opening, at = first, page.end
+        if first and taken is None and page.codec is not None:
+            taken = Link(page.codec, [], page)
+            links.append(taken)
+            if len(links) > MOST_LINKS:
+                raise AudioError("undecodable", f"{name}: more than {MOST_LINKS} recordings joined; split it")
+        elif taken is None or page.serial != taken.last.serial:
+            continue
+        elif _is_gap(taken.last, page):
+            flaw = DAMAGED
+            break
+        taken.add(page)
     if not links:
         if at == 0 and _CODEC.search(file.peek(0, 2 * HEADER_BYTES)):
             raise AudioError("undecodable", f"{name}: its first page is damaged or cut off")
-        raise AudioError(
-            "unsupported_format", f"{name}: Ogg with no sound in it that is read; {known_formats()}"
-        )
+        said = f"{name}: Ogg with no sound in it that is read; {known_formats()}"
+        raise AudioError("unsupported_format", said)
+    for link in links:
+        link.end(file)
     return links, flaw or _flaw(file, at)
 
 
 def _is_gap(before: Page, page: Page) -> bool:
     """Pages are missing; not behind those of the header, where one begins who listens in to radio."""
     return page.number > before.number + 1 and before.granule != 0
-
-
-def _add(link: Link, page: Page) -> None:
-    """Of FLAC the container goes: what is in it, but for nine bytes, is a FLAC file."""
-    begin, end = page.begin, page.end
-    if link.codec == "flac":
-        begin = page.body + (9 if page.flags & FIRST else 0)
-    last = link.pieces[-1] if link.pieces else None
-    if isinstance(last, Range) and last.end == begin:
-        link.pieces[-1] = Range(last.begin, end)
-    else:
-        link.pieces.append(Range(begin, end))
 
 
 def _pages(file: File) -> Iterator[Page]:
