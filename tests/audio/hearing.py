@@ -11,8 +11,10 @@ from speech_ssl.audio import AudioWarning, decode, duration
 
 
 def heard(content: bytes, *, seen_without_decoding: bool = True) -> tuple[np.ndarray, list[str]]:
-    """Its wave, and the codes of what is told; by its path as by its bytes. Its duration tells the same, not what
-    only decoding shows."""
+    """Its wave, and the codes of what is told; by its path as by its bytes.
+
+    Its duration tells the same, but for what only decoding shows.
+    """
     told: list[AudioWarning] = []
     wave = decode(content, warn=told.append)
     assert all("\n" not in warning.message and warning.message.startswith("audio: ") for warning in told)

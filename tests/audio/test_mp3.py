@@ -114,9 +114,8 @@ def test_frames_are_counted_not_believed(frames: int) -> None:
 def test_all_of_a_file_that_does_not_say_how_long_it_is() -> None:
     wave, told = heard(without_info())
     assert 4 * RATE <= len(wave) < 4.2 * RATE and not told
-    expected = decode(MP3)
-    delay = int(np.argmax(np.correlate(wave[:52_000], expected[:50_000])))
-    assert correlation(wave[delay : delay + 60_000], expected[:60_000]) > 0.999
+    encoder_delay = 576  # nobody says now that it is to be left out
+    assert correlation(wave[encoder_delay:][:60_000], decode(MP3)[:60_000]) > 0.999
 
 
 def test_a_part_is_the_slice_of_the_whole() -> None:
