@@ -85,7 +85,7 @@ class Clip:
         joined = Passed.joined(kept)
         vectors = None if wanted.layer is None else joined.frames if pool is None else pool.result()
         whole = Whole(joined.without_frames(), self.samples / SAMPLE_RATE)
-        self.check([*joined.heads.values(), *([] if vectors is None else [vectors])])
+        self.check([*joined.numbers, *([] if vectors is None else [vectors])])
         return Heard(vectors, whole, self.warnings)
 
     def check(self, arrays: Sequence[Vectors]) -> None:

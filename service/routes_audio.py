@@ -112,7 +112,7 @@ async def _events(
         async with asyncio.timeout(timeout_s):
             (clip,) = hearing.clips
             async for part in clip.parts():
-                clip.check(list(part.heads.values()))
+                clip.check(part.numbers)
                 delta = await settling.more(part, hearing.seconds, last=not clip.windows)
                 new = [token.model_dump() for token in delta.tokens] if with_logprobs else []
                 told += new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from speech_ssl.checkpoints.artifact import Artifact, Head, add_head, load_artifact, save_artifact
 from speech_ssl.inference import Runtime
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.heads import CTCSpec, EventsSpec
+from speech_ssl.model.heads import CTCSpec, EventsSpec, HeadSpec
 from speech_ssl.model.presets import tiny
 
 HEADS = {
@@ -35,19 +36,25 @@ def save_narrow(folder: Path) -> Path:
     )
 
 
-def narrow_runtime(*, window_s: float = 20.0, context_s: float = 2.0, **changes: Any) -> Runtime:
-    """`HEADS` on an encoder as narrow, changed in some fields of its config; nothing is written."""
+def narrow_runtime(
+    *,
+    window_s: float = 20.0,
+    context_s: float = 2.0,
+    specs: Mapping[str, HeadSpec] = HEADS,
+    **changes: Any,
+) -> Runtime:
+    """Heads on an encoder as narrow, changed in some fields of its config; nothing is written."""
     config = replace(tiny(), **(NARROW | changes))
     heads = {}
     with torch.random.fork_rng():
         torch.manual_seed(1)
         encoder = Encoder(config)
-        for name, spec in HEADS.items():
+        for name, spec in specs.items():
             module = spec.build(config)
             for parameter in module.parameters():
                 parameter.data.mul_(4.0)
             heads[name] = Head(spec, module, {}, "CC0")
-    artifact = Artifact(Path(), {"name": "narrow"}, encoder, "", heads)
+    artifact = Artifact(Path(), {"name": "narrow", "training": {}}, encoder, "", heads)
     return Runtime(artifact, window_s=window_s, context_s=context_s)
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from speech_ssl.inference.ctc import align, greedy, split_at_blanks
+from speech_ssl.inference.units import Outputs, best_path, dense
 from speech_ssl.inference.word_times import Loudness, Word, of_every
 from speech_ssl.model.heads import CTCSpec, EventsSpec, clip_logits, frame_logits, scores
 from speech_ssl.text import SPACE, Vocabulary, normalize
 from speech_ssl.types import AudioWarning, Features
+
+T = TypeVar("T", NDArray[np.float32], Outputs)
 
 PART_S = 30.0
 """Of longer recordings, beam search and alignment see parts between pauses: their cost is not linear."""
@@ -121,13 +124,14 @@ class Clock:
 
 
 def transcribe(
-    log_probs_TV: NDArray[np.float32],
+    log_probs_TV: Outputs,
     spec: CTCSpec,
     clock: Clock,
     decoder: Decoder | None,
     loudness_TE: Loudness | None = None,
 ) -> Transcript:
-    """The best path, or what the decoder makes of it, with the times of its words."""
+    """The best path, or what the decoder makes of it, with the times of its words. Of a large vocabulary the
+    decoder sees the likeliest units of each frame, and the others as equals."""
     vocabulary = Vocabulary(spec.vocabulary, spec.spaced)
     log_probs_TV, clock, loudness_TE = _every(spec.stride, log_probs_TV, clock, loudness_TE)
     if decoder is None:
@@ -137,12 +141,12 @@ def transcribe(
     return Transcript(text, _shifted(words, clock), clock.duration_s)
 
 
-def settled(log_probs_TV: NDArray[np.float32], spec: CTCSpec) -> int:
+def settled(log_probs_TV: Outputs, spec: CTCSpec) -> int:
     """How many frames there are before the last space of the best path: what follows later changes nothing
     of their text."""
     if SPACE not in spec.vocabulary:
         return 0
-    best_T = log_probs_TV[:: spec.stride].argmax(axis=1)
+    best_T, _ = best_path(log_probs_TV[:: spec.stride])
     spaces = np.flatnonzero(best_T == spec.vocabulary.index(SPACE))
     return int(spaces[-1]) * spec.stride if len(spaces) else 0
 
@@ -155,15 +159,28 @@ def align_text(
     loudness_TE: Loudness | None = None,
 ) -> Transcript:
     """The times of the words of a known text. Raises ValueError where it does not fit into the clip."""
-    text = " ".join(text.split()) if spec.spaced else normalize(text)
+    text = _as_said(text, spec)
     log_probs_TV, clock, loudness_TE = _every(spec.stride, log_probs_TV, clock, loudness_TE)
     words = align(log_probs_TV, text, Vocabulary(spec.vocabulary, spec.spaced), clock.hop_s, loudness_TE)
     return Transcript(text, _shifted(words, clock), clock.duration_s)
 
 
+def _as_said(text: str, spec: CTCSpec) -> str:
+    return " ".join(text.split()) if spec.spaced else normalize(text)
+
+
+def spelled(spec: CTCSpec, texts: Sequence[str]) -> tuple[CTCSpec, list[int]]:
+    """Of a large vocabulary what is needed to align these texts, and which units those are: the blank first.
+    Raises ValueError for texts that it cannot spell."""
+    vocabulary = Vocabulary(spec.vocabulary, spec.spaced)
+    found = {unit for text in texts for unit in vocabulary.encode(_as_said(text, spec))}
+    units = [0, *sorted(found or {1})]
+    return replace(spec, vocabulary=tuple(spec.vocabulary[unit] for unit in units)), units
+
+
 def _every(
-    stride: int, log_probs_TV: NDArray[np.float32], clock: Clock, loudness_TE: Loudness | None
-) -> tuple[NDArray[np.float32], Clock, Loudness | None]:
+    stride: int, log_probs_TV: T, clock: Clock, loudness_TE: Loudness | None
+) -> tuple[T, Clock, Loudness | None]:
     """One frame in `stride`, with a clock whose hop is so many times as long."""
     if stride == 1:
         return log_probs_TV, clock, loudness_TE
@@ -186,7 +203,7 @@ def _shifted(words: list[Word], clock: Clock) -> list[Word]:
 
 
 def _decoded(
-    log_probs_TV: NDArray[np.float32],
+    log_probs_TV: Outputs,
     vocabulary: Vocabulary,
     hop_s: float,
     decoder: Decoder,
@@ -195,11 +212,12 @@ def _decoded(
     texts: list[str] = []
     words: list[Word] = []
     for part in split_at_blanks(log_probs_TV, max(round(PART_S / hop_s), 1)):
-        text = decoder(log_probs_TV[part]).text
+        part_TV = dense(log_probs_TV[part])
+        text = decoder(part_TV).text
         texts.append(text)
         offset_s = part.start * hop_s
         loudness = None if loudness_TE is None else loudness_TE[part]
-        for word in align(log_probs_TV[part], text, vocabulary, hop_s, loudness):
+        for word in align(part_TV, text, vocabulary, hop_s, loudness):
             words.append(replace(word, start=word.start + offset_s, end=word.end + offset_s))
     return " ".join(filter(None, texts)), words
 

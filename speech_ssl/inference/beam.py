@@ -10,17 +10,21 @@ all prefixes finds the most probable text; a smaller one loses some paths, so it
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speech_ssl.inference.beam_words import Context, LanguageModel, Lexicon, Words
 from speech_ssl.inference.ctc import LEAST_LOG_PROB, check_log_probs
+from speech_ssl.inference.units import KEPT, WHOLE
 from speech_ssl.text import SPACE, Vocabulary
 
 BEAM, LM_WEIGHT, WORD_SCORE = 32, 0.5, 1.5
+AT_ONCE = 64
+"""Frames, after which prefixes that have left the beam go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +37,16 @@ class Hypothesis:
 
 @dataclass(eq=False, slots=True)
 class _Prefix:
-    """A node of the tree of prefixes; the same prefix is always the same node, also after it was dropped."""
+    """A node of the tree of prefixes: the same prefix is the same node, for as long as it or what grew out of
+    it is in the beam."""
 
     parent: _Prefix | None
     unit: int
     context: Context
-    children: dict[int, _Prefix] = field(default_factory=dict)
+
+
+Grown: TypeAlias = dict[tuple[int, int], _Prefix]
+"""By the `id` of what they grew out of, which lives as long as they do, and their last unit."""
 
 
 @dataclass(slots=True)
@@ -47,17 +55,28 @@ class _Kept:
     their last unit. The begin counts as ending in a space, if there is one."""
 
     prefixes: list[_Prefix]
+    grown: Grown
     blank_K: NDArray[np.float64]
     unit_K: NDArray[np.float64]
     last_K: NDArray[np.intp]
     score_K: NDArray[np.float64]  # what the words add
-    next_KV: NDArray[np.float64]  # and what the next units would
+
+    def forget(self) -> None:
+        """Let go of prefixes that have left the beam, and all that grew out of them."""
+        living: set[_Prefix] = set()
+        for prefix in self.prefixes:
+            node: _Prefix | None = prefix
+            while node is not None and node not in living:
+                living.add(node)
+                node = node.parent
+        self.grown = {key: node for key, node in self.grown.items() if node in living}
 
 
 class BeamSearch:
     """Log-probabilities (T, V), natural logarithms, to the best text.
 
-    beam: prefixes that are kept after each frame.
+    beam: prefixes that are kept after each frame. Where the vocabulary has more than 256 units, they grow by
+        the 64 likeliest of a frame alone.
     lexicon: words, or a file with one word a line; only they occur in texts. `skipped` counts those that
         the vocabulary cannot spell.
     lm: a word n-gram: an ARPA file, or KenLM's binary form together with a lexicon. It needs the extra `lm`.
@@ -91,6 +110,7 @@ class BeamSearch:
         model = None if lm is None else LanguageModel(lm, lm_weight, word_score)
         self._words = Words(vocabulary, words, model)
         self._space = -1 if self._words.space is None else self._words.space
+        self._all = np.arange(len(vocabulary.symbols))
 
     def __call__(self, log_probs_TV: NDArray[np.float32]) -> Hypothesis:
         """The best text. Raises ValueError for log-probabilities of another form."""
@@ -100,32 +120,37 @@ class BeamSearch:
         """Up to n texts of those in the beam, the best first; at least one."""
         check_log_probs(log_probs_TV, self.vocabulary)
         kept = self._begin()
-        log_probs_TV = np.maximum(log_probs_TV.astype(np.float64), LEAST_LOG_PROB)
-        log_probs_TV[:, [unit for unit in self.vocabulary.silent if unit]] = LEAST_LOG_PROB
-        for row_V in log_probs_TV:
-            kept = self._step(kept, row_V)
+        silent = [unit for unit in self.vocabulary.silent if unit]
+        for start in range(0, len(log_probs_TV), AT_ONCE):
+            block_TV = np.maximum(log_probs_TV[start : start + AT_ONCE].astype(np.float64), LEAST_LOG_PROB)
+            block_TV[:, silent] = LEAST_LOG_PROB
+            for row_V in block_TV:
+                kept = self._step(kept, row_V, self._likeliest(row_V))
+            kept.forget()
         return self._texts(kept)[:n]
 
     def _begin(self) -> _Kept:
         root = _Prefix(None, self._words.space or 0, self._words.begin())
         none, one = np.array([-np.inf]), np.array([0.0])
-        return _Kept([root], one, none, np.array([root.unit]), one, root.context.next_V[None])
+        return _Kept([root], {}, one, none, np.array([root.unit]), one)
 
-    def _step(self, kept: _Kept, row_V: NDArray[np.float64]) -> _Kept:
-        """One frame: every kept prefix stays as it is, or grows by one unit; the best remain."""
-        rows = np.arange(len(kept.prefixes))
+    def _step(self, kept: _Kept, row_V: NDArray[np.float64], units_U: NDArray[np.intp]) -> _Kept:
+        """One frame: every kept prefix stays as it is, or grows by one of these units; the best remain."""
         total_K = np.logaddexp(kept.blank_K, kept.unit_K)
-        more_KV = total_K[:, None] + row_V
-        more_KV[rows, kept.last_K] = kept.blank_K + row_V[kept.last_K]  # a repeat needs a blank between
+        more_KU = total_K[:, None] + row_V[units_U]
+        rows, places = self._among(kept.last_K, units_U)
+        repeated_K = kept.blank_K + row_V[kept.last_K]  # a repeat needs a blank between
+        more_KU[rows, places] = repeated_K[rows]
         blank_K = total_K + row_V[0]
         # Spaces that stand together are one.
         spaced_K = np.where(kept.last_K == self._space, total_K, kept.unit_K)
         unit_K = spaced_K + row_V[kept.last_K]
-        _join(kept, unit_K, more_KV)
+        self._join(kept, unit_K, more_KU, units_U)
         stay_K = np.logaddexp(blank_K, unit_K) + kept.score_K
-        grow_KV = more_KV + kept.score_K[:, None] + kept.next_KV
-        best = _best(np.concatenate([stay_K, grow_KV.ravel()]), self.beam)
-        return self._keep(kept, best, blank_K, unit_K, more_KV)
+        next_KU = self._words.next([prefix.context for prefix in kept.prefixes], units_U)
+        grow_KU = more_KU + kept.score_K[:, None] + next_KU
+        best = _best(np.concatenate([stay_K, grow_KU.ravel()]), self.beam)
+        return self._keep(kept, best, blank_K, unit_K, more_KU, units_U)
 
     def _keep(
         self,
@@ -133,31 +158,66 @@ class BeamSearch:
         best: NDArray[np.intp],
         blank_K: NDArray[np.float64],
         unit_K: NDArray[np.float64],
-        more_KV: NDArray[np.float64],
+        more_KU: NDArray[np.float64],
+        units_U: NDArray[np.intp],
     ) -> _Kept:
         """The prefixes that remain: those below K stay, the others grow."""
         stays = best < len(blank_K)
-        grown, units = np.divmod(best - len(blank_K), more_KV.shape[1])
+        grown, places = np.divmod(best - len(blank_K), len(units_U))
         rows = np.where(stays, best, grown)
-        last = np.where(stays, kept.last_K[rows], units)
+        last = np.where(stays, kept.last_K[rows], units_U[places])
         prefixes = [kept.prefixes[row] for row in rows.tolist()]
-        score, following = kept.score_K[rows], kept.next_KV[rows]
+        score = kept.score_K[rows]
         for i in np.flatnonzero(~stays).tolist():
-            prefixes[i] = self._child(prefixes[i], int(last[i]))
-            score[i], following[i] = prefixes[i].context.score, prefixes[i].context.next_V
+            prefixes[i] = self._child(kept.grown, prefixes[i], int(last[i]))
+            score[i] = prefixes[i].context.score
         return _Kept(
             prefixes,
+            kept.grown,
             np.where(stays, blank_K[rows], -np.inf),
-            np.where(stays, unit_K[rows], more_KV[rows, last]),
+            np.where(stays, unit_K[rows], more_KU[rows, places]),
             last,
             score,
-            following,
         )
 
-    def _child(self, prefix: _Prefix, unit: int) -> _Prefix:
-        if unit not in prefix.children:
-            prefix.children[unit] = _Prefix(prefix, unit, self._words.extend(prefix.context, unit))
-        return prefix.children[unit]
+    def _child(self, grown: Grown, prefix: _Prefix, unit: int) -> _Prefix:
+        child = grown.get((id(prefix), unit))
+        if child is None:
+            child = _Prefix(prefix, unit, self._words.extend(prefix.context, unit))
+            grown[id(prefix), unit] = child
+        return child
+
+    def _likeliest(self, row_V: NDArray[np.float64]) -> NDArray[np.intp]:
+        """Units of a frame that a prefix may grow by: all, or the likeliest of a large vocabulary."""
+        if len(row_V) <= WHOLE:
+            return self._all
+        return np.argpartition(row_V, -KEPT)[-KEPT:]
+
+    def _among(
+        self, last_N: NDArray[np.intp], units_U: NDArray[np.intp]
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Those that are among the units, and where."""
+        if units_U is self._all:
+            return np.arange(len(last_N)), last_N
+        found, places = np.nonzero(last_N[:, None] == units_U)
+        return found, places
+
+    def _join(
+        self,
+        kept: _Kept,
+        unit_K: NDArray[np.float64],
+        more_KU: NDArray[np.float64],
+        units_U: NDArray[np.intp],
+    ) -> None:
+        """Where a kept prefix grows into another kept one, it is that one: add it there, take it off here."""
+        place = {prefix: row for row, prefix in enumerate(kept.prefixes)}
+        pairs = [(place[p.parent], row) for p, row in place.items() if p.parent in place]
+        if pairs:
+            parents, children = np.array(pairs).T
+            found, places = self._among(kept.last_K[children], units_U)
+            parents, children = parents[found], children[found]
+            unit_K[children] = np.logaddexp(unit_K[children], more_KU[parents, places])
+            more_KU[parents, places] = -np.inf
 
     def _texts(self, kept: _Kept) -> list[Hypothesis]:
         """The texts of the kept prefixes, each once. If none ends with a whole word, as at a small beam or
@@ -180,17 +240,6 @@ class BeamSearch:
             units.append(prefix.unit)
             prefix = prefix.parent
         return self.vocabulary.decode(reversed(units)).strip(SPACE)
-
-
-def _join(kept: _Kept, unit_K: NDArray[np.float64], more_KV: NDArray[np.float64]) -> None:
-    """Where a kept prefix grows into another kept one, it is that one: add it there, take it off here."""
-    place = {prefix: row for row, prefix in enumerate(kept.prefixes)}
-    pairs = [(place[p.parent], row) for p, row in place.items() if p.parent in place]
-    if pairs:
-        parents, children = np.array(pairs).T
-        units = kept.last_K[children]
-        unit_K[children] = np.logaddexp(unit_K[children], more_KV[parents, units])
-        more_KV[parents, units] = -np.inf
 
 
 def _best(scores: NDArray[np.float64], most: int) -> NDArray[np.intp]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import dropwhile, islice
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from speech_ssl.inference.units import WHOLE
 from speech_ssl.text import SPACE, Vocabulary
 
 UNKNOWN = "<unk>"
@@ -30,14 +31,19 @@ class Context:
     """Where a prefix stands: in which word, after which words.
 
     score: what the words so far add, of it `ahead` for the word that is not finished.
-    next_V: what each next unit adds; -inf where it may not follow.
+    What each next unit adds, -inf where it may not follow: `known` characters lead on to words that are
+    worth so much, less what is ahead; `other` is what all others add, `space` what the end of the word does.
+    next_V: the same of all units, where they are few.
     """
 
     word: str
     state: Any
     score: float
     ahead: float
-    next_V: NDArray[np.float64]
+    known: Mapping[str, float]
+    other: float
+    space: float
+    next_V: NDArray[np.float64] | None
 
 
 class Lexicon:
@@ -192,12 +198,30 @@ class Words:
     def begin(self) -> Context:
         return self._context("", None if self._lm is None else self._lm.begin(), 0.0, 0.0)
 
+    def next(self, contexts: Sequence[Context], units_U: NDArray[np.intp]) -> NDArray[np.float64]:
+        """What each of these units adds as the next one (K, U); -inf where it may not follow. Of few units
+        all are asked for, in their order."""
+        if len(self._symbols) <= WHOLE:
+            return np.array([context.next_V for context in contexts])
+        units = units_U.tolist()
+        return np.array([[self._adds(context, unit) for unit in units] for context in contexts])
+
+    def _adds(self, context: Context, unit: int) -> float:
+        if unit == 0:
+            return -math.inf  # a blank is no unit to go on with
+        if unit == self.space:
+            return context.space
+        worth = context.known.get(self._symbols[unit])
+        return context.other if worth is None else worth - context.ahead
+
     def extend(self, context: Context, unit: int) -> Context:
         """The context after one more unit, which may follow."""
-        score = context.score + float(context.next_V[unit])
+        adds = self._adds(context, unit)
+        score = context.score + adds
         if unit != self.space:
-            ahead = context.ahead + float(context.next_V[unit])
-            return self._context(context.word + self._symbols[unit], context.state, score, ahead)
+            return self._context(
+                context.word + self._symbols[unit], context.state, score, context.ahead + adds
+            )
         state = None if self._lm is None else self._lm.add(context.state, context.word)[1]
         return self._context("", state, score, 0.0)
 
@@ -208,18 +232,30 @@ class Words:
         return context.score + (0.0 if self._lm is None else self._lm.end(context.state))
 
     def _context(self, word: str, state: Any, score: float, ahead: float) -> Context:
-        next_V, whole = np.zeros(len(self._symbols)), True
+        known: Mapping[str, float] = {}
+        whole, other = True, 0.0
         if self._tree is not None:
-            whole, following = self._tree.follow(word)
+            whole, known = self._tree.follow(word)
             unknown = -np.inf if self._closed or self._lm is None else self._lm.unknown(len(word) + 1)
-            next_V[:] = unknown - ahead
-            for character, worth in following.items():
-                next_V[self._units[character]] = worth - ahead
-        next_V[0] = -np.inf  # a blank is no unit to go on with
+            other = unknown - ahead
+        may_end = word and (whole or not self._closed)
+        space = self._finished(word, state) - ahead if may_end else -np.inf
+        return Context(
+            word, state, score, ahead, known, other, space, self._next_of_all(known, other, space, ahead)
+        )
+
+    def _next_of_all(
+        self, known: Mapping[str, float], other: float, space: float, ahead: float
+    ) -> NDArray[np.float64] | None:
+        if len(self._symbols) > WHOLE:
+            return None
+        next_V = np.full(len(self._symbols), other)
+        for character, worth in known.items():
+            next_V[self._units[character]] = worth - ahead
+        next_V[0] = -np.inf
         if self.space is not None:
-            may_end = word and (whole or not self._closed)
-            next_V[self.space] = self._finished(word, state) - ahead if may_end else -np.inf
-        return Context(word, state, score, ahead, next_V)
+            next_V[self.space] = space
+        return next_V
 
     def _finished(self, word: str, state: Any) -> float:
         return 0.0 if self._lm is None else self._lm.add(state, word)[0]

@@ -11,6 +11,7 @@ from speech_ssl.inference.answers import Choice, Classification, Clock, Decoder,
 from speech_ssl.inference.chunking import Chunker, Window
 from speech_ssl.inference.clips import Whole
 from speech_ssl.inference.levels import Meter
+from speech_ssl.inference.units import dense
 from speech_ssl.model.heads import CTCSpec, EventsSpec, HeadSpec
 from speech_ssl.types import SAMPLE_RATE, Waveform
 
@@ -110,5 +111,5 @@ class Card:
     def classification(self, whole: Whole, head: str, choice: Choice) -> Classification:
         spec = self.heads[head]
         assert isinstance(spec, EventsSpec)
-        heard = answers.classify(whole.passed.heads[head], spec, self.clock(whole), choice)
+        heard = answers.classify(dense(whole.passed.heads[head]), spec, self.clock(whole), choice)
         return replace(heard, warnings=whole.warnings)

@@ -20,6 +20,7 @@ Clip: TypeAlias = Waveform | str | Path
 """A wave (S,) at 16 kHz, or the path of an audio file of any rate."""
 
 REMEMBERED_S = 600.0
+REMEMBERED_BYTES = 64 << 20
 
 Key: TypeAlias = tuple[object, ...]
 
@@ -34,11 +35,12 @@ class Whole:
 
 
 class Memory:
-    """Outputs of heads for the clips seen last, up to `REMEMBERED_S` seconds of them. Frames are not kept."""
+    """Outputs of heads for the clips seen last, up to `REMEMBERED_S` seconds and `REMEMBERED_BYTES` of them.
+    Frames are not kept."""
 
     def __init__(self) -> None:
         self._wholes: OrderedDict[Key, Whole] = OrderedDict()
-        self._seconds = 0.0
+        self._seconds, self.nbytes = 0.0, 0
 
     def get(self, keys: Sequence[Key | None]) -> list[Whole] | None:
         """One for each key, if all are there."""
@@ -47,12 +49,21 @@ class Memory:
 
     def put(self, keys: Sequence[Key | None], wholes: Sequence[Whole]) -> None:
         for key, whole in zip(keys, wholes, strict=True):
-            if key is None or key in self._wholes or whole.duration_s > REMEMBERED_S:
+            kept = replace(whole, passed=whole.passed.without_frames())
+            size = kept.passed.nbytes
+            if (
+                key is None
+                or key in self._wholes
+                or size > REMEMBERED_BYTES
+                or kept.duration_s > REMEMBERED_S
+            ):
                 continue
-            self._wholes[key] = replace(whole, passed=whole.passed.without_frames())
-            self._seconds += whole.duration_s
-            while self._seconds > REMEMBERED_S:
-                self._seconds -= self._wholes.popitem(last=False)[1].duration_s
+            self._wholes[key] = kept
+            self._seconds, self.nbytes = self._seconds + kept.duration_s, self.nbytes + size
+            while self._seconds > REMEMBERED_S or self.nbytes > REMEMBERED_BYTES:
+                _, oldest = self._wholes.popitem(last=False)
+                self._seconds -= oldest.duration_s
+                self.nbytes -= oldest.passed.nbytes
 
 
 def key_of(clip: Clip) -> Key | None:

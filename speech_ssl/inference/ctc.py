@@ -14,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from speech_ssl.inference.units import Outputs, best_path, blanks, numbers
 from speech_ssl.inference.word_times import Loudness, Span, Word, words_of
 from speech_ssl.text import SPACE, Vocabulary
 
@@ -25,7 +26,7 @@ PAUSE, SHORT_PAUSE = 15, 3  # frames of sure blanks on both sides of a cut: as g
 
 
 def greedy(
-    log_probs_TV: NDArray[np.float32],
+    log_probs_TV: Outputs,
     vocabulary: Vocabulary,
     hop_s: float,
     loudness_TE: Loudness | None = None,
@@ -36,8 +37,9 @@ def greedy(
     log-probabilities of another form.
     """
     check_log_probs(log_probs_TV, vocabulary)
-    path_T, silent = log_probs_TV.argmax(axis=1), vocabulary.silent
-    best_T = np.maximum(log_probs_TV[np.arange(len(path_T)), path_T], LEAST_LOG_PROB)
+    silent = vocabulary.silent
+    path_T, best_T = best_path(log_probs_TV)
+    best_T = np.maximum(best_T, LEAST_LOG_PROB)
     ends = [0, *(np.flatnonzero(np.diff(path_T)) + 1).tolist(), len(path_T)] if len(path_T) else []
     spans = [
         Span(int(path_T[start]), start, stop, float(best_T[start:stop].mean()))
@@ -81,7 +83,7 @@ def align(
     return words_of(spans, len(log_probs_TV), vocabulary, hop_s, loudness_TE)
 
 
-def split_at_blanks(log_probs_TV: NDArray[np.float32], most_frames: int) -> list[slice]:
+def split_at_blanks(log_probs_TV: Outputs, most_frames: int) -> list[slice]:
     """Parts of at most `most_frames` frames, one after the other, that cover all; cut in pauses.
 
     A pause is a run of nearly certain blanks. Each cut is in the longest pause within reach, in its middle;
@@ -91,7 +93,7 @@ def split_at_blanks(log_probs_TV: NDArray[np.float32], most_frames: int) -> list
     """
     if most_frames < 1:
         raise ValueError(f"most_frames must be at least 1, not {most_frames}")
-    blank_T = log_probs_TV[:, 0]
+    blank_T = blanks(log_probs_TV)
     depth_T = _depths(np.flatnonzero(blank_T < SURE), len(blank_T))
     cuts = [0]
     while len(blank_T) - cuts[-1] > most_frames:
@@ -99,15 +101,15 @@ def split_at_blanks(log_probs_TV: NDArray[np.float32], most_frames: int) -> list
     return [slice(start, stop) for start, stop in pairwise([*cuts, len(blank_T)]) if stop > start]
 
 
-def check_log_probs(log_probs_TV: NDArray[np.float32], vocabulary: Vocabulary) -> None:
+def check_log_probs(log_probs_TV: Outputs, vocabulary: Vocabulary) -> None:
     """Raises ValueError for an array that is not (T, V), or that holds NaN."""
     units = len(vocabulary.symbols)
-    if log_probs_TV.ndim != 2 or log_probs_TV.shape[1] != units:
+    if len(log_probs_TV.shape) != 2 or log_probs_TV.shape[1] != units:
         raise ValueError(
             f"log-probabilities must have the shape (frames, {units}), not {log_probs_TV.shape}: they must "
             "come from a head with this vocabulary"
         )
-    if np.isnan(log_probs_TV).any():
+    if np.isnan(numbers(log_probs_TV)).any():
         raise ValueError("log-probabilities hold NaN: the audio or the model is broken")
 
 
@@ -115,9 +117,15 @@ def _forced(log_probs_TV: NDArray[np.float32], units: Sequence[int]) -> list[Spa
     import torch
     from torchaudio.functional import forced_align, merge_tokens
 
-    log_probs_1TV = torch.from_numpy(np.maximum(log_probs_TV, np.float32(LEAST_LOG_PROB)))[None]
-    path_1T, scores_1T = forced_align(log_probs_1TV, torch.tensor([units], dtype=torch.int32), blank=0)
-    return [Span(s.token, s.start, s.end, s.score) for s in merge_tokens(path_1T[0], scores_1T[0])]
+    # Of a large vocabulary no copy is made but of what the text has.
+    columns = [0, *sorted(set(units))]
+    places = {unit: place for place, unit in enumerate(columns)}
+    log_probs_TC = np.maximum(log_probs_TV[:, columns], np.float32(LEAST_LOG_PROB))
+    log_probs_1TC = torch.from_numpy(np.ascontiguousarray(log_probs_TC))[None]
+    targets_1U = torch.tensor([[places[unit] for unit in units]], dtype=torch.int32)
+    path_1T, scores_1T = forced_align(log_probs_1TC, targets_1U, blank=0)
+    spans = merge_tokens(path_1T[0], scores_1T[0])
+    return [Span(columns[span.token], span.start, span.end, span.score) for span in spans]
 
 
 def _depths(speech: NDArray[np.intp], frames: int) -> NDArray[np.intp]:

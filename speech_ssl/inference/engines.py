@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from speech_ssl.inference.arithmetic import Precision, check_precision, computing, fitted
+from speech_ssl.inference.units import KEPT, WHOLE, Outputs, TopUnits, joined, numbers
 from speech_ssl.inference.word_times import Loudness, loudness_of
 from speech_ssl.model.encoder import Encoder
+from speech_ssl.model.heads import CTCHead
 from speech_ssl.types import Levels, Waveform
 
 NO_FRAMES: NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
@@ -24,8 +26,8 @@ class Passed(NamedTuple):
 
     frames: NDArray[np.float32]
     """Of the wave's own layer: (T, D)."""
-    heads: dict[str, NDArray[np.float32]]
-    """Outputs of each head that was asked for: (T, O)."""
+    heads: Mapping[str, Outputs]
+    """Outputs of each head that was asked for: (T, O), or the likeliest units of a large vocabulary."""
     loudness: Loudness = NO_FRAMES
     """Mean square of the samples around each frame's middle, by parts of a hop: (T, E). Empty without
     heads: it is what tells words apart where they meet."""
@@ -45,12 +47,21 @@ class Passed(NamedTuple):
         """The heads' outputs alone: frames of hours would fill the memory."""
         return self._replace(frames=NO_FRAMES)
 
+    @property
+    def numbers(self) -> list[NDArray[np.float32]]:
+        """Those that the heads gave."""
+        return [numbers(outputs) for outputs in self.heads.values()]
+
+    @property
+    def nbytes(self) -> int:
+        return self.frames.nbytes + self.loudness.nbytes + sum(x.nbytes for x in self.heads.values())
+
     @staticmethod
     def joined(parts: Sequence[Passed]) -> Passed:
         """One after the other."""
         if len(parts) == 1:
             return parts[0]
-        heads = {name: np.concatenate([part.heads[name] for part in parts]) for name in parts[0].heads}
+        heads = {name: joined([part.heads[name] for part in parts]) for name in parts[0].heads}
         frames = np.concatenate([part.frames for part in parts])
         return Passed(frames, heads, np.concatenate([part.loudness for part in parts]))
 
@@ -87,15 +98,21 @@ class TorchEngine:
         layers: Sequence[int | None],
         heads: Sequence[str] = (),
         levels: Levels | None = None,
+        units: Sequence[int] | None = None,
     ) -> list[Passed]:
         """One pass: each wave's frames at its own layer, 0 to N (None: no frames), and the outputs of
-        the heads named. levels: of the clips that waves are windows of; None: waves are clips. No wave may
+        the heads named. levels: of the clips that waves are windows of; None: waves are clips. units: of
+        heads that transcribe these alone, in this order; None: all, or the likeliest of many. No wave may
         be too short for a frame."""
         levels = [None] * len(waves) if levels is None else levels
         if self.precision == "int8":
             rows = zip(waves, layers, levels, strict=True)
-            return [one for wave, layer, level in rows for one in self._run([wave], [layer], heads, [level])]
-        return self._run(waves, layers, heads, levels)
+            return [
+                one
+                for wave, layer, level in rows
+                for one in self._run([wave], [layer], heads, [level], units)
+            ]
+        return self._run(waves, layers, heads, levels, units)
 
     def _run(
         self,
@@ -103,6 +120,7 @@ class TorchEngine:
         layers: Sequence[int | None],
         heads: Sequence[str],
         levels: Levels,
+        units: Sequence[int] | None,
     ) -> list[Passed]:
         lengths = [len(wave) for wave in waves]
         padded = np.zeros((len(waves), max(lengths)), dtype=np.float32)
@@ -118,12 +136,12 @@ class TorchEngine:
                 levels=levels,
             )
             frames_B = self.encoder.frame_count(lengths_B)
-            outputs = {name: self.heads[name](states, frames_B) for name in heads}
+            outputs = {name: _Outputs(self.heads[name], states, frames_B, units) for name in heads}
             counts = [self.encoder.frame_count(length) for length in lengths]
             return [
                 Passed(
                     NO_FRAMES if layer is None else _rows(states[layer], i, count),
-                    {n: _rows(x_BTO, i, count) for n, x_BTO in outputs.items()},
+                    {name: outputs[name].of(i, count) for name in heads},
                     self._loudness(waves[i], count) if heads else NO_FRAMES,
                 )
                 for i, (layer, count) in enumerate(zip(layers, counts, strict=True))
@@ -131,6 +149,29 @@ class TorchEngine:
 
     def _loudness(self, wave: Waveform, frames: int) -> Loudness:
         return loudness_of(wave, frames, self.encoder.hop, self.encoder.receptive_field)
+
+
+class _Outputs:
+    """What a head gives for a batch, where it is; of a large vocabulary the likeliest units alone."""
+
+    def __init__(
+        self, head: nn.Module, states: Sequence[Tensor], frames_B: Tensor, units: Sequence[int] | None
+    ) -> None:
+        x_BTO: Tensor = head(states, frames_B)
+        self._top: tuple[Tensor, Tensor] | None = None
+        self._size = x_BTO.shape[-1]
+        if isinstance(head, CTCHead) and units is not None:
+            x_BTO = x_BTO[..., list(units)]
+        elif isinstance(head, CTCHead) and self._size > WHOLE:
+            self._top = x_BTO.topk(KEPT, dim=-1)
+            x_BTO = x_BTO[..., :1].clone()  # of the rest nothing is held
+        self._x_BTO = x_BTO
+
+    def of(self, row: int, count: int) -> Outputs:
+        if self._top is None:
+            return _rows(self._x_BTO, row, count)
+        log_probs_TK, units_TK = (np.array(x_BTK[row, :count].cpu().numpy()) for x_BTK in self._top)
+        return TopUnits.of(units_TK, log_probs_TK, _rows(self._x_BTO, row, count)[:, 0], self._size)
 
 
 def _rows(x_BTD: Tensor, row: int, count: int) -> NDArray[np.float32]:

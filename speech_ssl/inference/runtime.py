@@ -28,6 +28,7 @@ from speech_ssl.inference.clips import Clip, Memory, Whole, checked_clips, key_o
 from speech_ssl.inference.engines import Passed, TorchEngine
 from speech_ssl.inference.levels import Meter
 from speech_ssl.inference.pooling import Pool
+from speech_ssl.inference.units import WHOLE, dense
 from speech_ssl.model.heads import CTCSpec, EventsSpec
 from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE, AudioWarning, Features, Levels, Pooling, Waveform
@@ -117,10 +118,13 @@ class Runtime(Card):
         layers: Sequence[int | None],
         heads: Sequence[str] = (),
         levels: Levels | None = None,
+        units: Sequence[int] | None = None,
     ) -> list[Passed]:
-        """`encode_windows`, with the outputs of heads from the same pass; layer None: without the frames."""
+        """`encode_windows`, with the outputs of heads from the same pass; layer None: without the frames.
+        units: of heads that transcribe only these; None: all, or the likeliest of each frame where there are
+        more than 256."""
         chosen = [None if layer is None else self.check_layer(layer) for layer in layers]
-        return self._engine.run(waves, chosen, heads, levels)
+        return self._engine.run(waves, chosen, heads, levels, units)
 
     def encode(self, waves: Sequence[Clip], *, layer: int = -1) -> list[Features]:
         """Features of each clip, in order.
@@ -151,14 +155,19 @@ class Runtime(Card):
         name = self.check_head("transcription", head)
         spec = self.heads[name]
         assert isinstance(spec, CTCSpec)
+        if len(spec.vocabulary) > WHOLE:
+            spec, units = answers.spelled(spec, texts)
+            wholes = self._wholes(checked_clips(waves), None, [name], units)
+        else:
+            wholes = self._heard(waves)
         return [
             replace(
                 answers.align_text(
-                    whole.passed.heads[name], text, spec, self.clock(whole), whole.passed.loudness
+                    dense(whole.passed.heads[name]), text, spec, self.clock(whole), whole.passed.loudness
                 ),
                 warnings=whole.warnings,
             )
-            for whole, text in zip(self._heard(waves), texts, strict=True)
+            for whole, text in zip(wholes, texts, strict=True)
         ]
 
     def beam_search(self, *, head: str | None = None, **options: Any) -> BeamSearch:
@@ -194,7 +203,7 @@ class Runtime(Card):
         spec = self.heads[name]
         assert isinstance(spec, EventsSpec)
         return [
-            answers.frame_scores(whole.passed.heads[name], spec, self.clock(whole))
+            answers.frame_scores(dense(whole.passed.heads[name]), spec, self.clock(whole))
             for whole in self._heard(waves)
         ]
 
@@ -225,7 +234,13 @@ class Runtime(Card):
             for whole in self._heard(waves, self.check_layer(layer) if "embedding" in tasks else None)
         ]
 
-    def _wholes(self, clips: list[Clip], layer: int | None, heads: Sequence[str] = ()) -> list[Whole]:
+    def _wholes(
+        self,
+        clips: list[Clip],
+        layer: int | None,
+        heads: Sequence[str] = (),
+        units: Sequence[int] | None = None,
+    ) -> list[Whole]:
         """Each clip's frames of a layer (None: no frames) and outputs, put together from its windows."""
         for index, clip in enumerate(clips):
             if not isinstance(clip, str | Path):
@@ -238,7 +253,7 @@ class Runtime(Card):
         lookahead_s = LOOKAHEAD * self.batch_s
         for batch in batches(pieces, budget_s=self.batch_s, lookahead_s=lookahead_s):
             waves, levels = [piece.wave for piece in batch], [piece.window.level for piece in batch]
-            passed = self.run_windows(waves, [layer] * len(batch), heads, levels)
+            passed = self.run_windows(waves, [layer] * len(batch), heads, levels, units)
             for piece, one in zip(batch, passed, strict=True):
                 parts[piece.clip][piece.index] = one.kept(piece.window.skip, piece.window.keep)
                 ends[piece.clip] = max(ends[piece.clip], piece.window.stop)

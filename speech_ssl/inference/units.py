@@ -1,0 +1,117 @@
+"""Log-probabilities of units where a vocabulary is so large that those of an hour would fill the memory.
+
+Of the 10,000 units of a model for 1,600 languages a frame makes a few likely at most. All that reads them
+(the best path, a beam search, the times of a text that one of the two found) is content with those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+WHOLE = 256
+"""A vocabulary of so many units is kept whole: at most 1 kB a frame."""
+KEPT = 64
+"""Of a larger one, so many of each frame: 0.4 kB."""
+LEAST_REST = 1e-10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TopUnits:
+    """The likeliest units of each frame.
+
+    units_TK, log_probs_TK: the best first. blank_T: of unit 0, whether it is among them or not. rest_T: what
+    each of the others has on average. size: V, the units of the vocabulary.
+    """
+
+    units_TK: NDArray[np.integer]
+    log_probs_TK: NDArray[np.float32]
+    blank_T: NDArray[np.float32]
+    rest_T: NDArray[np.float32]
+    size: int
+
+    @classmethod
+    def of(
+        cls,
+        units_TK: NDArray[np.integer],
+        log_probs_TK: NDArray[np.float32],
+        blank_T: NDArray[np.float32],
+        size: int,
+    ) -> TopUnits:
+        rest_T = 1 - np.exp(log_probs_TK, dtype=np.float64).sum(axis=1)
+        rest_T = np.log(np.maximum(rest_T, LEAST_REST) / max(size - units_TK.shape[1], 1))
+        rest_T = np.minimum(rest_T, log_probs_TK[:, -1]).astype(np.float32)
+        return cls(units_TK.astype(np.min_scalar_type(size)), log_probs_TK, blank_T, rest_T, size)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), self.size
+
+    @property
+    def nbytes(self) -> int:
+        return self.units_TK.nbytes + self.log_probs_TK.nbytes + self.blank_T.nbytes + self.rest_T.nbytes
+
+    def __len__(self) -> int:
+        return len(self.units_TK)
+
+    def __getitem__(self, frames: slice) -> TopUnits:
+        return TopUnits(
+            self.units_TK[frames],
+            self.log_probs_TK[frames],
+            self.blank_T[frames],
+            self.rest_T[frames],
+            self.size,
+        )
+
+    def dense(self) -> NDArray[np.float32]:
+        """(T, V): for a part of a recording."""
+        log_probs_TV = np.repeat(self.rest_T[:, None], self.size, axis=1)
+        log_probs_TV[:, 0] = self.blank_T
+        np.put_along_axis(log_probs_TV, self.units_TK.astype(np.intp), self.log_probs_TK, axis=1)
+        return log_probs_TV
+
+    @staticmethod
+    def joined(parts: Sequence[TopUnits]) -> TopUnits:
+        return TopUnits(
+            np.concatenate([part.units_TK for part in parts]),
+            np.concatenate([part.log_probs_TK for part in parts]),
+            np.concatenate([part.blank_T for part in parts]),
+            np.concatenate([part.rest_T for part in parts]),
+            parts[0].size,
+        )
+
+
+Outputs: TypeAlias = NDArray[np.float32] | TopUnits
+"""Of a head: (T, O), or the likeliest of so many units."""
+
+
+def joined(parts: Sequence[Outputs]) -> Outputs:
+    if isinstance(parts[0], TopUnits):
+        return TopUnits.joined([part for part in parts if isinstance(part, TopUnits)])
+    return np.concatenate([part for part in parts if not isinstance(part, TopUnits)])
+
+
+def dense(outputs: Outputs) -> NDArray[np.float32]:
+    return outputs.dense() if isinstance(outputs, TopUnits) else outputs
+
+
+def blanks(outputs: Outputs) -> NDArray[np.float32]:
+    """The log-probabilities of unit 0 (T,)."""
+    return outputs.blank_T if isinstance(outputs, TopUnits) else outputs[:, 0]
+
+
+def best_path(outputs: Outputs) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """The likeliest unit of each frame, and its log-probability: (T,) each."""
+    if isinstance(outputs, TopUnits):
+        return outputs.units_TK[:, 0].astype(np.intp), outputs.log_probs_TK[:, 0]
+    path_T = outputs.argmax(axis=1)
+    return path_T, outputs[np.arange(len(path_T)), path_T]
+
+
+def numbers(outputs: Outputs) -> NDArray[np.float32]:
+    """Those that the head gave, to be looked through."""
+    return outputs.log_probs_TK if isinstance(outputs, TopUnits) else outputs
