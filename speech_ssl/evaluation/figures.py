@@ -38,6 +38,8 @@ def draw_curves(run: Path, out: Path) -> None:
     from matplotlib.figure import Figure
 
     entries = read_log(run / "log.jsonl")
+    if not entries["train"] and not entries["valid"]:
+        raise ValueError(f"{run / 'log.jsonl'} holds no numbers yet")
     shown = [name for name in PANELS if any(name in e for e in entries["train"])] or ["loss"]
     figure = Figure(figsize=(5.0 * min(2, len(shown)), 3.4 * ((len(shown) + 1) // 2)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -49,7 +51,9 @@ def draw_curves(run: Path, out: Path) -> None:
             if points:
                 label = {"train": "training", "valid": "held out"}[kind]
                 axes.plot(*zip(*points, strict=True), label=label, **style)
-        if name == "accuracy" and (chance := [(e["step"], e["chance"]) for e in entries["valid"]]):
+        if name == "accuracy" and (
+            chance := [(e["step"], e["chance"]) for e in entries["valid"] if "chance" in e]
+        ):
             axes.plot(*zip(*chance, strict=True), label="guessing, held out", color="gray", linestyle=":")
         axes.set_title(PANELS.get(name, name), fontsize=10)
         axes.set_xlabel("step")

@@ -92,6 +92,7 @@ def share_panel(task: TaskSummary) -> Panel:
     def draw(figure: Figure | SubFigure, theme: Theme) -> None:
         axes = axes_on(figure, theme)
         axes.set_xscale("log")
+        _share_ticks(axes, task)  # first: a single share would leave the axis without a width to draw in
         ends = []
         for number, arm in enumerate(ARMS):
             cells = [cell for cell in task.cells if cell.arm == arm]
@@ -105,7 +106,6 @@ def share_panel(task: TaskSummary) -> Panel:
         if task.guessing is not None:
             axes.axhline(task.guessing, color=theme.soft, linewidth=1, linestyle=(0, (1, 2)))
             ends.append((task.guessing, "guessing", theme.soft))
-        _share_ticks(axes, task)
         _scale(axes.yaxis, task.metric)
         axes.set_xlabel("share of the labels, and how many", color=theme.soft)
         direction = "higher" if task.higher_is_better else "lower"

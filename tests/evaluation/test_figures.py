@@ -29,9 +29,21 @@ def test_a_runs_log_becomes_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_log_of_one_line_and_one_without_guessing(tmp_path: Path) -> None:
+    """As of a run that has just begun, and of one with labels."""
+    pytest.importorskip("matplotlib")
+    tuned = [json.dumps({"kind": k, "step": 1, "loss": 0.5, "accuracy": 0.5}) for k in ("train", "valid")]
+    for lines in ([entry("train", 0)], [entry("valid", 0)], tuned):
+        (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
+        assert main([str(tmp_path), str(tmp_path / "curves.png")]) == 0
+
+
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert main([str(tmp_path), "x.png"]) == 2
     (tmp_path / "log.jsonl").write_text("not json\n")
     assert main([str(tmp_path), "x.png"]) == 2
     assert "line 1: not an entry" in capsys.readouterr().err
+    (tmp_path / "log.jsonl").write_text("")
+    assert main([str(tmp_path), "x.png"]) == 2
+    assert "holds no numbers yet" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from speech_ssl.evaluation.label_efficiency import (
     save_study,
     save_trial,
 )
+from speech_ssl.evaluation.label_figures import LIGHT, Limits, curves_panel, share_panel, svg
 from speech_ssl.evaluation.label_summary import Saving, summarise
 from speech_ssl.evaluation.label_words import (
     change,
@@ -217,6 +218,18 @@ def test_one_trial_is_enough_for_a_report(tmp_path: Path):
     text = " ".join(Page((tmp_path / "report.html").read_text()).words)
     assert "has enough seeds for a verdict yet" in text and "missing" in text
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["share-two_words.png"]
+
+
+@pytest.mark.parametrize(("points", "value"), [(0, 0.0), (1, 1.0), (2, 0.5)])
+def test_values_that_are_all_the_same_can_be_drawn(points: int, value: float) -> None:
+    curve = tuple(Point(number, value, value, value) for number in range(points))
+    same = {"value": value, "curve": curve, "guessing": value}
+    trials = [dataclasses.replace(t, **same) for t in make_trials() if t.higher_is_better and t.share == 1]
+    (task,) = summarise(trials).tasks
+    panels = [share_panel(task)]
+    panels += [curves_panel(trials[0], trials[1:3], Limits.of(trials))] if points else []
+    for panel in panels:
+        assert svg(panel, LIGHT).rstrip().endswith("</svg>")
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
