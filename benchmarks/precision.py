@@ -38,9 +38,9 @@ from speech_ssl.model import presets
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2, Wav2Vec2Config
-from speech_ssl.precision import DTYPES, Float, native
+from speech_ssl.precision import Float, native, resolve
 from speech_ssl.training.config import TrainConfig
-from speech_ssl.training.loop import seeded
+from speech_ssl.training.loop import autocast, seeded
 from speech_ssl.training.optim import build_optimizer
 from speech_ssl.types import SAMPLE_RATE, Batch, Waveform
 
@@ -84,21 +84,22 @@ def in_turns(passes: Mapping[str, Callable[[], T]], repeats: int = REPEATS) -> d
     return {name: Timed(statistics.median(times[name][1:] or times[name]), values[name]) for name in passes}
 
 
-def training(config: EncoderConfig, wave: Waveform, device: torch.device) -> dict[str, Callable[[], Step]]:
+def training(size: EncoderConfig, wave: Waveform, device: torch.device) -> dict[str, Callable[[], Step]]:
     """A step in each precision, from the same weights: nothing is learned, the learning rate is 0."""
     torch.manual_seed(0)
     method = Wav2Vec2Config(diversity_weight=0.5, feature_penalty=0.0)
-    objective = Wav2Vec2(Encoder(config), method).train()
+    objective = Wav2Vec2(Encoder(size), method).train()
     row_S = torch.from_numpy(wave)
     batch = Batch(row_S[None], torch.tensor([len(row_S)])).to(device)
 
     def stepping(precision: Float) -> Callable[[], Step]:
         module = copy.deepcopy(objective).to(device)
-        optimizer = build_optimizer(module, TrainConfig(steps=1))
+        config = TrainConfig(steps=1, precision=precision)
+        optimizer = build_optimizer(module, config)
         scale = LOSS_SCALE if precision == "fp16" else 1.0
 
         def step() -> Step:
-            with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+            with autocast(config, device):
                 found = module(batch, generator=seeded(0, 0, 0, device))
             loss = found.total / found.count
             (loss * scale).backward()
@@ -156,7 +157,8 @@ def measure_training(config: EncoderConfig, wave: Waveform, device: torch.device
         for name, step in timed.items()
     }
     title = f"training step, {len(wave) / SAMPLE_RATE:g} s of speech, loss {exact:.3f} in fp32"
-    return told(title, {name: t.seconds for name, t in timed.items()}, errors, native(device), LOSS_ERROR)
+    auto = resolve(TrainConfig(steps=1).precision, device)
+    return told(title, {name: t.seconds for name, t in timed.items()}, errors, auto, LOSS_ERROR)
 
 
 def measure_inference(

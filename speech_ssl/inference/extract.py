@@ -302,5 +302,5 @@ def _text(path: str) -> str:
 
 def _default_workers(runtime: Runtime) -> int:
     """On the CPU the model needs the cores; a decoder is some fifty times faster than it."""
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))  # that this process may use, of a machine or a container
     return max(1, cores // 8) if runtime.device.type == "cpu" else max(1, min(cores - 1, 16))

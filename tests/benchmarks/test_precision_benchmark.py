@@ -72,7 +72,7 @@ def test_a_wrong_result_ends_with_status_1(monkeypatch, capsys):
     frames = {name: np.full((5, 2), value, np.float32) for name, value in (("fp32", 1.0), ("bf16", 1.02))}
     monkeypatch.setattr(precision, "training", lambda *a: {n: lambda n=n: steps[n] for n in steps})
     monkeypatch.setattr(precision, "inference", lambda *a: {n: lambda n=n: frames[n] for n in frames})
-    monkeypatch.setattr(precision, "native", lambda device: "fp32")
+    monkeypatch.setattr(precision, "resolve", lambda precision, device: "fp32")
     monkeypatch.setattr("speech_ssl.inference.arithmetic.native", lambda device: "fp32")
     assert precision.main(["--tiny"]) == 1
     said = capsys.readouterr().out.splitlines()

@@ -18,7 +18,7 @@ import soundfile
 
 import speech_ssl
 from speech_ssl.data.manifest import Utterance, read_manifest, write_manifest
-from speech_ssl.inference import Runtime, decoding
+from speech_ssl.inference import Runtime, decoding, extract
 from speech_ssl.inference.extract import Extraction
 from speech_ssl.inference.parquet import Shard, read_rows
 
@@ -211,6 +211,14 @@ def children(pid: int) -> list[int]:
         found += below
         queue += below
     return found
+
+
+def test_decoders_are_as_many_as_the_cores_that_may_be_used_suggest(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+    assert extract._default_workers(runtime) == 2
 
 
 def run_extract(manifest: Path, out: Path, artifact: Path) -> subprocess.Popen[str]:
