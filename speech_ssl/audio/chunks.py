@@ -65,7 +65,7 @@ def mended(file: File, kind: Container) -> tuple[list[Piece], Flaw | None, int]:
     """The file with a header that speaks of the samples that there are; what is wrong with it; and where it
     ends, for another may have been joined to it."""
     samples = _samples_of_au(file) if kind == "au" else _samples_in_chunks(file)
-    if samples is None:
+    if samples is None or samples.begin > file.size:
         return [Range(0, file.size)], None, file.size
     flaw: Flaw | None = None
     if any(samples.claimed + samples.added in claims for claims in ENDLESS) and samples.end > file.size:

@@ -188,7 +188,8 @@ class _Decoding:
             if not (block.max() <= LARGEST_SAMPLE and block.min() >= -LARGEST_SAMPLE):  # NaN fails both
                 raise AudioError("bad_samples", f"{name}: samples are not finite numbers")
             mono = block[:, 0] if clip.channels == 1 else block.mean(axis=1)
-            phase.add(block, mono)
+            if self._warn is not None:
+                phase.add(block, mono)
             yield mono
         self._at_s += (at + count) / rate
         flaw = clip.flaw or link.flaw

@@ -249,7 +249,7 @@ def _plane(frame: AudioFrame, index: int, count: int) -> NDArray[Any]:
 
 def _scale(samples: NDArray[Any], out: NDArray[np.float32]) -> None:
     """To the range from -1 to 1, as libsndfile does."""
-    with np.errstate(over="ignore"):  # of doubles: they become infinite, and are refused as such
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite, or no numbers: refused as such
         np.multiply(samples, 1 / FULL_SCALE[samples.dtype.type], out=out, casting="same_kind")
     if samples.dtype == np.uint8:  # its zero is at 128
         out -= 1

@@ -46,6 +46,8 @@ class File:
 
     def read_at(self, at: int, size: int) -> bytes:
         """Fewer bytes where the file ends."""
+        if at >= self.size:  # as broken files say, it may be more than a seek can do
+            return b""
         self.raw.seek(self.origin + at)
         parts = []
         while size > 0 and (part := self.raw.read(size)):

@@ -24,9 +24,10 @@ class PhaseMeter:
         if len(self._sum_C) < 2:
             return
         self._count += len(block_SC)
-        self._energy += float(np.vdot(block_SC, block_SC))
-        self._mean_energy += float(mean_S @ mean_S)
-        self._sum_C += np.ones(len(block_SC), dtype=np.float32) @ block_SC
+        # Not by BLAS, which takes memory that the service's decoders may not have.
+        self._energy += float(np.einsum("sc,sc->", block_SC, block_SC, dtype=np.float64))
+        self._mean_energy += float(np.einsum("s,s->", mean_S, mean_S, dtype=np.float64))
+        self._sum_C += block_SC.sum(axis=0, dtype=np.float64)
 
     @property
     def cancelled(self) -> bool:

@@ -36,6 +36,9 @@ def mended(file: File, name: str) -> tuple[list[Piece], Flaw | None, int]:
             "unsupported_format",
             f"{name}: SPHERE compressed ({how}); decompress it first: sph2pipe -f wav IN.sph OUT.wav",
         )
+    rate = _number(fields, b"sample_rate", 0)
+    if not rate:
+        raise AudioError("undecodable", f"{name}: its SPHERE header says no sample rate")
     width = _number(fields, b"sample_n_bytes", 1 if coding != b"pcm" else 2)
     channels = _number(fields, b"channel_count", 1)
     order = fields.get(b"sample_byte_format", b"01")
@@ -43,7 +46,7 @@ def mended(file: File, name: str) -> tuple[list[Piece], Flaw | None, int]:
     lines = (
         b"NIST_1A\n   %d" % HEADER_BYTES,
         b"channel_count -i %d" % channels,
-        b"sample_rate -i %d" % _number(fields, b"sample_rate", 0),
+        b"sample_rate -i %d" % rate,
         b"sample_n_bytes -i %d" % width,
         b"sample_byte_format -s%d %s" % (len(order), order),
         b"sample_sig_bits -i %d" % (8 * width),

@@ -15,18 +15,25 @@ import pytest
 from tests.narrow import save_narrow
 from tests.service.support import Process
 from tests.service.test_malformed_uploads import sent
-from tests.sounds import FORMATS, encoded
-from tests.sounds_av import FORMATS_AV, encoded_av, sound
+from tests.sounds import FORMATS, MORE, encoded, switchboard, timit
+from tests.sounds_av import FORMATS_AV, MORE_AV, encoded_av, sound
 
 UPLOADS, ROUND, CLIENTS = 20_000, 500, 8
 MAGIC = 64
+RECORDINGS = Path(__file__).parents[1] / "audio" / "recordings"
+JOINED = [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")]
 
 
 def whole_files() -> list[bytes]:
     wave = sound(0.6)
     stereo = np.stack([wave, wave[::-1]], axis=1)
     files = [encoded(samples, kind=k, subtype=s) for samples in (wave, stereo) for k, s in FORMATS]
-    return files + [encoded_av(wave, 16_000, container, codec, o) for container, codec, o in FORMATS_AV]
+    files += [encoded(wave, kind=k, subtype=s) for k, s in MORE]
+    files += [encoded_av(wave, 16_000, container, codec, o) for container, codec, o in FORMATS_AV]
+    files += [encoded_av(sound(0.6, rate), rate, container, codec) for container, codec, rate in MORE_AV]
+    files += [path.read_bytes() for path in sorted(RECORDINGS.glob("hello.*"))]
+    vorbis, opus, mp3 = (files[FORMATS.index(form)] for form in JOINED)
+    return [*files, timit(wave), switchboard(wave), vorbis + opus, mp3 + mp3]
 
 
 def flipped(data: bytearray, rng: random.Random) -> bytearray:
