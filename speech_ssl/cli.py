@@ -139,6 +139,9 @@ def transcribe(files: tuple[str, ...], model: str, as_json: bool, **options: Any
     head = runtime.check_head("transcription", options["head"])
     search = {name: value for name in ("lm", "lexicon", "beam") if (value := options[name]) is not None}
     decoder = runtime.beam_search(head=head, **search) if search else None
+    if decoder is not None and decoder.skipped:
+        said = f"{decoder.skipped} words are left out, as {decoder.example!r}: the model cannot spell them"
+        print(f"{options['lexicon']}: {said}", file=sys.stderr)
 
     def lines(path: str, progress: Progress) -> Iterator[str]:
         (said,) = runtime.transcribe([path], head=head, decoder=decoder)

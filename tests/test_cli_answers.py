@@ -51,11 +51,12 @@ def test_classifications_are_those_of_python(run: Run, answering_artifact: Path,
 
 def test_a_lexicon_is_obeyed(run: Run, answering_artifact: Path, clips: list[Path], tmp_path: Path) -> None:
     lexicon = tmp_path / "words.txt"
-    lexicon.write_text("bad\ncab\nface\n")
+    lexicon.write_text("bad\ncab\nface\nzoo\n")
     status, out, err = run(
         "transcribe", *clips, "--model", answering_artifact, "--lexicon", lexicon, "--beam", 20
     )
     assert status == 0, err
+    assert f"{lexicon}: 1 words are left out, as 'zoo': the model cannot spell them" in err
     assert {word for line in out.splitlines() for word in line.split("\t")[1].split()} <= {
         "bad",
         "cab",

@@ -17,8 +17,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from speech_ssl.inference.beam_words import Context, LanguageModel, Lexicon, Words
+from speech_ssl.inference.beam_words import Context, LanguageModel, Words
 from speech_ssl.inference.ctc import LEAST_LOG_PROB, check_log_probs
+from speech_ssl.inference.lexicon import Lexicon
 from speech_ssl.inference.units import KEPT, WHOLE
 from speech_ssl.text import SPACE, Vocabulary
 
@@ -78,7 +79,7 @@ class BeamSearch:
     beam: prefixes that are kept after each frame. Where the vocabulary has more than 256 units, they grow by
         the 64 likeliest of a frame alone.
     lexicon: words, or a file with one word a line; only they occur in texts. `skipped` counts those that
-        the vocabulary cannot spell.
+        the vocabulary cannot spell, as `example`.
     lm: a word n-gram: an ARPA file, or KenLM's binary form together with a lexicon. It needs the extra `lm`.
         Without a lexicon, words may be unknown to it: they count as `<unk>` times a spelling.
     A text's score is log P(text | audio) + lm_weight * ln P(words and end) + word_score * words; the last
@@ -107,6 +108,7 @@ class BeamSearch:
         self.vocabulary, self.beam = vocabulary, beam
         words = None if lexicon is None else Lexicon(lexicon, vocabulary)
         self.skipped = 0 if words is None else words.skipped
+        self.example = "" if words is None else words.example
         model = None if lm is None else LanguageModel(lm, lm_weight, word_score)
         self._words = Words(vocabulary, words, model)
         self._space = -1 if self._words.space is None else self._words.space

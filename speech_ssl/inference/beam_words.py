@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from speech_ssl.inference.lexicon import Lexicon, check_letters, fitting, forms
 from speech_ssl.inference.units import WHOLE
 from speech_ssl.text import SPACE, Vocabulary
 
 UNKNOWN = "<unk>"
+MARKS = ("<s>", "</s>", UNKNOWN)
 CHARACTER_SCORE = -1.5
 """What each character of an unknown word adds to the log-probability of `<unk>`, which is all unknown words
 together: about what a character tells, for one who knows the language, in natural logarithms."""
@@ -46,29 +48,6 @@ class Context:
     next_V: NDArray[np.float64] | None
 
 
-class Lexicon:
-    """The words that texts may hold: given, or of a file with one a line. Empty lines are passed over.
-
-    skipped: how many have characters that the vocabulary lacks; they are left out. Raises ValueError if
-    no word is left, for words with spaces in them, and for a file that cannot be read.
-    """
-
-    def __init__(self, source: str | Path | Iterable[str], vocabulary: Vocabulary) -> None:
-        given = set(_lines(Path(source)) if isinstance(source, str | Path) else source) - {""}
-        if torn := [word for word in given if word.split() != [word]]:
-            raise ValueError(f"the lexicon has {min(torn)!r}: give one word a line, with no spaces in it")
-        characters = set(vocabulary.symbols[1:])
-        self.words = sorted(word for word in given if characters.issuperset(word))
-        self.skipped = len(given) - len(self.words)
-        if not given:
-            raise ValueError("the lexicon has no words: give one a line")
-        if not self.words:
-            raise ValueError(
-                f"the vocabulary can spell none of the lexicon's {len(given)} words, as {min(given)!r}; its "
-                f"characters are {''.join(vocabulary.symbols[1:41])!r}"
-            )
-
-
 class LanguageModel:
     """A word n-gram by KenLM (Heafield 2011), with the weights that it has in a search."""
 
@@ -95,9 +74,19 @@ class LanguageModel:
         self._new_state = kenlm.State
         self._nowhere = kenlm.State()
         self._model.NullContextWrite(self._nowhere)
+        self._as_written: dict[str, str] = {}
 
     def __contains__(self, word: str) -> bool:
-        return word in self._model
+        return self._as_written.get(word, word) in self._model
+
+    def meet(self, word: str) -> bool:
+        """Whether it knows a word, however it composes the word's characters; from then on it does."""
+        for form in forms(word):
+            if form in self._model:
+                if form != word:
+                    self._as_written[word] = form
+                return True
+        return False
 
     def begin(self) -> Any:
         state = self._new_state()
@@ -134,7 +123,8 @@ class LanguageModel:
                 yield from line.split()[1:2]
 
     def _log_prob(self, word: str, state: Any, after: Any) -> float:
-        log_prob = float(self._model.BaseScore(state, word, after)) * math.log(10)
+        written = self._as_written.get(word, word)
+        log_prob = float(self._model.BaseScore(state, written, after)) * math.log(10)
         return log_prob + (0.0 if word in self else CHARACTER_SCORE * len(word))
 
 
@@ -186,14 +176,30 @@ class Words:
         if lexicon is not None and lm is None:
             self._tree = Tree(lexicon.words, lambda word: 0.0)
         elif lm is not None:
-            listed = lexicon.words if lexicon is not None else lm.words()
-            known = {word for word in listed if word in lm and self._units.keys() >= set(word)}
+            known = self._known(lm, None if lexicon is None else lexicon.words)
             if not known:
                 raise ValueError(
                     f"{lm.path}: the language model knows no word that can be said here; is it of another "
                     "language, or in capitals?"
                 )
             self._tree = Tree(known if lexicon is None else lexicon.words, lm.alone)
+
+    def _known(self, lm: LanguageModel, words: Sequence[str] | None) -> set[str]:
+        """Those of a lexicon that a language model knows; else its own that can be said, as they are said."""
+        if words is not None:
+            known = {word for word in words if lm.meet(word)}
+            fits = lm.meet
+        else:
+            words = [word for word in lm.words() if word not in MARKS]
+            said = [form for word in words if (form := fitting(word, self._units)) is not None]
+            known = {form for form in said if lm.meet(form)}
+            fits = self._can_be_said
+        if known:
+            check_letters(words, fits, str(lm.path))
+        return known
+
+    def _can_be_said(self, word: str) -> bool:
+        return fitting(word, self._units) is not None
 
     def begin(self) -> Context:
         return self._context("", None if self._lm is None else self._lm.begin(), 0.0, 0.0)
@@ -259,10 +265,3 @@ class Words:
 
     def _finished(self, word: str, state: Any) -> float:
         return 0.0 if self._lm is None else self._lm.add(state, word)[0]
-
-
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        yield from (line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: the lexicon cannot be read ({error}); it is one word a line") from error

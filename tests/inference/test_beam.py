@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from speech_ssl.evaluation.ngram import write_arpa
 from speech_ssl.inference.beam import BeamSearch, Hypothesis
 from speech_ssl.inference.beam_words import CHARACTER_SCORE
 from speech_ssl.inference.ctc import greedy
-from speech_ssl.text import BLANK, Vocabulary
+from speech_ssl.text import BLANK, SPACE, Vocabulary
 from tests.arpa import Arpa
 from tests.inference.posteriors import (
     HOP_S,
@@ -196,6 +198,20 @@ def test_a_lexicon_comes_from_a_file_and_leaves_out_what_cannot_be_spelled(tmp_p
     assert BeamSearch(LETTERS).skipped == 0
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_lexicon_is_read_however_its_characters_are_composed(form: Any) -> None:
+    """And so is the vocabulary: texts are in its own."""
+    for theirs in ("NFC", "NFD"):
+        given = [unicodedata.normalize(form, word) for word in ("caf\u00e9", "na\u00efve", "tee")]
+        letters = sorted(set(unicodedata.normalize(theirs, "caf\u00e9na\u00efvet")))
+        vocabulary = Vocabulary((BLANK, SPACE, *letters))
+        search = BeamSearch(vocabulary, lexicon=given)
+        assert search.skipped == 0
+        said = unicodedata.normalize(theirs, "caf\u00e9 tee")
+        path = path_of("-".join(said), vocabulary)
+        assert search(on_path(path, len(vocabulary.symbols), 0.9)).text == said
+
+
 def test_a_word_that_breaks_off_is_left_out() -> None:
     log_probs_TV = on_path(path_of("b-a-n-d- -b-a", LETTERS), len(LETTERS.symbols), 0.99)
     (found,) = BeamSearch(LETTERS, lexicon=["band"], beam=1).n_best(log_probs_TV, 5)
@@ -258,6 +274,42 @@ def test_a_language_model_in_capitals_is_noticed(tmp_path: Path) -> None:
     for lexicon in (None, ["the", "band"]):
         with pytest.raises(ValueError, match="knows no word that can be said here"):
             BeamSearch(LETTERS, lm=tmp_path / "lm.arpa", lexicon=lexicon)
+
+
+CAPITALS = Vocabulary((BLANK, *" ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+
+
+def test_a_cased_language_model_is_none_of_a_vocabulary_of_capitals(tmp_path: Path) -> None:
+    """That knows "I" and "A" all the same. Turned about, most words of a cased one fit."""
+    pytest.importorskip("kenlm")
+    cased = ["I heard a band", "A band played on", "I saw the USA", "we played in London"]
+    write_arpa(cased, tmp_path / "lm.arpa")
+    with pytest.raises(ValueError, match=r"lm.arpa: 3 of 13 words fit, 13 would in capitals: give"):
+        BeamSearch(CAPITALS, lm=tmp_path / "lm.arpa")
+    with pytest.raises(ValueError, match=r"lm.arpa: 2 of 6 words fit, 5 would in small letters"):
+        lexicon = ["I", "A", "BAND", "PLAYED", "HEARD", "ON"]
+        BeamSearch(CAPITALS, lm=tmp_path / "lm.arpa", lexicon=lexicon)
+    with pytest.raises(ValueError, match=r"the lexicon: 2 of 5 words fit, 5 would in capitals"):
+        BeamSearch(CAPITALS, lexicon=["I", "A", "band", "played", "heard"])
+    assert BeamSearch(LETTERS, lm=tmp_path / "lm.arpa")(ambiguous("a band", "a bend")).text == "a band"
+    write_arpa([text.upper() for text in cased], tmp_path / "lm.arpa")
+    assert BeamSearch(CAPITALS, lm=tmp_path / "lm.arpa").skipped == 0
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("lexicon", [None, ["caf\u00e9", "cafe\u0301s"]])
+def test_a_language_model_is_read_however_its_characters_are_composed(
+    tmp_path: Path, form: Any, lexicon: list[str] | None
+) -> None:
+    pytest.importorskip("kenlm")
+    write_arpa([unicodedata.normalize(form, "caf\u00e9 caf\u00e9s")] * 3, tmp_path / "lm.arpa")
+    vocabulary = Vocabulary((BLANK, *" acfs\u00e9"))
+    search = BeamSearch(vocabulary, lm=tmp_path / "lm.arpa", lexicon=lexicon)
+    log_probs_TV = on_path(path_of("-".join("caf\u00e9 caf\u00e9s"), vocabulary), 7, 0.9)
+    found = search(log_probs_TV)
+    assert found.text == "caf\u00e9 caf\u00e9s"
+    unknown = CHARACTER_SCORE * 0.5 * len("caf\u00e9caf\u00e9s")
+    assert found.score > BeamSearch(vocabulary)(log_probs_TV).score + unknown / 2
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
