@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from recipes.folders import open_folder
-from recipes.skipped import SKIPPED, Skipped, telling_silence
+from recipes.skipped import Notes, telling_silence
 from speech_ssl.checkpoints.artifact import Artifact, save_artifact
 from speech_ssl.checkpoints.opening import pretraining_of
 from speech_ssl.data.batching import DataConfig
-from speech_ssl.data.loader import FILES, Loader, LoaderState, OnFailure, Targets, evaluation
+from speech_ssl.data.loader import FILES, Loader, LoaderState, Targets, evaluation
 from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.data.source import Sounding, Source
 from speech_ssl.data.splits import split_utterances
@@ -154,14 +154,14 @@ def pretrain(  # noqa: PLR0913 - what the command line asks
     ranks.share(run.train.batches_per_step)
     data = run.data
     assert isinstance(data, DataConfig)
-    note = Skipped(out / SKIPPED, aloud=ranks.first)
-    loader = Loader(training, data, seed=run.train.seed, on_failure=note, source=Sounding())
+    notes = Notes.into(out, aloud=ranks.first)
+    loader = loader_of(training, data, run.train.seed, notes, Sounding())
     watch = _online_probe(probe) if ranks.first else None
     # Last: what is refused above leaves no folder.
     run = open_folder(out, run, inputs, ranks, resume=resume, changes=changes, here=auto_of(engine, ranks))
     if ranks.first:
         describe(run, loader, training, held_out)
-    valid = fixed_validation(held_out, data, note if ranks.first else None, source=Sounding())
+    valid = fixed_validation(held_out, data, notes if ranks.first else None, source=Sounding())
     with (
         leaving_artifact(ranks, lambda: leave_pretrained(objective, run, out)),
         telling_silence(loader, ranks),
@@ -226,6 +226,27 @@ def leave_pretrained(objective: Objective, run: Run, out: Path) -> None:
     print(f"the weights of step {chosen.step} are in {out / 'artifact'}", file=sys.stderr)
 
 
+def loader_of(
+    clips: Sequence[Utterance],
+    data: DataConfig,
+    seed: int,
+    notes: Notes,
+    source: Source,
+    targets: Targets | None = None,
+) -> Loader:
+    """A loader that writes down what it leaves out, and what is wrong with what it uses."""
+    on_failure, on_warning = notes
+    return Loader(
+        clips,
+        data,
+        seed=seed,
+        source=source,
+        on_failure=on_failure,
+        on_warning=on_warning,
+        targets=targets,
+    )
+
+
 def batches_of(loader: Loader, ranks: Ranks) -> Batches:
     """The loader in the form that the training loop reads."""
 
@@ -240,7 +261,7 @@ def batches_of(loader: Loader, ranks: Ranks) -> Batches:
 def fixed_validation(
     utterances: Sequence[Utterance],
     data: DataConfig,
-    on_failure: OnFailure | None,
+    notes: Notes | None,
     targets: Targets | None = None,
     *,
     source: Source = FILES,
@@ -248,7 +269,10 @@ def fixed_validation(
     """The same held-out batches each time; none if there are no utterances."""
     if not utterances:
         return lambda: ()
-    return lambda: evaluation(utterances, data, on_failure=on_failure, targets=targets, source=source)
+    on_failure, on_warning = notes or (None, None)
+    return lambda: evaluation(
+        utterances, data, source=source, on_failure=on_failure, on_warning=on_warning, targets=targets
+    )
 
 
 def start_from(objective: Objective, artifact: Artifact) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.finetuning import Examples, FineTuning, readable
+from recipes.finetuning import Examples, FineTuning
+from recipes.measuring import readable
+from recipes.skipped import Notes
 from speech_ssl.data.folds import Fold
 from speech_ssl.data.labels import (
     ClipTargets,
@@ -21,7 +23,7 @@ from speech_ssl.data.labels import (
     labels_of,
     whole_files,
 )
-from speech_ssl.data.loader import OnFailure, Targets
+from speech_ssl.data.loader import Targets
 from speech_ssl.data.manifest import Utterance
 from speech_ssl.evaluation import detection, psds
 from speech_ssl.inference.runtime import Runtime
@@ -76,16 +78,14 @@ class ClipLabels:
         assert isinstance(tuning.objective, EventsConfig)
         return ClipTargets(tuning.objective.labels, multilabel=not tuning.objective.exclusive)
 
-    def measure(
-        self, runtime: Runtime, head: str, test: Sequence[Utterance], note: OnFailure
-    ) -> dict[str, Any]:
+    def measure(self, runtime: Runtime, head: str, test: Sequence[Utterance], notes: Notes) -> dict[str, Any]:
         """Accuracies and confusions of exclusive labels; mean average precision and lwlrap of tags."""
         spec = runtime.heads[head]
         assert isinstance(spec, EventsSpec)
         names: list[list[str]] = []
         scores: list[list[float]] = []
         rows = [clip for clip in test if len(labels_of(clip)) == 1 or not spec.exclusive]
-        for clips, waves in readable(rows, runtime, note):
+        for clips, waves in readable(rows, runtime, notes):
             for clip, found in zip(clips, runtime.classify(waves, head=head), strict=True):
                 score_of = {label.label: label.score for label in found.labels}
                 scores.append([score_of[name] for name in spec.labels])
@@ -122,9 +122,7 @@ class TimedEvents(ClipLabels):
         assert isinstance(tuning.objective, EventsConfig)
         return TimedTargets(tuning.objective.labels, self.events)
 
-    def measure(
-        self, runtime: Runtime, head: str, test: Sequence[Utterance], note: OnFailure
-    ) -> dict[str, Any]:
+    def measure(self, runtime: Runtime, head: str, test: Sequence[Utterance], notes: Notes) -> dict[str, Any]:
         """Event-based F1 (collars of 200 ms, at the end 20 % of the length if that is more), and PSDS: of
         whole files, as the measures are defined. The windows of training would cut events in two."""
         files, events = whole_files(test, self.events)
@@ -133,7 +131,7 @@ class TimedEvents(ClipLabels):
         references: dict[str, list[detection.Event]] = {}
         found: dict[str, list[detection.Event]] = {}
         scores: dict[str, psds.TimedScores] = {}
-        for clips, waves in readable(files, runtime, note):
+        for clips, waves in readable(files, runtime, notes):
             frames = runtime.frame_scores(waves, head=head)
             answers = runtime.classify(waves, head=head)
             for clip, answer, (scores_TK, edges_s) in zip(clips, answers, frames, strict=True):

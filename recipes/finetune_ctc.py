@@ -24,9 +24,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from recipes.finetuning import Examples, FineTuning, Request, command, finetune, read_examples, readable
+from recipes.finetuning import Examples, FineTuning, Request, command, finetune, read_examples
+from recipes.measuring import readable
+from recipes.skipped import Notes
 from speech_ssl.data.batching import DataConfig
-from speech_ssl.data.loader import OnFailure, Targets
+from speech_ssl.data.loader import Targets
 from speech_ssl.data.manifest import Utterance
 from speech_ssl.data.splits import given_splits, split_utterances
 from speech_ssl.data.texts import TextTargets, read_vocabulary, vocabulary_of
@@ -165,15 +167,13 @@ class Transcription:
         vocabulary = Vocabulary(tuning.objective.vocabulary)
         return TextTargets(vocabulary, encoder.hop, encoder.receptive_field)
 
-    def measure(
-        self, runtime: Runtime, head: str, test: Sequence[Utterance], note: OnFailure
-    ) -> dict[str, Any]:
+    def measure(self, runtime: Runtime, head: str, test: Sequence[Utterance], notes: Notes) -> dict[str, Any]:
         """Word and character errors of the best path, and some transcripts to look at."""
         from speech_ssl.evaluation.error_rates import error_rates
 
         references: list[str] = []
         hypotheses: list[str] = []
-        for clips, waves in readable([clip for clip in test if normalize(clip.text)], runtime, note):
+        for clips, waves in readable([clip for clip in test if normalize(clip.text)], runtime, notes):
             references += [clip.text for clip in clips]
             hypotheses += [transcript.text for transcript in runtime.transcribe(waves, head=head)]
         rates = error_rates(references, hypotheses)

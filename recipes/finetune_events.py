@@ -28,7 +28,8 @@ from dataclasses import replace
 from typing import Any
 
 from recipes.event_tasks import WINDOW_S, ClipLabels, TimedEvents, over_folds
-from recipes.finetuning import RESULTS, FineTuning, Request, command, finetune, read_examples, shown
+from recipes.finetuning import RESULTS, FineTuning, Request, command, finetune, read_examples
+from recipes.measuring import shown
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.data.folds import Fold, folds, hold_out
 from speech_ssl.data.labels import timed_windows

@@ -21,12 +21,13 @@ from recipes.common import (
     fingerprint,
     fixed_validation,
     leaving_artifact,
+    loader_of,
     orderly_exit,
     recipe_parser,
 )
 from recipes.folders import open_folder, results_of
-from recipes.skipped import SKIPPED, Skipped, telling_silence
-from speech_ssl import audio
+from recipes.measuring import shown
+from recipes.skipped import Notes, telling_silence
 from speech_ssl.checkpoints.artifact import (
     Artifact,
     Head,
@@ -36,10 +37,9 @@ from speech_ssl.checkpoints.artifact import (
     save_artifact,
 )
 from speech_ssl.data.batching import DataConfig
-from speech_ssl.data.loader import FILES, Loader, OnFailure, Targets, evaluation
+from speech_ssl.data.loader import FILES, Targets, evaluation
 from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.data.source import Sounding, Source
-from speech_ssl.inference.clips import Clip
 from speech_ssl.inference.runtime import Runtime, named_artifact
 from speech_ssl.model import presets
 from speech_ssl.model.config import EncoderConfig
@@ -114,9 +114,7 @@ class Task(Protocol):
         ...
 
     def targets(self, tuning: FineTuning, encoder: Encoder) -> Targets: ...
-    def measure(
-        self, runtime: Runtime, head: str, test: Sequence[Utterance], note: OnFailure
-    ) -> dict[str, Any]:
+    def measure(self, runtime: Runtime, head: str, test: Sequence[Utterance], notes: Notes) -> dict[str, Any]:
         """Figures of the finished model on held-out clips, through the runtime as users have it."""
         ...
 
@@ -197,7 +195,7 @@ def finetune(
         encoder.load_state_dict(artifact.encoder.state_dict())
     ranks.share(run.train.batches_per_step)
     targets, data = task.targets(tuning, encoder), tuning.data
-    note = Skipped(request.out / SKIPPED, aloud=ranks.first)
+    notes = Notes.into(request.out, aloud=ranks.first)
     (training, cut), (valid, cut_valid) = (
         _fitting(clips, data) for clips in (examples.train, examples.valid)
     )
@@ -209,7 +207,7 @@ def finetune(
     began = time.monotonic()
     # A text cannot be heard in silence. A label can: "silence" may be one.
     source: Source = Sounding() if isinstance(run.objective, CTCConfig) else FILES
-    loader = Loader(training, data, seed=run.train.seed, source=source, on_failure=note, targets=targets)
+    loader = loader_of(training, data, run.train.seed, notes, source, targets)
     finished = request.resume and (request.out / RESULTS).exists()
     changes = {} if finished else request.changes
     run = open_folder(request.out, run, inputs, ranks, resume=request.resume, changes=changes)
@@ -219,9 +217,10 @@ def finetune(
         if artifact is None:
             print("no --init: the encoder starts from random weights", file=sys.stderr)
         for clip in cut + cut_valid:
-            note(clip, f"{clip.id}: {clip.duration_s:.1f} s, a batch has {data.longest_s:g} s at most")
+            most = f"a batch has {data.longest_s:g} s at most"
+            notes.skipped(clip, f"{clip.id}: {clip.duration_s:.1f} s, {most}")
         describe(run, loader, training, valid)
-    validation = fixed_validation(valid, data, note if ranks.first else None, targets, source=source)
+    validation = fixed_validation(valid, data, notes if ranks.first else None, targets, source=source)
     if artifact is not None and isinstance(objective, Events):
         prepare_head(objective.to(ranks.device), training, validation, data, targets)
     with (
@@ -232,7 +231,7 @@ def finetune(
     if not ranks.first:
         return {}
     runtime = Runtime(load_artifact(request.out / "artifact"), device=str(ranks.device), precision="fp32")
-    figures = task.measure(runtime, request.head, examples.test, note)
+    figures = task.measure(runtime, request.head, examples.test, notes)
     return tell(figures, request, examples.test, run, time.monotonic() - began)
 
 
@@ -255,27 +254,6 @@ def prepare_head(
         print(f"the head starts as a linear probe of the encoder: held-out loss {loss:.3f}", file=sys.stderr)
 
 
-def readable(
-    clips: Sequence[Utterance], runtime: Runtime, note: OnFailure, at_once_s: float = 300.0
-) -> Iterator[tuple[list[Utterance], list[Clip]]]:
-    """Clips with their waves, all of each file or part, minutes at a time; those that cannot be read or are
-    too short are left out and named to `note`."""
-    some: list[tuple[Utterance, Clip]] = []
-    for clip in clips:
-        try:
-            wave = audio.decode(clip.path, start_s=clip.start or 0.0, stop_s=clip.end)
-            runtime.plan(len(wave))
-        except (ValueError, OSError) as error:
-            note(clip, f"{clip.id}, of the test: {error}")
-            continue
-        some.append((clip, wave))
-        if sum(c.duration_s for c, _ in some) >= at_once_s:
-            yield [c for c, _ in some], [w for _, w in some]
-            some = []
-    if some:
-        yield [c for c, _ in some], [w for _, w in some]
-
-
 def tell(
     figures: Mapping[str, Any], request: Request, test: Sequence[Utterance], run: Run, seconds: float
 ) -> dict[str, Any]:
@@ -292,12 +270,6 @@ def tell(
     write_atomically(request.out / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
     print("held out: " + shown(results))
     return results
-
-
-def shown(figures: Mapping[str, Any]) -> str:
-    """The plain ones, in a line."""
-    plain = {k: v for k, v in figures.items() if isinstance(v, str | int | float)}
-    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items())
 
 
 def _fitting(clips: Sequence[Utterance], data: DataConfig) -> tuple[list[Utterance], list[Utterance]]:

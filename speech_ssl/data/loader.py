@@ -26,10 +26,13 @@ from speech_ssl.data.batching import DataConfig, EpochPlan, plan_epoch, plan_eva
 from speech_ssl.data.manifest import Utterance
 from speech_ssl.data.reading import Clip, Read, Reader, Request, Targets
 from speech_ssl.data.source import FileSource, Source
-from speech_ssl.types import Batch
+from speech_ssl.types import AudioWarning, Batch
 
 OnFailure: TypeAlias = Callable[[Utterance, str], object]
 """Called with an utterance that cannot be used, and why."""
+
+OnWarning: TypeAlias = Callable[[Utterance, AudioWarning], object]
+"""Called with an utterance that is used, and what is wrong with its audio."""
 
 PREFETCH = 4
 """Batches read ahead by each worker."""
@@ -71,12 +74,13 @@ class Loader:
         passed to `on_failure`, once.
     crops, silent: how many crops this rank has met so far, and how many of them `Sounding` left out. The
         first of an utterance is passed to `on_failure`; its other crops are used if something is in them.
+    on_warning: told once what is wrong with an utterance that is used, for each code.
     too_short: how many utterances are left out because the manifest gives them less than `min_s`.
 
     Raises DataError where no utterance is long enough.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a part of it
         self,
         utterances: Sequence[Utterance],
         config: DataConfig,
@@ -84,6 +88,7 @@ class Loader:
         seed: int,
         source: Source = FILES,
         on_failure: OnFailure | None = None,
+        on_warning: OnWarning | None = None,
         targets: Targets | None = None,
     ) -> None:
         _check_whole(config, targets)
@@ -92,7 +97,8 @@ class Loader:
         self.crops = self.silent = 0
         self._failed: set[int] = set()
         self._told: dict[int, str] = {}
-        self._on_failure = on_failure
+        self._warned: set[tuple[int, str]] = set()
+        self._on_failure, self._on_warning = on_failure, on_warning
         self._reader = Reader(source, config.min_samples, targets)
         durations_s = _durations(utterances)
         # Two, for the workers are in the next epoch before the batches of this one are all used.
@@ -186,6 +192,10 @@ class Loader:
                 self._told[clip.number] = reason
                 if self._on_failure is not None:
                     self._on_failure(clip.utterance, reason)
+        for clip, warning in read.told:
+            if self._on_warning is not None and (clip.number, warning.code) not in self._warned:
+                self._warned.add((clip.number, warning.code))
+                self._on_warning(clip.utterance, warning)
         if read.left_out and len(self._failed) > MOST_FAILING * len(self.utterances):
             raise DataError(
                 f"{len(self._failed)} of {len(self.utterances)} utterances cannot be used. "
@@ -203,6 +213,7 @@ def evaluation(
     *,
     source: Source = FILES,
     on_failure: OnFailure | None = None,
+    on_warning: OnWarning | None = None,
     targets: Targets | None = None,
 ) -> Iterator[Batch]:
     """One pass without chance: the first crop of every utterance, shortest first, the same each time.
@@ -218,6 +229,9 @@ def evaluation(
         if on_failure is not None:
             for clip, reason, _ in read.left_out:
                 on_failure(clip.utterance, reason)
+        if on_warning is not None:
+            for clip, warning in read.told:
+                on_warning(clip.utterance, warning)
         if len(read.lengths_B):
             yield read.batch
 

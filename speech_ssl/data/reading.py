@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from speech_ssl.data.manifest import Utterance
-from speech_ssl.data.source import Silent, Source
-from speech_ssl.types import Batch, Waveform
+from speech_ssl.data.source import Silent, Source, cut_short
+from speech_ssl.types import SAMPLE_RATE, AudioWarning, Batch, Waveform
 
 Targets: TypeAlias = Callable[[Utterance], Sequence[int]]
 """The units that a whole utterance is to be read as. Raises ValueError for one that has none: it is left out,
@@ -39,6 +39,13 @@ class LeftOut(NamedTuple):
     silent: bool = False
 
 
+class Told(NamedTuple):
+    """What is wrong with the audio of a clip that is in its batch."""
+
+    clip: Clip
+    warning: AudioWarning
+
+
 class Read(NamedTuple):
     """What comes back: perhaps no row at all, and the clips that are left out."""
 
@@ -46,6 +53,7 @@ class Read(NamedTuple):
     lengths_B: Tensor
     names: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
+    told: tuple[Told, ...]
     targets_BU: Tensor | None = None
     target_lengths_B: Tensor | None = None
 
@@ -65,27 +73,35 @@ class Reader(Dataset[Read]):
         names: list[str] = []
         units: list[Sequence[int]] = []
         left_out: list[LeftOut] = []
+        told: list[Told] = []
         for clip in request:
             try:
                 if self._targets is not None:
                     units.append(self._targets(clip.utterance))
-                waves.append(self._wave(clip))
+                wave, warnings = self._wave(clip)
+                waves.append(wave)
+                told += [Told(clip, warning) for warning in warnings]
                 names.append(f"{clip.utterance.path} {clip.start_s:.2f}-{clip.stop_s:.2f} s")
             except (ValueError, OSError) as error:
                 left_out.append(LeftOut(clip, str(error), isinstance(error, Silent)))
             del units[len(waves) :]  # of a wave that failed
         batch = collate(waves)
         targets = () if self._targets is None else collate_targets(units)
-        return Read(batch.wave_BS, batch.lengths_B, tuple(names), tuple(left_out), *targets)
+        return Read(batch.wave_BS, batch.lengths_B, tuple(names), tuple(left_out), tuple(told), *targets)
 
-    def _wave(self, clip: Clip) -> Waveform:
-        wave = self._source.read(clip.utterance, clip.start_s, clip.stop_s)
+    def _wave(self, clip: Clip) -> tuple[Waveform, list[AudioWarning]]:
+        warnings: list[AudioWarning] = []
+        wave = self._source.read(clip.utterance, clip.start_s, clip.stop_s, warn=warnings.append)
         if len(wave) < self._min_samples:
             raise ValueError(
                 f"{clip.utterance.path}: {len(wave)} samples from {clip.start_s:g} to {clip.stop_s:g} s, at "
                 f"least {self._min_samples} are needed; the manifest says {clip.utterance.duration_s:g} s"
             )
-        return wave
+        seconds = len(wave) / SAMPLE_RATE
+        short = cut_short(clip.utterance, seconds, start_s=clip.start_s, stop_s=clip.stop_s)
+        if short is not None and all(warning.code != "truncated" for warning in warnings):
+            warnings.append(short)
+        return wave, warnings
 
 
 def collate(waves: Sequence[Waveform]) -> Batch:

@@ -8,28 +8,34 @@ from typing import Protocol
 import numpy as np
 
 from speech_ssl import audio
+from speech_ssl.audio import Warn
 from speech_ssl.data.manifest import Utterance
 from speech_ssl.types import AudioWarning, Waveform
 
+CONSTANT = 1e-6
+"""Samples within such a range are all equal: -120 dB. Resampling leaves 1e-7 of an offset."""
+ROUNDING_S = 0.001
+"""Of times to whole samples, at any rate."""
 PART_SLACK_S = 0.05
 """Times of parts are rounded, and codecs put some silence around the audio."""
 FILE_SLACK_S = 0.5
 """Durations of whole files are rounded more coarsely, where others than us wrote the manifest."""
 
 
-def cut_short(utterance: Utterance, wanted_s: float, got_s: float) -> AudioWarning | None:
-    """What there is to tell where a file has less of an utterance than the manifest says."""
-    slack_s = FILE_SLACK_S if utterance.end is None else PART_SLACK_S
-    if got_s >= wanted_s - slack_s:
+def cut_short(
+    utterance: Utterance, got_s: float, *, start_s: float = 0.0, stop_s: float | None = None
+) -> AudioWarning | None:
+    """What there is to tell where so many seconds were all that a file has of an utterance, or of its part
+    between two times, and the manifest says that it has more."""
+    if stop_s is not None and got_s >= stop_s - start_s - ROUNDING_S:
         return None
-    where = "" if utterance.start is None else f" from {utterance.start:g} s on"
-    return AudioWarning(
-        "truncated", f"{utterance.path}: {got_s:.4g} s of audio{where}, the manifest says {wanted_s:.4g} s"
-    )
-
-
-CONSTANT = 1e-6
-"""Samples within such a range are all equal: -120 dB. Resampling leaves 1e-7 of an offset."""
+    missing_s = utterance.duration_s - start_s - got_s
+    if missing_s <= (FILE_SLACK_S if utterance.end is None else PART_SLACK_S):
+        return None
+    ended_s = (utterance.start or 0.0) + start_s + got_s
+    said_s = utterance.duration_s if utterance.end is None else utterance.end
+    message = f"{utterance.path}: the audio ends at {ended_s:.2f} s, the manifest says {said_s:.2f} s"
+    return AudioWarning("truncated", message)
 
 
 class Silent(ValueError):
@@ -39,8 +45,11 @@ class Silent(ValueError):
 class Source(Protocol):
     """Anything that reads a part of an utterance. It is pickled into the worker processes."""
 
-    def read(self, utterance: Utterance, start_s: float, stop_s: float) -> Waveform:
-        """The part between two times, in seconds from the utterance's start, or what there is of it.
+    def read(
+        self, utterance: Utterance, start_s: float, stop_s: float, *, warn: Warn | None = None
+    ) -> Waveform:
+        """The part between two times, in seconds from the utterance's start, or what there is of it; `warn`
+        is told what is wrong with it.
 
         Raises ValueError (AudioError) or OSError where there is nothing to read.
         """
@@ -54,11 +63,11 @@ class FileSource:
 
     limits: audio.Limits = audio.Limits()
 
-    def read(self, utterance: Utterance, start_s: float, stop_s: float) -> Waveform:
-        offset = utterance.start or 0.0
-        return audio.decode(
-            utterance.path, limits=self.limits, start_s=offset + start_s, stop_s=offset + stop_s
-        )
+    def read(
+        self, utterance: Utterance, start_s: float, stop_s: float, *, warn: Warn | None = None
+    ) -> Waveform:
+        first_s, last_s = ((utterance.start or 0.0) + seconds for seconds in (start_s, stop_s))
+        return audio.decode(utterance.path, limits=self.limits, start_s=first_s, stop_s=last_s, warn=warn)
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,10 @@ class Sounding:
 
     source: Source = FileSource()
 
-    def read(self, utterance: Utterance, start_s: float, stop_s: float) -> Waveform:
-        wave = self.source.read(utterance, start_s, stop_s)
+    def read(
+        self, utterance: Utterance, start_s: float, stop_s: float, *, warn: Warn | None = None
+    ) -> Waveform:
+        wave = self.source.read(utterance, start_s, stop_s, warn=warn)
         if len(wave) and np.ptp(wave) <= CONSTANT:
             raise Silent(f"{utterance.path}: silent (all samples are equal) from {start_s:g} to {stop_s:g} s")
         return wave

@@ -282,7 +282,7 @@ def _brought_up_to_date(utterances: Iterable[Utterance], store: Store, columns: 
 
 def _warnings(utterance: Utterance, duration_s: float, told: Sequence[AudioWarning]) -> list[AudioWarning]:
     """What the decoder told, and what the manifest lets us see."""
-    short = cut_short(utterance, utterance.duration_s, duration_s)
+    short = cut_short(utterance, duration_s)
     known = any(warning.code == "truncated" for warning in told)
     return [*told, short] if short and not known else list(told)
 

@@ -29,7 +29,7 @@ class Ramps:
     def __init__(self, broken: Sequence[str] = (), silent: Sequence[str] = ()) -> None:
         self.broken, self.silent = frozenset(broken), frozenset(silent)
 
-    def read(self, utterance: Utterance, start_s: float, stop_s: float) -> Waveform:
+    def read(self, utterance: Utterance, start_s: float, stop_s: float, *, warn: object = None) -> Waveform:
         if utterance.id in self.broken:
             raise AudioError("undecodable", f"{utterance.path}: broken on purpose")
         times = np.arange(round(start_s * RATE), round(stop_s * RATE)) / RATE

@@ -28,7 +28,7 @@ class Mute:
     def __init__(self, wave: NDArray[np.float64]) -> None:
         self.wave = wave.astype(np.float32)
 
-    def read(self, utterance: Utterance, start_s: float, stop_s: float) -> Waveform:
+    def read(self, utterance: Utterance, start_s: float, stop_s: float, *, warn: object = None) -> Waveform:
         return self.wave
 
 

@@ -17,8 +17,9 @@ import torch
 
 from speech_ssl.audio import AudioError, Limits
 from speech_ssl.data.loader import Loader, evaluation
-from speech_ssl.data.manifest import read_manifest
+from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.data.source import FileSource
+from speech_ssl.types import AudioWarning
 from tests.data.ramps import CONFIG, RATE, START, assert_same, loader, take
 
 
@@ -71,6 +72,36 @@ def test_bad_files_are_skipped_counted_and_named(corpus: Path, workers: int) -> 
     lengths = {length for batch, _ in steps for length in batch.lengths_B.tolist()}
     assert lengths == {2 * RATE, round(0.6 * RATE)}  # 9 s that claim 2 are cut; 0.6 s are used as they are
     assert all(torch.isfinite(batch.wave_BS).all() for batch, _ in steps)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_wrong_with_audio_that_is_used_is_told_once(corpus: Path, workers: int) -> None:
+    left = np.random.default_rng(0).uniform(-0.3, 0.3, 2 * RATE)
+    soundfile.write(corpus.parent / "good1.wav", np.stack([left, -left], axis=1), RATE)
+    expected = {("good1.wav", "opposite_phase"), ("short.wav", "truncated")}
+    told: list[tuple[str, str]] = []
+
+    def note(row: Utterance, warning: AudioWarning) -> None:
+        told.append((row.id, warning.code))
+        assert row.id in warning.message and "\n" not in warning.message
+
+    config = dataclasses.replace(CONFIG, workers=workers)
+    take(Loader(read_manifest(corpus), config, seed=0, on_warning=note).iterate(START), 60)
+    assert len(told) == 2 and set(told) == expected
+    told.clear()
+    list(evaluation(read_manifest(corpus), config, on_warning=note))
+    assert set(told) == expected
+
+
+def test_a_part_that_a_file_does_not_have_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav", 2.0)
+    (tmp_path / "m.tsv").write_text("path\tduration_s\tstart\tend\na.wav\t9\t1\t3\na.wav\t9\t0.5\t2.04\n")
+    told: list[str] = []
+    config = dataclasses.replace(CONFIG, crop_s=None)
+    list(
+        evaluation(read_manifest(tmp_path / "m.tsv"), config, on_warning=lambda _, w: told.append(w.message))
+    )
+    assert told == [f"{tmp_path / 'a.wav'}: the audio ends at 2.00 s, the manifest says 3.00 s"]
 
 
 def test_workers_change_nothing_but_the_speed(corpus: Path) -> None:
@@ -138,7 +169,7 @@ import time
 from pathlib import Path
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.data.loader import Loader, LoaderState
-from speech_ssl.data.manifest import read_manifest
+from speech_ssl.data.manifest import Utterance, read_manifest
 steps = Loader(read_manifest({manifest!r}), DataConfig(batch_s=4, workers=1), seed=0).iterate(LoaderState())
 next(steps)
 print("going", flush=True)

@@ -141,7 +141,7 @@ def test_parts_that_a_file_does_not_have(runtime: Runtime, data: Path):
     (line,) = (data / "out" / "warnings.jsonl").read_text().splitlines()
     entry = json.loads(line)
     assert entry["path"] == str(data / "a.wav")
-    assert entry["reason"].endswith("a.wav: 0.5 s of audio from 0.5 s on, the manifest says 0.7 s")
+    assert entry["reason"].endswith("a.wav: the audio ends at 1.00 s, the manifest says 1.20 s")
 
     write(data / "a.wav", seed=0, seconds=2)
     run(runtime, data)

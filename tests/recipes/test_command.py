@@ -17,11 +17,12 @@ import torch
 
 from recipes.common import command
 from recipes.pretrain_wav2vec2 import smoke
-from recipes.skipped import Skipped
+from recipes.skipped import Skipped, Warned
 from speech_ssl.checkpoints.artifact import load_artifact, load_extra, save_artifact
 from speech_ssl.data.manifest import Utterance, read_manifest, write_manifest
 from speech_ssl.training.config import TrainConfig
 from speech_ssl.training.run import Run
+from speech_ssl.types import AudioWarning
 
 
 def brief() -> Run:
@@ -131,6 +132,25 @@ def test_files_of_the_same_name_are_named_each_and_a_torn_line_is_passed_over(tm
     assert torn.startswith('{"id": "torn"') and "again" not in path.read_text()
 
 
+def test_each_thing_that_is_wrong_with_a_file_is_written_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = Utterance(tmp_path / "0.wav", 1.0, "0.wav")
+    for _ in range(2):  # the run, and its resume
+        note = Warned(tmp_path / "warnings.jsonl", aloud=True)
+        for code in ("truncated", "opposite_phase", "truncated"):
+            note(one, AudioWarning(code, f"0.wav: {code}"))
+    entries = [json.loads(line) for line in (tmp_path / "warnings.jsonl").read_text().splitlines()]
+    assert [entry["code"] for entry in entries] == ["truncated", "opposite_phase"]
+    assert entries[0] == {
+        "id": "0.wav",
+        "path": str(one.path),
+        "reason": "0.wav: truncated",
+        "code": "truncated",
+    }
+    assert capsys.readouterr().err == "warning: 0.wav: truncated\nwarning: 0.wav: opposite_phase\n"
+
+
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
     assert "absent.tsv" in refusal("brief", "--manifest", tmp_path / "absent.tsv", "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -151,6 +171,8 @@ def test_unreadable_files_are_skipped_and_named_once(few: Path, tmp_path: Path) 
     soundfile.write(tmp_path / "mute.wav", np.zeros(24_000), 16_000)
     bad = [Utterance(tmp_path / "cut.flac", 1.5, "", split="train")]
     bad += [Utterance(tmp_path / "text.wav", 1.5, "", split="dev")]
+    soundfile.write(tmp_path / "half.wav", np.random.default_rng(0).uniform(-0.3, 0.3, 12_000), 16_000)
+    bad += [Utterance(tmp_path / "half.wav", 1.5, "", split="dev")]
     bad += [Utterance(tmp_path / name, 1.5, "", split="train") for name in ("absent.wav", "mute.wav")]
     write_manifest(tmp_path / "m.tsv", good + bad)
     ended = call("brief_epoch", "--manifest", tmp_path / "m.tsv", "--out", tmp_path / "run")
@@ -159,6 +181,13 @@ def test_unreadable_files_are_skipped_and_named_once(few: Path, tmp_path: Path) 
     reasons = {Path(entry["path"]).name: entry["reason"] for entry in skipped}
     assert sorted(reasons) == ["absent.wav", "cut.flac", "mute.wav", "text.wav"] and all(reasons.values())
     assert "mute.wav: silent (all samples are equal) from 0." in reasons["mute.wav"]
+    (line,) = (tmp_path / "run" / "warnings.jsonl").read_text().splitlines()
+    entry = json.loads(line)
+    assert (Path(entry["path"]).name, entry["code"]) == ("half.wav", "truncated")
+    assert (
+        f"warning: {tmp_path / 'half.wav'}: the audio ends at 0.75 s, the manifest says 1.50 s"
+        in ended.stderr
+    )
     assert ended.stderr.count("skipped: ") == len(skipped) == 4
     assert re.search(r"\d+ of \d+ crops were silent and left out \(\d+\.\d%\)", ended.stderr)
     assert (tmp_path / "run" / "artifact" / "config.json").exists()
