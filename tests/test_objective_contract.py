@@ -22,6 +22,7 @@ from speech_ssl.objectives.events import EventsConfig
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
 from speech_ssl.training.checkpoint import RunState
 from speech_ssl.training.config import TrainConfig
+from speech_ssl.training.guard import Guard
 from speech_ssl.training.loop import accumulate, seeded, train
 from speech_ssl.training.meter import Meter
 from speech_ssl.training.optim import scale_gradients
@@ -197,7 +198,8 @@ def gradients(build: Callable[[], Objective], ranks: Ranks) -> dict[str, Tensor]
     model = ranks.wrap(objective)
     config = TrainConfig(steps=1, batches_per_step=4, precision="fp32")
     mine = ((tones(number), {}) for number in range(ranks.rank, 4, ranks.world))
-    sums = accumulate(model, mine, RunState(), config, ranks, Meter(ranks))
+    guard = Guard(config, RunState(), ranks, Path("never written"))
+    sums = accumulate(model, mine, RunState(), config, ranks, Meter(ranks), guard)
     scale_gradients(objective.parameters(), ranks.world / ranks.all_sum(sums.count.clone()))
     return {k: p.grad for k, p in objective.named_parameters() if p.grad is not None}
 
