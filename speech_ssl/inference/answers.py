@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeVar, get_args
+from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,13 @@ class Hypothesis(Protocol):
 
 Decoder = Callable[[NDArray[np.float32]], Hypothesis]
 """Log-probabilities of units (T, V) to a text: a beam search, for one."""
+
+
+@runtime_checkable
+class PartDecoder(Protocol):
+    """A decoder of recordings that come in parts, which knows what was said before each."""
+
+    def part(self, log_probs_TV: NDArray[np.float32], *, before: str, last: bool) -> Hypothesis: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,17 +216,21 @@ def _decoded(
     decoder: Decoder,
     loudness_TE: Loudness | None,
 ) -> tuple[str, list[Word]]:
-    texts: list[str] = []
+    between = SPACE if vocabulary.spaced or SPACE in vocabulary.symbols else ""
+    said = ""
     words: list[Word] = []
     for part in split_at_blanks(log_probs_TV, max(round(PART_S / hop_s), 1)):
         part_TV = dense(log_probs_TV[part])
-        text = decoder(part_TV).text
-        texts.append(text)
+        if isinstance(decoder, PartDecoder):
+            text = decoder.part(part_TV, before=said, last=part.stop == len(log_probs_TV)).text
+        else:
+            text = decoder(part_TV).text
+        said = between.join(filter(None, (said, text)))
         offset_s = part.start * hop_s
         loudness = None if loudness_TE is None else loudness_TE[part]
         for word in align(part_TV, text, vocabulary, hop_s, loudness):
             words.append(replace(word, start=word.start + offset_s, end=word.end + offset_s))
-    return " ".join(filter(None, texts)), words
+    return said, words
 
 
 def classify(
@@ -259,7 +270,8 @@ def _smoothed(frames_TK: NDArray[np.float32], hop_s: float) -> NDArray[np.float3
     from scipy.ndimage import median_filter
 
     width = 2 * round(SMOOTHING_S / hop_s / 2) + 1
-    return np.asarray(median_filter(frames_TK, size=(width, 1), mode="nearest"))
+    # Mirrored at the ends: a single frame there, repeated, would outweigh all that are beside it.
+    return np.asarray(median_filter(frames_TK, size=(width, 1), mode="reflect"))
 
 
 def _runs(on_T: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:

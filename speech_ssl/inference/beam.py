@@ -118,10 +118,17 @@ class BeamSearch:
         """The best text. Raises ValueError for log-probabilities of another form."""
         return self.n_best(log_probs_TV, 1)[0]
 
-    def n_best(self, log_probs_TV: NDArray[np.float32], n: int) -> list[Hypothesis]:
-        """Up to n texts of those in the beam, the best first; at least one."""
+    def part(self, log_probs_TV: NDArray[np.float32], *, before: str, last: bool) -> Hypothesis:
+        """The best text of a part of a recording. before: the text of the parts before it, which the language
+        model goes on from. last: it is the last part, and only then comes the end."""
+        return self.n_best(log_probs_TV, 1, before=before, last=last)[0]
+
+    def n_best(
+        self, log_probs_TV: NDArray[np.float32], n: int, *, before: str = "", last: bool = True
+    ) -> list[Hypothesis]:
+        """Up to n texts of those in the beam, the best first; at least one. before, last: as of `part`."""
         check_log_probs(log_probs_TV, self.vocabulary)
-        kept = self._begin()
+        kept = self._begin(before)
         silent = [unit for unit in self.vocabulary.silent if unit]
         for start in range(0, len(log_probs_TV), AT_ONCE):
             block_TV = np.maximum(log_probs_TV[start : start + AT_ONCE].astype(np.float64), LEAST_LOG_PROB)
@@ -129,10 +136,10 @@ class BeamSearch:
             for row_V in block_TV:
                 kept = self._step(kept, row_V, self._likeliest(row_V))
             kept.forget()
-        return self._texts(kept)[:n]
+        return self._texts(kept, last)[:n]
 
-    def _begin(self) -> _Kept:
-        root = _Prefix(None, self._words.space or 0, self._words.begin())
+    def _begin(self, before: str = "") -> _Kept:
+        root = _Prefix(None, self._words.space or 0, self._words.begin(before))
         none, one = np.array([-np.inf]), np.array([0.0])
         return _Kept([root], {}, one, none, np.array([root.unit]), one)
 
@@ -221,13 +228,13 @@ class BeamSearch:
             unit_K[children] = np.logaddexp(unit_K[children], more_KU[parents, places])
             more_KU[parents, places] = -np.inf
 
-    def _texts(self, kept: _Kept) -> list[Hypothesis]:
+    def _texts(self, kept: _Kept, last: bool) -> list[Hypothesis]:
         """The texts of the kept prefixes, each once. If none ends with a whole word, as at a small beam or
         where the audio breaks off, the one that was best so far, without its last word."""
         total_K = np.logaddexp(kept.blank_K, kept.unit_K)
         scores: dict[str, float] = {}
         for prefix, total in zip(kept.prefixes, total_K.tolist(), strict=True):
-            text, score = self._text(prefix), total + self._words.end(prefix.context)
+            text, score = self._text(prefix), total + self._words.end(prefix.context, last=last)
             scores[text] = float(np.logaddexp(scores.get(text, -np.inf), score))
         found = [Hypothesis(text, score) for text, score in scores.items() if score > -np.inf]
         if not found:

@@ -25,6 +25,7 @@ CHARACTER_SCORE = -1.5
 together: about what a character tells, for one who knows the language, in natural logarithms."""
 GZIP = b"\x1f\x8b"
 REMEMBERED = 100_000  # prefixes
+REMEMBERED_WORDS = 10  # more than an n-gram looks back
 LAST = "\U0010ffff"  # after every character
 
 
@@ -88,9 +89,12 @@ class LanguageModel:
                 return True
         return False
 
-    def begin(self) -> Any:
+    def begin(self, before: Sequence[str] = ()) -> Any:
+        """The state at the beginning of a sentence, or after some words of it."""
         state = self._new_state()
         self._model.BeginSentenceWrite(state)
+        for word in before:
+            _, state = self.add(state, word)
         return state
 
     def add(self, state: Any, word: str) -> tuple[float, Any]:
@@ -201,8 +205,10 @@ class Words:
     def _can_be_said(self, word: str) -> bool:
         return fitting(word, self._units) is not None
 
-    def begin(self) -> Context:
-        return self._context("", None if self._lm is None else self._lm.begin(), 0.0, 0.0)
+    def begin(self, before: str = "") -> Context:
+        """before: what has been said already."""
+        state = None if self._lm is None else self._lm.begin(before.split()[-REMEMBERED_WORDS:])
+        return self._context("", state, 0.0, 0.0)
 
     def next(self, contexts: Sequence[Context], units_U: NDArray[np.intp]) -> NDArray[np.float64]:
         """What each of these units adds as the next one (K, U); -inf where it may not follow. Of few units
@@ -231,11 +237,12 @@ class Words:
         state = None if self._lm is None else self._lm.add(context.state, context.word)[1]
         return self._context("", state, score, 0.0)
 
-    def end(self, context: Context) -> float:
-        """What the words of a text that ends here add; -inf if the last one is not whole."""
+    def end(self, context: Context, *, last: bool = True) -> float:
+        """What the words of a text that ends here add; -inf if the last one is not whole. last: and with them
+        what is being said."""
         if context.word and self.space is not None:
             context = self.extend(context, self.space)
-        return context.score + (0.0 if self._lm is None else self._lm.end(context.state))
+        return context.score + (self._lm.end(context.state) if self._lm is not None and last else 0.0)
 
     def _context(self, word: str, state: Any, score: float, ahead: float) -> Context:
         known: Mapping[str, float] = {}

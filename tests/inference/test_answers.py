@@ -18,6 +18,8 @@ from speech_ssl.inference.answers import (
     settled,
     transcribe,
 )
+from speech_ssl.inference.engines import Passed
+from speech_ssl.inference.units import dense
 from speech_ssl.model.heads import CTCSpec, EventsSpec
 
 HOP_S, FIELD_S = 0.02, 0.025
@@ -54,6 +56,19 @@ def test_short_flickers_and_gaps_are_smoothed_away() -> None:
     outputs = heard((0, 20, 60), (0, 90, 92))
     outputs[40:43, 0] = -6.0
     assert told(outputs) == [("dog", 0.4025, 1.2225)]
+
+
+@pytest.mark.parametrize("flicker", [(0, 0, 0), (0, 0, 1), (1, 99, 99), (1, 98, 99)])
+def test_flickers_at_the_ends_are_smoothed_away_too(flicker: tuple[int, int, int]) -> None:
+    assert told(heard(flicker, (0, 40, 60))) == [("dog", 0.8025, 1.2225)]
+
+
+@pytest.mark.parametrize("cut", [10, 45, 50, 51, 69, 90])
+def test_an_event_across_windows_is_one(cut: int) -> None:
+    outputs = heard((0, 45, 69))
+    windows = Passed(outputs, {"tags": outputs}), Passed(outputs, {"tags": outputs})
+    whole = Passed.joined([windows[0].kept(0, cut), windows[1].kept(cut, 100 - cut)])
+    assert told(dense(whole.heads["tags"])) == [("dog", 0.9025, 1.4025)]
 
 
 def test_labels_are_sorted_and_cut_and_the_threshold_holds_for_events() -> None:
@@ -167,6 +182,35 @@ def test_words_of_later_parts_are_moved_to_their_place(monkeypatch: pytest.Monke
     half_s = len(log_probs_TV) / 2 * HOP_S
     first, second = parts.words
     assert second.start == pytest.approx(first.start + half_s, abs=1e-6)
+
+
+class Parts(Spelled):
+    """A decoder that goes on from what was said before."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.asked: list[tuple[str, bool]] = []
+
+    def part(self, log_probs_TV: np.ndarray, *, before: str, last: bool) -> Spelled:
+        self.asked.append((before, last))
+        return self
+
+
+def test_a_decoder_is_told_what_was_said_before_and_when_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    log_probs_TV = np.concatenate([spoken("ab", lead=40)] * 3)
+    monkeypatch.setattr("speech_ssl.inference.answers.PART_S", len(log_probs_TV) * HOP_S * 0.4)
+    decoder = Parts("ab")
+    found = transcribe(log_probs_TV, SPEECH, clock(len(log_probs_TV)), decoder)
+    assert found.text == "ab ab ab"
+    assert decoder.asked == [("", False), ("ab", False), ("ab ab", True)]
+
+
+def test_parts_of_a_language_without_spaces_are_joined_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = CTCSpec(vocabulary=("<blank>", "d", "a", "b", "c"))
+    log_probs_TV = np.concatenate([spoken("ab", lead=40)] * 2)
+    monkeypatch.setattr("speech_ssl.inference.answers.PART_S", len(log_probs_TV) * HOP_S * 0.6)
+    found = transcribe(log_probs_TV, spec, clock(len(log_probs_TV)), Spelled("ab"))
+    assert found.text == transcribe(log_probs_TV, spec, clock(len(log_probs_TV)), None).text == "abab"
 
 
 @given(st.integers(0, 10_000), st.integers(1, 60), st.integers(0, 60))

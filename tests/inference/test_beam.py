@@ -170,6 +170,24 @@ def test_the_language_model_decides_what_the_sound_leaves_open(songs: Path) -> N
     assert BeamSearch(LETTERS, lm=songs, lm_weight=0.0)(log_probs_TV).text == "the bend sang"
 
 
+def test_parts_of_a_recording_are_one_sentence_to_the_language_model(tmp_path: Path) -> None:
+    """Cut in a pause, it is what it is at once; each part a sentence of its own, the name would be lost."""
+    pytest.importorskip("kenlm")
+    path = tmp_path / "lm.arpa"
+    write_arpa(["we saw new york again", "the fork again", "fork again", "york"] + ["fork"] * 6, path)
+    search = BeamSearch(LETTERS, lm=path, lm_weight=2.0)
+    silence = on_path([0] * 20, len(LETTERS.symbols), 0.99)
+    parts = [ambiguous("we saw new ", "we saw new "), silence, ambiguous("york again", "fork again")]
+    log_probs_TV = np.concatenate(parts)
+    cut = len(parts[0]) + 10
+    first = search.part(log_probs_TV[:cut], before="", last=False)
+    second = search.part(log_probs_TV[cut:], before=first.text, last=True)
+    whole = search(log_probs_TV)
+    assert f"{first.text} {second.text}" == whole.text == "we saw new york again"
+    assert first.score + second.score == pytest.approx(whole.score, abs=0.01)
+    assert search(log_probs_TV[cut:]).text == "fork again"
+
+
 @pytest.mark.parametrize("seed", [0, 1, 3, 5, 12, 26])
 def test_a_narrow_beam_is_led_by_the_language_model_in_the_middle_of_words(songs: Path, seed: int) -> None:
     """Noise, of which the best path makes things like "a bend in shk royd txe band played ofn"."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speech_ssl import audio
@@ -90,7 +90,21 @@ def test_a_clip_of_one_window_is_normalised_by_itself(runtime: Runtime) -> None:
     assert len(levels) == 2 and all((level is None) == (runtime.meter is None) for level in levels)
 
 
+@pytest.mark.parametrize("samples", [0, 1, 319, 320])
+def test_the_shortest_clips_have_all_answers(runtime: Runtime, samples: int) -> None:
+    """Of one frame, of nearly two, of two."""
+    samples += runtime.min_samples
+    wave = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
+    (found,) = runtime.analyze([wave])
+    assert found.features is not None and found.transcript is not None and found.classification is not None
+    assert len(found.features.frames) == (samples - runtime.min_samples) // runtime.hop + 1
+    times = [time for word in found.transcript.words for time in (word.start, word.end)]
+    assert times == sorted(times) and all(0 <= time <= samples / 16_000 for time in times)
+    assert np.isfinite(found.features.frames).all()
+
+
 @pytest.mark.parametrize("meter", [Meter(), Meter(10, 5), Meter(3, 7), Meter(400, 160, 80)])
+@settings(max_examples=25)
 @given(cuts=st.lists(st.integers(0, 5_000), max_size=8))
 def test_a_level_does_not_depend_on_how_a_clip_is_parted(meter: Meter, cuts: list[int]) -> None:
     wave = np.random.default_rng(1).normal(0.2, 0.1, 5_000).astype(np.float32)

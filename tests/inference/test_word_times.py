@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import soundfile
 
+from speech_ssl import audio
 from speech_ssl.inference.word_times import loudness_of
 from tests.narrow import narrow_runtime
 
@@ -35,6 +39,24 @@ def test_heads_answer_at_any_hop(kernels: tuple[int, ...], strides: tuple[int, .
     assert times and times == sorted(times) and times[0] >= 0 and times[-1] <= 3_000 / 13_000
     (whole,) = runtime._heard([wave])
     assert len(whole.passed.loudness) == runtime.chunker.frame_count(3_000)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 44_100, 48_000])
+@pytest.mark.parametrize("at_s", [0.301, 1.2345])
+def test_a_sound_has_its_time_at_any_rate(tmp_path: Path, rate: int, at_s: float) -> None:
+    """To a part of a frame, 5 ms: the resampler has no delay, nor does a piece of a file."""
+    time_s = np.arange(int(1.7 * rate)) / rate
+    click = np.exp(-0.5 * ((time_s - at_s) / 0.002) ** 2) * np.cos(2_000 * np.pi * (time_s - at_s))
+    soundfile.write(tmp_path / "click.wav", click, rate, subtype="FLOAT")
+    for start_s in (0.0, 0.25):
+        wave = audio.decode(tmp_path / "click.wav", start_s=start_s)
+        squares_N = np.square(wave, dtype=np.float64)
+        centre = (squares_N * np.arange(len(wave))).sum() / squares_N.sum()
+        assert centre / 16_000 + start_s == pytest.approx(at_s, abs=1e-4)
+    wave = audio.decode(tmp_path / "click.wav")
+    loudness_TE = loudness_of(wave, (len(wave) - 400) // 320 + 1, 320, 400)
+    loudest_s = 40 / 16_000 + (loudness_TE.ravel().argmax() + 0.5) * 0.005
+    assert loudest_s == pytest.approx(at_s, abs=0.0026)
 
 
 @pytest.mark.parametrize(("hop", "field"), [(320, 400), (90, 84), (135, 150), (2, 5), (3, 9), (1, 2), (8, 2)])
