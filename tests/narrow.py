@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+import speech_ssl
+from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import Artifact, Head, add_head, load_artifact, save_artifact
 from speech_ssl.inference import Runtime
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.heads import CTCSpec, EventsSpec, HeadSpec
+from speech_ssl.model.heads import CTCHead, CTCSpec, EventsSpec, HeadSpec
 from speech_ssl.model.presets import tiny
 
 HEADS = {
@@ -20,6 +22,7 @@ HEADS = {
     "sounds": EventsSpec(labels=("dog", "rain", "siren")),
     "moods": EventsSpec(labels=("calm", "tense"), exclusive=False, pooling="max"),
 }
+PROMPT = Path(speech_ssl.__file__).parent / "assets" / "prompts" / "audio" / "hello.flac"
 NARROW: dict[str, Any] = {
     "conv_channels": (8,) * 7,
     "width": 16,
@@ -60,12 +63,23 @@ def narrow_runtime(
 
 def add_random_heads(source: Path, folder: Path) -> Path:
     """`HEADS` with weights so large that their answers vary from frame to frame."""
-    config = load_artifact(source).encoder.config
+    encoder = load_artifact(source).encoder
     for name, spec in HEADS.items():
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            module = spec.build(config)
+            module = spec.build(encoder.config)
             for parameter in module.parameters():
                 parameter.data.mul_(4.0)
+        if isinstance(module, CTCHead):
+            even_out_(module, encoder)
         source = add_head(source, folder, name, Head(spec, module, {}, "CC0"))
     return folder
+
+
+@torch.no_grad()
+def even_out_(head: CTCHead, encoder: Encoder) -> None:
+    """Give all units the same mean logit over a recording: of random weights one unit is mostly ahead of the
+    others everywhere, so that nothing else is said."""
+    wave_BS = torch.from_numpy(audio.decode(PROMPT))[None]
+    states = encoder.eval().hidden_states(wave_BS, torch.tensor([wave_BS.shape[1]]))
+    head.logits.bias -= head.logits(states[-1]).mean((0, 1))

@@ -207,7 +207,7 @@ def test_what_is_no_single_clip_is_refused(client: httpx.Client, clips: list[Pat
     data = clips[0].read_bytes()
     two = client.post(route, files=[("file", ("a", data)), ("file", ("b", data))])
     assert two.status_code == 400 and error_of(two)["code"] == "malformed_form"
-    broken = client.post(route, files={"file": data[: len(data) // 2]})
+    broken = client.post(route, files={"file": data[:100]})
     assert broken.status_code == 422
     as_json = client.post(route, json={"input": "AAAA"})
     assert as_json.status_code == 415 and "multipart/form-data" in str(error_of(as_json)["message"])
