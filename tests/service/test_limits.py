@@ -221,7 +221,7 @@ def test_a_gone_client_frees_the_queue(fake):
 def test_a_client_that_goes_while_sending_or_being_decoded(fake, monkeypatch):
     blocks = []
 
-    def endless(self: object, source: bytes, *, limits: object, due: float) -> Iterator[np.ndarray]:
+    def endless(self: object, source: bytes, **options: object) -> Iterator[np.ndarray]:
         while len(blocks) < 2000:
             time.sleep(0.01)
             blocks.append(time.monotonic())
