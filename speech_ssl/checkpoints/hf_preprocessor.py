@@ -36,6 +36,11 @@ def normalizes(folder: Path, config: EncoderConfig) -> bool:
             raise ConversionError(
                 f"{path}: field {name!r} is {options[name]!r}, where the model has {needed}"
             )
+    if config.mel_bins and not options.get("return_attention_mask", True):
+        raise ConversionError(
+            f"{path}: field 'return_attention_mask' is false: such a model would hear the padding of its own "
+            "clip; set it to true"
+        )
     return bool(options.get("do_normalize", True)) and not config.mel_bins
 
 

@@ -23,6 +23,7 @@ SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
 LETTERS, PHONES = "Wav2Vec2CTCTokenizer", "Wav2Vec2PhonemeCTCTokenizer"
 CLASSES = (LETTERS, PHONES, "Wav2Vec2Tokenizer")
 """The last one is the first one's name in older versions."""
+MOST = 2**20
 OF_PHONES = ("do_phonemize", "phonemizer_lang", "phonemizer_backend")
 """What makes phones of texts: kept for the way back."""
 
@@ -64,6 +65,8 @@ def read_units(folder: Path, config: Mapping[str, Any]) -> Units:
         )
     by_id = {**added, **_by_id(path, options)}
     count = field_of(config, "vocab_size", int, str(folder / "config.json"))
+    if not 0 < count <= MOST:
+        raise ConversionError(f"{folder / 'config.json'}: field 'vocab_size' is {count}: no vocabulary's")
     names = [str(by_id.get(unit) or f"<{unit}>") for unit in range(count)]
     blank_index = _blank_index(names, options, config, folder)
     blank = names.pop(blank_index)

@@ -19,6 +19,7 @@ from speech_ssl.checkpoints.conversion import (
     Heads,
     Tensors,
     built_encoder,
+    field_of,
     head_or_why,
     provenance,
     read_json,
@@ -80,6 +81,11 @@ def read(folder: Path, *, pickles: bool = False) -> Converted:
     theirs = read_json(folder / CONFIG)
     kind, family = theirs.get("model_type"), _family(theirs, folder)
     where = str(folder / CONFIG)
+    if theirs.get("quantization_config"):
+        raise ConversionError(
+            f"{where}: field 'quantization_config' says that its weights were made integers: name the model "
+            "that was quantised"
+        )
     config = family.read_config(theirs, where)
     config = replace(config, normalize_wave=hf_preprocessor.normalizes(folder, config))
     tensors = read_weights(folder, theirs, pickles=pickles)
@@ -92,7 +98,8 @@ def read(folder: Path, *, pickles: bool = False) -> Converted:
     encoder = built_encoder(config, family.read_encoder(body, config), tensors.where)
     _check_left(body, LEFT_OUT)
     heads, why = _heads(folder, theirs, tensors, config, adapter)
-    extra = pretraining_of(tensors, theirs.get("num_codevector_groups", 2))
+    groups = field_of({"num_codevector_groups": 2, **theirs}, "num_codevector_groups", int, where)
+    extra = pretraining_of(tensors, groups)
     unused = () if adapter is None else adapter.keys()
     left = [*tensors.keys(), *(prefix + key for key in unused)]
     _check_left(tensors, LEFT_OUT)
@@ -189,7 +196,7 @@ def _written_adapter(
 def _family(config: Mapping[str, Any], folder: Path) -> Any:
     kind = config.get("model_type")
     for family in FAMILIES:
-        if kind in family.MODEL_TYPES:
+        if isinstance(kind, str) and kind in family.MODEL_TYPES:
             return family
     known = ", ".join(sorted(CLASSES))
     raise ConversionError(f"{folder / CONFIG}: field 'model_type' is {kind!r}; read are {known}")

@@ -95,7 +95,11 @@ def test_of_mel_features(tmp_path: Path) -> None:
     extractor = transformers.SeamlessM4TFeatureExtractor().to_dict()
     write_json(folder / PROCESSOR, {"feature_extractor": extractor})
     assert open_checkpoint(folder).encoder.config.normalize_wave is False
-    for change, said in (({"stride": 1}, "stride"), ({"num_mel_bins": 40}, "num_mel_bins")):
+    for change, said in (
+        ({"stride": 1}, "stride"),
+        ({"num_mel_bins": 40}, "num_mel_bins"),
+        ({"return_attention_mask": False}, "return_attention_mask"),
+    ):
         write_json(folder / PROCESSOR, {"feature_extractor": {**extractor, **change}})
         with pytest.raises(ArtifactError, match=said):
             open_checkpoint(folder)
