@@ -59,7 +59,8 @@ class Read(NamedTuple):
 
     @property
     def batch(self) -> Batch:
-        return Batch(self.wave_BS, self.lengths_B, self.targets_BU, self.target_lengths_B, self.names)
+        names = tuple(self.names)  # a list, where memory was pinned
+        return Batch(self.wave_BS, self.lengths_B, self.targets_BU, self.target_lengths_B, names)
 
 
 class Reader(Dataset[Read]):
