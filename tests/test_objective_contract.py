@@ -29,6 +29,8 @@ from speech_ssl.training.optim import scale_gradients
 from speech_ssl.training.ranks import Ranks, joined_ranks
 from speech_ssl.types import Batch
 
+pytestmark = pytest.mark.numerical
+
 ENCODER = replace(
     presets.tiny(),
     conv_channels=(16,) * 7,

@@ -96,6 +96,7 @@ def test_every_door_gives_the_same_vectors(
     np.testing.assert_allclose(np.array(values, np.float32), expected, atol=1e-5)
 
 
+@pytest.mark.numerical
 def test_from_files_to_a_loss_to_an_artifact_to_vectors(prompts: Path, tiny_artifact: Path, tmp_path: Path):
     utterances = read_manifest(prompts / "manifest.tsv")
     config = DataConfig(batch_s=8.0, crop_s=2.0, workers=0)

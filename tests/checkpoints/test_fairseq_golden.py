@@ -24,6 +24,8 @@ from speech_ssl.checkpoints.pickles import read_pickle
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
 from tests.checkpoints.transformers_models import noise
 
+pytestmark = pytest.mark.numerical
+
 FOLDER = Path(__file__).parent / "golden" / "fairseq"
 PRETRAINED = ["pretrained", "trained", "conformer", "conformer_rope"]
 

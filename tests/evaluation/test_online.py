@@ -20,6 +20,8 @@ from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from tests.narrow import save_narrow
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> EncoderConfig:

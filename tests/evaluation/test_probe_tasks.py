@@ -24,6 +24,8 @@ from speech_ssl.evaluation.probe_tasks import (
     verification,
 )
 
+pytestmark = pytest.mark.numerical
+
 
 def clip(number: int, duration_s: float = 2.0, **fields: str) -> Utterance:
     return Utterance(Path(f"{number}.wav"), duration_s, f"{number}.wav", **fields)

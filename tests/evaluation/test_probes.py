@@ -15,6 +15,8 @@ from speech_ssl.evaluation.probes import Standard, cross_validate, fit, folds, h
 from speech_ssl.evaluation.probes import scores as accuracy_and_uar
 from speech_ssl.evaluation.probes_verification import probe_verification, trials
 
+pytestmark = pytest.mark.numerical
+
 CLASSES, LAYERS, WIDTH, PLANTED = 4, 5, 12, 3
 
 

@@ -26,6 +26,8 @@ from speech_ssl.inference.runtime import Runtime
 from speech_ssl.model.encoder import Encoder
 from tests.narrow import save_narrow
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module")
 def encoder(tiny_artifact: Path) -> Encoder:

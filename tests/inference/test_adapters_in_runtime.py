@@ -24,6 +24,8 @@ from speech_ssl.model.heads import CTCSpec
 from tests.inference.posteriors import LETTERS, on_path, path_of
 from tests.narrow import save_narrow
 
+pytestmark = pytest.mark.numerical
+
 HOP, FIELD = 320, 400
 SYMBOLS = LETTERS.symbols
 BLOCKS = AdapterSpec(kind="blocks", layers=1, width=16, heads=2, ffn_width=20)

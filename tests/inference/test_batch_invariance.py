@@ -16,6 +16,8 @@ from speech_ssl.inference import Runtime
 from speech_ssl.model import presets
 from speech_ssl.model.encoder import Encoder
 
+pytestmark = pytest.mark.numerical
+
 SMALL = {"conv_channels": (16,) * 7, "width": 32, "depth": 3, "heads": 4, "ffn_width": 64}
 CONFIGS = {
     "tiny": presets.tiny(),

@@ -17,6 +17,8 @@ from speech_ssl.inference.engines import Passed
 from speech_ssl.types import Waveform
 from tests.narrow import HEADS
 
+pytestmark = pytest.mark.numerical
+
 TOLERANCE = 1e-4
 
 

@@ -18,6 +18,8 @@ from speech_ssl.checkpoints.artifact import ArtifactError, load_artifact
 from speech_ssl.inference import Runtime
 from speech_ssl.types import Features, Waveform
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module")
 def runtime(tiny_artifact: Path) -> Runtime:

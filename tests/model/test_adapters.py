@@ -17,6 +17,8 @@ from speech_ssl.model.heads import CTCHead, CTCSpec, spec_from_dict, spec_to_dic
 from speech_ssl.model.presets import tiny
 from speech_ssl.types import Frames
 
+pytestmark = pytest.mark.numerical
+
 WIDTH = 16
 CONFIG = replace(tiny(), width=WIDTH, depth=1, heads=2)
 CONVOLUTIONS = AdapterSpec(kind="convolutions", layers=2, width=WIDTH)

@@ -22,6 +22,8 @@ from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.frontend import ValidGroupNorm, normalize_waves
 from speech_ssl.types import Frames
 
+pytestmark = pytest.mark.numerical
+
 NARROW = {
     "conv_channels": (16,) * 7,
     "width": 24,

@@ -19,6 +19,8 @@ from speech_ssl.model.heads import (
 )
 from speech_ssl.model.presets import tiny
 
+pytestmark = pytest.mark.numerical
+
 SPECS = [
     CTCSpec(vocabulary=("<blank>", "a", " ")),
     EventsSpec(labels=("dog", "rain")),

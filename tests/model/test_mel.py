@@ -16,6 +16,8 @@ from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.mel import MelFrontend, log_mel
 
+pytestmark = pytest.mark.numerical
+
 transformers = pytest.importorskip("transformers")
 
 

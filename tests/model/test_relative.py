@@ -16,6 +16,8 @@ from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.relative import GatedBias, PositionGate, RelativeBias, distance_buckets
 
+pytestmark = pytest.mark.numerical
+
 
 def exact_bucket(distance: int, buckets: int, furthest: int) -> int:
     """In double precision, one distance at a time."""

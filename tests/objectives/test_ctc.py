@@ -17,6 +17,8 @@ from speech_ssl.model.presets import tiny
 from speech_ssl.objectives.ctc import CTC, CTCConfig, least_frames
 from speech_ssl.types import Batch
 
+pytestmark = pytest.mark.numerical
+
 ENCODER = replace(tiny(), conv_channels=(16,) * 7, depth=2, width=32, heads=2, ffn_width=64)
 FRAMES = 5
 SAMPLES = 400 + 320 * (FRAMES - 1)

@@ -19,6 +19,8 @@ from speech_ssl.model.presets import tiny
 from speech_ssl.objectives.events import Events, EventsConfig, mean_average_precision
 from speech_ssl.types import Batch, LossSum
 
+pytestmark = pytest.mark.numerical
+
 ENCODER = replace(tiny(), conv_channels=(16,) * 7, depth=2, width=32, heads=2, ffn_width=64)
 LABELS = ("dog", "rain", "siren")
 FRAMES = 8

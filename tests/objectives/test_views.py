@@ -17,6 +17,8 @@ from torch import Tensor
 from speech_ssl.objectives.views import add_noise, beta, coloured_noise, mixup, random_gain, time_shift
 from speech_ssl.types import valid_mask
 
+pytestmark = pytest.mark.numerical
+
 View = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 

@@ -17,6 +17,8 @@ from speech_ssl.objectives.base import effective_rank, moments, perplexity
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config, contrastive_loss, draw_distractors
 from speech_ssl.types import Batch
 
+pytestmark = pytest.mark.numerical
+
 
 def paper_loss(
     context_MD: Tensor, target_MD: Tensor, drawn_MK: Tensor, code_M: Tensor, kappa: float

@@ -64,12 +64,14 @@ def test_it_logs_what_a_user_wants_to_see(undisturbed: Path) -> None:
     assert not (undisturbed / "skipped.jsonl").exists()
 
 
+@pytest.mark.numerical
 def test_it_does_not_collapse(undisturbed: Path) -> None:
     last = log(undisturbed, "valid")[-1]
     assert last["code_perplexity"] > 0.1 * 64
     assert last["effective_rank"] > 2
 
 
+@pytest.mark.numerical
 def test_the_losses_are_those_on_record(undisturbed: Path) -> None:
     """A change of these numbers is a change of the method, or a mistake. After a change of the method:
 
@@ -140,6 +142,7 @@ def test_resuming_a_finished_run_changes_nothing(undisturbed: Path, manifest: Pa
     assert ours.read_bytes() == theirs.read_bytes()  # with the sums of all other files
 
 
+@pytest.mark.numerical
 def test_two_processes_train_as_one(undisturbed: Path, manifest: Path, tmp_path: Path) -> None:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1")
     launcher = (*torchrun, "--nproc-per-node", "2", "-m", RECIPE)

@@ -26,6 +26,8 @@ from speech_ssl.training.ranks import Ranks, joined_ranks, pick_device
 from speech_ssl.types import Batch
 from tests.training.toys import CPU, Crash, Guess, Poisoned, Scripted, lines, shared_waves, wave, waves
 
+pytestmark = pytest.mark.numerical
+
 CONFIG = TrainConfig(
     steps=12, batches_per_step=4, peak_lr=0.01, log_every=3, valid_every=4, save_every=5, precision="fp32"
 )

@@ -18,6 +18,8 @@ from speech_ssl.training.config import TrainConfig
 from speech_ssl.training.loop import is_better, train
 from tests.training.toys import CPU, Guess, lines, wave, waves
 
+pytestmark = pytest.mark.numerical
+
 CONFIG = TrainConfig(steps=40, peak_lr=0.01, log_every=4, valid_every=2, save_every=5, precision="fp32")
 
 
