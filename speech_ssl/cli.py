@@ -26,6 +26,7 @@ from speech_ssl.cli_output import (
     each,
     embedding,
     message_of,
+    passed_over_of,
     plain_name,
     tell,
     told_of,
@@ -240,21 +241,25 @@ def extract(manifest: Path, out: Path, **options: Any) -> int:
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT.tsv")
 def manifest(folder: Path, out: Path) -> int:
     """Write a manifest of all audio files below FOLDER."""
-    from speech_ssl.data.manifest import check_writable, scan_folder, write_manifest
+    from speech_ssl.data.manifest import check_writable, write_manifest
+    from speech_ssl.data.scanning import scan_folder
     from speech_ssl.inference.progress import Tally
 
     check_writable(out)  # before the files are looked at, which may take hours
     tally = Tally("manifest", "files")
-    utterances, failures = scan_folder(folder, tick=tally.tick)
+    scan = scan_folder(folder, tick=tally.tick)
     tally.close()
-    for path, reason in failures:
+    for path, reason in scan.failures:
         complain(reason if str(path) in reason else f"{path}: {reason}")
-    if not utterances:
-        raise ValueError(f"{folder}: no audio files that can be read below it")
-    write_manifest(out, utterances)
-    hours = sum(utterance.duration_s for utterance in utterances) / 3600
-    skipped = f"; {len(failures)} files cannot be read and are left out" if failures else ""
-    print(f"{out}: {len(utterances)} clips, {hours:.3f} h of audio{skipped}")
+    for warning in scan.warnings:
+        complain(warning.message)
+    passed_over = passed_over_of(scan.passed_over)
+    if not scan.utterances:
+        raise ValueError(f"{folder}: no audio files that can be read below it{passed_over}")
+    write_manifest(out, scan.utterances)
+    hours = sum(utterance.duration_s for utterance in scan.utterances) / 3600
+    skipped = f"; {len(scan.failures)} files cannot be read and are left out" if scan.failures else ""
+    print(f"{out}: {len(scan.utterances)} clips, {hours:.3f} h of audio{skipped}{passed_over}")
     return 0
 
 

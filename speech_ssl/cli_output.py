@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -119,6 +120,17 @@ def tell(warnings: Iterable[AudioWarning], progress: Progress) -> None:
 def as_objects(warnings: Iterable[AudioWarning]) -> list[dict[str, str]]:
     """As JSON has them."""
     return [warning._asdict() for warning in warnings]
+
+
+def passed_over_of(suffixes: Counter[str], most: int = 8) -> str:
+    """How many files of which suffixes are no audio, the most frequent first; "" for none."""
+    if not suffixes:
+        return ""
+    listed = [
+        f"{count} {plain_name(suffix) or 'without a suffix'}" for suffix, count in suffixes.most_common(most)
+    ]
+    others = suffixes.total() - sum(count for _, count in suffixes.most_common(most))
+    return f"; passed over: {', '.join([*listed, *([f'{others} others'] if others else [])])}"
 
 
 def message_of(error: Exception) -> str:

@@ -72,8 +72,9 @@ TABLE: dict[Container, Format] = {
 
 HAS_FFMPEG = find_spec("av") is not None
 
-FORMATS: tuple[str, ...] = tuple(
-    name for form in TABLE.values() for name in (form.names + form.extra if HAS_FFMPEG else form.names)
+FORMATS: tuple[str, ...] = (
+    *(name for form in TABLE.values() for name in form.names),
+    *(name for form in TABLE.values() for name in form.extra if HAS_FFMPEG),
 )
 """What can be read here, for people."""
 

@@ -1,30 +1,21 @@
-"""The list of what there is to learn from: a tab-separated manifest, or a folder to make one of."""
+"""The list of what there is to learn from: a tab-separated manifest."""
 
 from __future__ import annotations
 
 import gc
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import TypeAlias
 
-from speech_ssl import audio
 from speech_ssl.data.split_names import named_kind
 from speech_ssl.types import SAMPLE_RATE
 
 LONGEST_S = 1e6
 TEXTS = ("text", "speaker", "label", "split", "lang")
-SUFFIXES = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"}
-    | {".m4a", ".m4b", ".mp4", ".aac", ".webm", ".weba", ".mka"}  # with the extra `av`
-)
-"""Files of other names are no audio for `scan_folder`."""
 
 
 class ManifestError(ValueError):
@@ -61,10 +52,6 @@ class Utterance:
 
 def part_id(file_id: str, start: float, end: float) -> str:
     return f"{file_id}#{start:.10g}-{end:.10g}"
-
-
-Failure: TypeAlias = tuple[Path, str]
-"""A file, and why it is not in the manifest."""
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:
@@ -127,35 +114,6 @@ def write_manifest(path: str | Path, utterances: Sequence[Utterance]) -> None:
             if isinstance(error, OSError):  # of a full disk it does not say where
                 raise OSError(error.errno, error.strerror, str(path)) from None
             raise
-
-
-def scan_folder(
-    folder: str | Path, *, workers: int = 4, tick: Callable[[], object] | None = None
-) -> tuple[list[Utterance], list[Failure]]:
-    """Every audio file (by suffix) below a folder, in order of name, and the files that cannot be read.
-
-    Durations come from headers where they can, see `audio.duration`. `tick` is called after each file.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ManifestError(f"{folder}: no such folder")
-    utterances: list[Utterance] = []
-    failures: list[Failure] = []
-
-    def look(path: Path) -> Utterance | Failure:
-        return _look(path, folder)
-
-    paths = _audio_files(folder, failures)
-    with ThreadPoolExecutor(workers) as pool:
-        while some := list(islice(paths, 1_000)):  # the pool takes in all that it is given at once
-            for found in pool.map(look, some):
-                if isinstance(found, Utterance):
-                    utterances.append(found)
-                else:
-                    failures.append(found)
-                if tick is not None:
-                    tick()
-    return utterances, failures
 
 
 def _rows(lines: Iterable[str], path: Path, columns: list[str]) -> Iterator[tuple[int, Utterance]]:
@@ -272,34 +230,3 @@ def _line(utterance: Utterance, columns: Sequence[str], folder: Path) -> str:
     if any("\t" in field or "\n" in field or "\r" in field for field in fields):
         raise ManifestError(f"{utterance.id}: a tab or line break in a field, which a manifest cannot hold")
     return "\t".join(fields) + "\n"
-
-
-def _audio_files(folder: Path, failures: list[Failure]) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        failures.append((Path(error.filename), error.strerror or str(error)))
-
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield Path(parent, name)
-
-
-def _look(path: Path, folder: Path) -> Utterance | Failure:
-    written = str(path.relative_to(folder))
-    if any(mark in written for mark in "\t\n\r") or not _is_utf8(written):
-        return path, "its name has characters that a manifest cannot hold; rename it"
-    try:
-        return Utterance(path=path, duration_s=audio.duration(path), id=written)
-    except audio.AudioError as error:
-        return path, str(error)
-    except OSError as error:
-        return path, error.strerror or str(error)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

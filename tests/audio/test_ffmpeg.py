@@ -20,7 +20,7 @@ import av
 import speech_ssl
 from speech_ssl import audio
 from speech_ssl.audio import AudioError, Limits, decode, duration, stream
-from speech_ssl.data.manifest import scan_folder
+from speech_ssl.data.scanning import scan_folder
 from tests.sounds import RATE
 from tests.sounds_av import FORMATS_AV, NAMES, Form, correlation, encoded_av, sound
 
@@ -187,11 +187,12 @@ def test_manifests_and_models_take_them(tmp_path: Path, tiny_artifact: Path) -> 
         ("c.aac", ("adts", "aac")),
     ):
         (tmp_path / name).write_bytes(encoded_av(sound(2.5), RATE, *form))
-    utterances, failures = scan_folder(tmp_path)
-    assert [utterance.path.name for utterance in utterances] == ["a.m4a", "b.webm", "c.aac"] and not failures
-    assert [utterance.duration_s for utterance in utterances] == pytest.approx([2.5] * 3, abs=0.15)
+    scan = scan_folder(tmp_path)
+    names = [utterance.path.name for utterance in scan.utterances]
+    assert names == ["a.m4a", "b.webm", "c.aac"] and not scan.failures
+    assert [utterance.duration_s for utterance in scan.utterances] == pytest.approx([2.5] * 3, abs=0.15)
     runtime = speech_ssl.load(str(tiny_artifact))
-    for utterance in utterances:
+    for utterance in scan.utterances:
         frames = [runtime.encode([source])[0].frames for source in (utterance.path, decode(utterance.path))]
         np.testing.assert_array_equal(*frames)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import struct
 
 import numpy as np
 import pytest
+import soundfile
 
 from speech_ssl.audio import AudioError, decode
 from tests.audio.hearing import heard
@@ -59,6 +61,21 @@ def test_what_is_written_into_a_pipe_says_that_it_is_endless(kind: str, size: in
     wave, told = heard(said(kind, size))
     np.testing.assert_array_equal(wave, decode(encoded(SAMPLES)))
     assert not told
+
+
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU"])
+@pytest.mark.parametrize("endian", ["BIG", "LITTLE"])
+def test_either_order_of_bytes_is_read(kind: str, endian: str) -> None:
+    file = io.BytesIO()
+    with soundfile.SoundFile(file, "w", RATE, 1, "PCM_16", endian, kind) as sound:
+        sound.write(SAMPLES)
+    content = file.getvalue()
+    whole = decode(encoded(SAMPLES))
+    np.testing.assert_array_equal(heard(content)[0], whole)
+    wave, told = heard(content[:-40_000])
+    np.testing.assert_array_equal(wave, whole[: len(wave)])
+    assert told == ["truncated"]
+    np.testing.assert_array_equal(heard(content * 2)[0], np.concatenate([whole] * 2))
 
 
 @pytest.mark.parametrize("extra", [4, 44])

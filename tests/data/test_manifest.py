@@ -4,9 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +12,6 @@ from speech_ssl.data.manifest import (
     ManifestError,
     Utterance,
     read_manifest,
-    scan_folder,
     write_manifest,
 )
 from speech_ssl.data.splits import given_splits
@@ -216,48 +213,8 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) ->
         write_manifest(tmp_path / "nowhere" / "m.tsv", [])
 
 
-def sound(path: Path, seconds: float, rate: int = 16_000) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.zeros(round(seconds * rate)), rate)
-
-
 def test_only_a_regular_file_is_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ManifestError, match="pipe is no regular file"):
         write_manifest(tmp_path / "pipe", [])
     assert (tmp_path / "pipe").is_fifo()
-
-
-def test_a_folder_becomes_a_manifest(tmp_path: Path) -> None:
-    sound(tmp_path / "b.wav", 1.25)
-    sound(tmp_path / "sub" / "deep" / "A.FLAC", 2.0, 44_100)
-    sound(tmp_path / ".hidden" / "c.wav", 1.0)
-    sound(tmp_path / "._b.wav", 1.0)
-    (tmp_path / "readme.txt").write_text("no audio")
-    (tmp_path / "broken.mp3").write_text("no audio either")
-    (tmp_path / "empty.ogg").touch()
-    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere")
-    ticks: list[None] = []
-    utterances, failures = scan_folder(tmp_path, tick=lambda: ticks.append(None))
-    assert [(u.id, u.path, u.duration_s) for u in utterances] == [
-        ("b.wav", tmp_path / "b.wav", 1.25),
-        ("sub/deep/A.FLAC", tmp_path / "sub/deep/A.FLAC", 2.0),
-    ]
-    assert {path.name for path, _ in failures} == {"broken.mp3", "empty.ogg", "gone.wav"}
-    assert all(reason for _, reason in failures)
-    assert len(ticks) == 5
-
-    write_manifest(tmp_path / "m.tsv", utterances)
-    assert read_manifest(tmp_path / "m.tsv") == utterances
-
-
-def test_a_name_that_a_manifest_cannot_hold_is_a_failure(tmp_path: Path) -> None:
-    sound(tmp_path / "tab\there.wav", 1.0)
-    utterances, failures = scan_folder(tmp_path)
-    assert not utterances
-    assert "rename" in failures[0][1]
-
-
-def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="no such folder"):
-        scan_folder(tmp_path / "nowhere")
