@@ -5,8 +5,8 @@ file's processor time, and may die of a file: nothing else does then.
 
 In:  a line of JSON {"size", "cpu_s", "limits"}, then `size` bytes of a file; then, after each block, one
      byte: "+" to go on, or "-" to leave the rest.
-Out: messages of one letter and a length: "B" a block (float32), "W" a warning and "E" an error (JSON {"code",
-     "message"}), "." the end.
+Out: messages of one letter and a length: "R" when it has started; of each file "B" a block (float32), "W" a
+     warning and "E" an error (JSON {"code", "message"}), "." the end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import BinaryIO
 from speech_ssl.audio import AudioError, AudioWarning, Limits, stream
 
 HEAD = struct.Struct("<cI")
-BLOCK, WARNING, ERROR, END = b"B", b"W", b"E", b"."
+STARTED, BLOCK, WARNING, ERROR, END = b"R", b"B", b"W", b"E", b"."
 GO_ON, ENOUGH = b"+", b"-"
 
 
@@ -36,6 +36,7 @@ def main() -> None:
     for standard in (1, 2):  # what a library prints may be of the file: neither for the service nor its log
         os.dup2(nowhere, standard)
     requests = sys.stdin.buffer
+    tell(answers, STARTED, b"")
     while line := requests.readline():
         asked = json.loads(line)
         limit_cpu(asked["cpu_s"])

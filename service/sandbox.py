@@ -22,7 +22,7 @@ from typing import BinaryIO, get_args
 import numpy as np
 
 from service import isolation
-from service.decoder import BLOCK, END, ENOUGH, ERROR, GO_ON, HEAD, WARNING
+from service.decoder import BLOCK, END, ENOUGH, ERROR, GO_ON, HEAD, STARTED, WARNING
 from speech_ssl.audio import AudioError, AudioWarning, Limits, Warn
 from speech_ssl.audio.errors import WarningCode
 from speech_ssl.types import Waveform
@@ -35,6 +35,9 @@ MOST = {BLOCK: 16 * PIECE, WARNING: PIECE, ERROR: PIECE, END: 0}
 FILES = 1_000
 """After so many a decoder is replaced: what its libraries leak goes with it."""
 
+
+START_S = 60.0
+"""A decoder that has not started by then never will."""
 
 SLOW = "decoding it takes too long"
 
@@ -66,6 +69,19 @@ class Decoder:
         self.files = 0
         self.ready = True
         """For the next file: it has answered the last one to the end."""
+        self._began, self._started = time.monotonic(), False
+
+    def started(self, deadline: float) -> bool:
+        """Waits for it. What is in a hurry must not kill a process that has not begun with its file: on a
+        busy machine the next one would come no further. Raises _Crashed if it died."""
+        if not self._started:
+            try:
+                _wait(self._out, select.POLLIN, deadline)
+            except _Crashed:
+                self.ready = time.monotonic() < self._began + START_S
+                return False
+            self._started = self._receive(HEAD.size, deadline)[:1] == STARTED
+        return self._started
 
     def blocks(
         self, source: bytes | BinaryIO, limits: Limits, deadline: float, warn: Warn | None = None
@@ -143,6 +159,7 @@ class Decoder:
         return b"".join(parts)
 
     def _crash(self) -> _Crashed:
+        self.ready = False
         slow = self.popen.wait() == -signal.SIGXCPU
         return _Crashed(SLOW if slow else "it is damaged: the decoder died of it")
 
@@ -164,11 +181,14 @@ class Sandbox:
         self, source: bytes | BinaryIO, *, limits: Limits, due: float = math.inf, warn: Warn | None = None
     ) -> Generator[Waveform]:
         """As `speech_ssl.audio.stream`, in any thread; `due`: when nobody waits for it any more, by
-        `time.monotonic`. Raises AudioError, `undecodable` for what killed a
-        decoder or took too long."""
+        `time.monotonic`. Raises AudioError, `undecodable` for what killed a decoder or took too long, and
+        TimeoutError where it is due before one has started."""
         decoder = self._taken()
         try:
-            yield from decoder.blocks(source, limits, min(time.monotonic() + self._timeout_s, due), warn)
+            deadline = min(time.monotonic() + self._timeout_s, due)
+            if not decoder.started(deadline):
+                raise TimeoutError(SLOW) if time.monotonic() >= due else AudioError("undecodable", SLOW)
+            yield from decoder.blocks(source, limits, deadline, warn)
         except _Crashed as error:
             self._lost()
             logger.warning("a decoder was lost, with exit status %s: %s", decoder.popen.poll(), error)

@@ -82,7 +82,7 @@ class Artifact:
     @property
     def heads_left_out(self) -> dict[str, str]:
         """Why heads that another library's checkpoint had are not there, by their names."""
-        told = self.config["training"].get("heads_left_out")
+        told = self.config.get("training", {}).get("heads_left_out")
         return {str(name): str(why) for name, why in told.items()} if isinstance(told, dict) else {}
 
 

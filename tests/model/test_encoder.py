@@ -249,9 +249,8 @@ def test_a_convolution_out_of_one_channel_is_torchs(kernel: int, stride: int, bi
     theirs = F.conv1d(x_BTC.transpose(1, 2), weight, offset, stride=stride).transpose(1, 2)
     torch.testing.assert_close(ours, theirs)
     chosen = [weight] if offset is None else [weight, offset]
-    torch.testing.assert_close(
-        torch.autograd.grad(ours.square().sum(), chosen), torch.autograd.grad(theirs.square().sum(), chosen)
-    )
+    gradients = (torch.autograd.grad(y.square().sum(), chosen) for y in (ours, theirs))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)  # of some hundred terms, in any order
 
 
 @pytest.mark.parametrize("scores_bytes", [1, 5000, 1 << 21])
