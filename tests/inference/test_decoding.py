@@ -86,7 +86,7 @@ def test_a_dead_decoder_fails_its_file_and_is_replaced(prompts: Path, tmp_path: 
 
 
 def test_a_decoder_that_hangs_is_given_up(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(decoding, "STALL_S", 5.0)
+    monkeypatch.setattr(decoding, "STALL_S", 10.0)
     good = str(next((prompts / "audio").glob("*.flac")))
     jobs = [Job(0, two_minutes(tmp_path)), Job(1, good)]
     ends = {}
