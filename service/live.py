@@ -7,6 +7,7 @@ SETTLED_S of it at least, and again at the level of the whole clip when that has
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -28,7 +29,10 @@ from speech_ssl.inference.engines import Passed
 from speech_ssl.inference.levels import Level
 from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
 
+logger = logging.getLogger(__name__)
+
 SETTLED_S = 30.0
+"""Of audio, after which its level changes slowly."""
 SAMPLE_BYTES = 4
 IN_MEMORY = 8 << 20
 """Bytes of a stream, to be heard again; the rest is in a temporary file."""
@@ -54,6 +58,7 @@ class Live:
         self._heard: list[Window] = []  # of what is kept
         self._level = None if (meter := model.runtime.meter) is None else Level(meter)
         self._all: IO[bytes] = SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - see `close`
+        self._all_there = True
         self.samples = 0
         self.heard_out = asyncio.Event()
         self.changed = asyncio.Event()
@@ -80,10 +85,18 @@ class Live:
         self.samples += len(block)
         if self._level is not None:
             self._level.add(block)
-            self._all.write(block.astype("<f4", copy=False).data)
+            self._remember(block)
         if self._level is None or self.seconds >= SETTLED_S:
             self._submit(self._plan()[self._submitted : -2])
         self.changed.set()
+
+    def _remember(self, block: Waveform) -> None:
+        try:
+            self._all.write(block.astype("<f4", copy=False).data)
+        except OSError as error:  # a full disk: nothing can be heard again, and the rest goes on
+            if self._all_there:
+                logger.error("a stream cannot be kept: %s", error)
+            self._all_there = False
 
     def end(self) -> None:
         """Raises AudioError `too_short`."""
@@ -124,6 +137,8 @@ class Live:
         `patience_s` to hear again stays as it was."""
         level = None if self._level is None or len(self._heard) == 1 else self._level.moments
         again = [number for number, window in enumerate(self._heard) if window.level is not level]
+        if not self._all_there:
+            again = []
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 await self._hear_again(again, level)

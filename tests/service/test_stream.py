@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import threading
@@ -147,6 +148,19 @@ def test_what_is_not_heard_again_in_time_stays_near(
     assert final["text"] == "".join(deltas) != whole["text"]
     for near, label in zip(final["labels"], whole["labels"], strict=True):
         assert near["label"] == label["label"] and near["score"] == pytest.approx(label["score"], abs=0.05)
+
+
+def test_a_full_disk_costs_what_would_be_heard_again(
+    client: httpx.Client, speech: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(live, "SETTLED_S", 3.0)
+    monkeypatch.setattr(live, "SpooledTemporaryFile", lambda max_size: Full())
+    final, whole, deltas = answers_of(client, speech)
+    assert final["text"] == "".join(deltas) != whole["text"]
 
 
 def test_partial_answers_come_while_it_is_being_said(client: httpx.Client, speech: np.ndarray) -> None:
