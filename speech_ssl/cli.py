@@ -115,7 +115,7 @@ def embed(
     path, the frame's start in seconds, and the values. A file that fails is named on stderr, the others
     are done all the same, and the exit status is 2.
     """
-    runtime = speech_ssl.load(model, **options)
+    runtime = speech_ssl.load(model, **options, language_model=False)
     layer = runtime.check_layer(layer)
     return each("embed", files, partial(embedding, runtime, layer, pool, as_json))
 
@@ -126,8 +126,11 @@ def embed(
 @_json
 @_head
 @click.option("--lm", type=click.Path(path_type=Path), help="Word n-gram for a beam search: ARPA or KenLM.")
+@click.option("--no-lm", is_flag=True, help="Without the language model that came with the model.")
 @click.option("--lexicon", type=click.Path(path_type=Path), help="The only words to know, one a line.")
-@click.option("--beam", type=int, help="Search with so many hypotheses.  [default: 1, or with --lm 32]")
+@click.option(
+    "--beam", type=int, help="Search with so many hypotheses.  [default: 1, or 32 with a language model]"
+)
 @_device
 @_precision
 def transcribe(files: tuple[str, ...], model: str, as_json: bool, **options: Any) -> int:
@@ -135,8 +138,11 @@ def transcribe(files: tuple[str, ...], model: str, as_json: bool, **options: Any
 
     A line is the path and the text, separated by a tab; with --json also the words with their times. A file
     that fails is named on stderr, the others are done all the same, and the exit status is 2.
+
+    A language model that came with the model is searched with, if the extra `lm` is installed.
     """
-    runtime = speech_ssl.load(model, options["device"], options["precision"])
+    chosen = {"language_model": not options["no_lm"] and options["lm"] is None}
+    runtime = speech_ssl.load(model, options["device"], options["precision"], **chosen)
     head = runtime.check_head("transcription", options["head"])
     search = {name: value for name in ("lm", "lexicon", "beam") if (value := options[name]) is not None}
     decoder = runtime.beam_search(head=head, **search) if search else None
@@ -172,7 +178,7 @@ def classify(files: tuple[str, ...], model: str, as_json: bool, **options: Any) 
     A line is the path, a label and its probability, separated by tabs; with --json all labels, and events
     with their times. A file that fails is named on stderr, the others are done, and the exit status is 2.
     """
-    runtime = speech_ssl.load(model, options["device"], options["precision"])
+    runtime = speech_ssl.load(model, options["device"], options["precision"], language_model=False)
     head = runtime.check_head("classification", options["head"])
     top_k = 1 if options["top_k"] is None and not as_json else options["top_k"]
 
@@ -216,7 +222,7 @@ def extract(manifest: Path, out: Path, **options: Any) -> int:
 
     shard = Shard.parse(options["shard"])
     extraction = Extraction(
-        speech_ssl.load(options["model"], options["device"], options["precision"]),
+        speech_ssl.load(options["model"], options["device"], options["precision"], language_model=False),
         layer=options["layer"],
         pooling=options["pool"],
         shard=shard,
@@ -274,7 +280,8 @@ def manifest(folder: Path, out: Path) -> int:
     show_default=True,
     help="What to make of it: an artifact, a folder for transformers, a checkpoint for fairseq2.",
 )
-def convert(source: str, out: Path, form: Literal["artifact", "huggingface", "fairseq2"]) -> int:
+@click.option("--no-lm", is_flag=True, help="Without the language model of a checkpoint.")
+def convert(source: str, out: Path, form: Literal["artifact", "huggingface", "fairseq2"], no_lm: bool) -> int:
     """Convert a checkpoint of another library, or an artifact, to OUT_DIR.
 
     SRC is an artifact, a folder of transformers, the id of a model of the Hugging Face hub, a file of
@@ -282,7 +289,7 @@ def convert(source: str, out: Path, form: Literal["artifact", "huggingface", "fa
     """
     from speech_ssl.checkpoints.opening import convert
 
-    artifact = convert(source, out, form)
+    artifact = convert(source, out, form, language_model=not no_lm)
     size = sum(weights.numel() for weights in artifact.encoder.parameters())
     parts = [f"{artifact.name}: {size / 1e6:.1f} M parameters"]
     parts += [f"head {name}" for name in artifact.heads]

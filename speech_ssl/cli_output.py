@@ -62,6 +62,10 @@ def told_of(artifact: Artifact) -> Iterator[str]:
     training = artifact.config["training"]
     if stored_as := training.get("stored_as"):
         yield f"its weights were {stored_as}"
+    if any(head.ngram is not None for head in artifact.heads.values()):
+        yield "with its language model"
+    if why := training.get("language_model_left_out"):
+        yield f"without its language model, {why}"
     if not_applied := training.get("not_applied"):
         yield f"not applied: {', '.join(not_applied)}"
     for name, why in artifact.heads_left_out.items():

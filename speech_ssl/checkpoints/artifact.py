@@ -3,6 +3,7 @@
     config.json               format version, name, encoder config, heads, training, licence, sha256 of files
     encoder.safetensors       the encoder's weights
     head.NAME.safetensors     optional, any number: what transcribes, or tells sound events
+    head.NAME.lm.arpa, .bin   optional: a word n-gram for it, and the words it knows in head.NAME.words.txt
     pretraining.safetensors   optional: what only pre-training needs (quantizer, projections)
 
 Nothing in it is executed on loading: no pickle, no code.
@@ -15,7 +16,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from speech_ssl.checkpoints import ngram
 from speech_ssl.checkpoints.identity import identity
+from speech_ssl.checkpoints.ngram import NGram
 from speech_ssl.checkpoints.random_init import no_random_init
 from speech_ssl.checkpoints.replacing import CONFIG as CONFIG
 from speech_ssl.checkpoints.replacing import ArtifactError as ArtifactError
@@ -50,12 +53,14 @@ _FIELDS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Head:
-    """A head, and where it comes from. training: provenance, as JSON can hold it."""
+    """A head, and where it comes from. training: provenance, as JSON can hold it. ngram: what its texts are
+    searched with, if nothing else is asked."""
 
     spec: HeadSpec
     module: nn.Module
     training: Mapping[str, object]
     licence: str
+    ngram: NGram | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,11 @@ class Artifact:
         """Why heads that another library's checkpoint had are not there, by their names."""
         told = self.config.get("training", {}).get("heads_left_out")
         return {str(name): str(why) for name, why in told.items()} if isinstance(told, dict) else {}
+
+    def without_ngrams(self) -> Artifact:
+        """With heads that take the best path."""
+        heads = {name: replace(head, ngram=None) for name, head in self.heads.items()}
+        return replace(self, heads=heads)
 
 
 def save_artifact(  # noqa: PLR0913 - each is a part of the artifact
@@ -139,7 +149,8 @@ def add_head(
         _check_sum(source, config, file)
     with new_folder(Path(folder)) as new:
         for file in config["files"]:
-            shutil.copy(source / file, new / file)
+            if not file.startswith(f"head.{name}."):
+                shutil.copy(source / file, new / file)
         entry = _write_head(new, name, head, dtype)
         heads = {**config["heads"], name: entry}
         _write_config(new, {**config, "name": model or config["name"], "heads": heads})
@@ -149,7 +160,8 @@ def add_head(
 def _write_head(folder: Path, name: str, head: Head, dtype: torch.dtype | None) -> dict[str, object]:
     """The head's file, and its entry in the config."""
     _write_tensors(folder / head_file(name), head.module.state_dict(), dtype)
-    return {**spec_to_dict(head.spec), "training": dict(head.training), "licence": head.licence}
+    entry = {**spec_to_dict(head.spec), "training": dict(head.training), "licence": head.licence}
+    return entry if head.ngram is None else {**entry, "language_model": ngram.write(head.ngram, folder, name)}
 
 
 def head_file(name: str) -> str:
@@ -188,7 +200,10 @@ def _load_head(folder: Path, config: Mapping[str, Any], name: str, encoder: Enco
     spec = _built(folder, f"head {name!r}", lambda: spec_from_dict(entry))
     module = _built(folder, f"head {name!r}", lambda: spec.build(encoder))
     _load_weights(folder, config, head_file(name), module)
-    return Head(spec, module, entry.get("training") or {}, str(entry.get("licence", "")))
+    words = _built(
+        folder, f"head {name!r}", lambda: ngram.read(entry.get("language_model"), folder, config["files"])
+    )
+    return Head(spec, module, entry.get("training") or {}, str(entry.get("licence", "")), words)
 
 
 Made = TypeVar("Made")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partialmethod
+from importlib.util import find_spec
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -15,9 +16,11 @@ from speech_ssl.checkpoints.conversion import ConversionError, read_json
 from speech_ssl.checkpoints.hf_preprocessor import PREPROCESSOR, PROCESSOR
 from speech_ssl.checkpoints.hf_tokenizer import ADDED, SPECIAL, TOKENIZER, VOCABULARY
 from speech_ssl.checkpoints.hf_weights import ADAPTER, check_no_adapter, weights_in
+from speech_ssl.checkpoints.pyctcdecode import ALPHABET, ATTRIBUTES, FOLDER
 from speech_ssl.checkpoints.replacing import CONFIG
 
-FILES = [CONFIG, PREPROCESSOR, PROCESSOR, TOKENIZER, VOCABULARY, SPECIAL, ADDED, ADAPTER, "README.md"]
+FILES = [CONFIG, PREPROCESSOR, PROCESSOR, TOKENIZER, VOCABULARY, SPECIAL, ADDED, ADAPTER, ALPHABET]
+FILES += ["README.md"]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 UNUSED = ["*/*", "adapter.*", "adapter_model.*"]
 """Checkpoints of its training in folders; MMS has adapters for a thousand languages, 10 GB of them; what PEFT
@@ -29,9 +32,11 @@ def is_id(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", name) is not None
 
 
-def fetched(name: str, *, pickles: bool) -> Path:
+def fetched(name: str, *, pickles: bool, language_model: bool = False) -> Path:
     """The folder with its files. pickles: `pytorch_model.bin`, where it has no safetensors; where it is none
-    of transformers either, as Omnilingual ASR's are, its `.pt` and tokenizer. Raises ConversionError."""
+    of transformers either, as Omnilingual ASR's are, its `.pt` and tokenizer. language_model: pyctcdecode's
+    too; where there is no KenLM, only `convert` (with pickles) has a use for more than its numbers. Raises
+    ConversionError."""
     try:
         import huggingface_hub  # noqa: F401 - an extra
     except ImportError:
@@ -54,6 +59,9 @@ def fetched(name: str, *, pickles: bool) -> Path:
         )
     for path in sorted(folder.glob("*.safetensors")):
         _check_whole(name, path)
+    if language_model and (folder / ALPHABET).is_file():
+        usable = pickles or find_spec("kenlm") is not None
+        _snapshot(name, [f"{FOLDER}/*" if usable else f"{FOLDER}/{ATTRIBUTES}"], ignored=[f"{FOLDER}/*/*"])
     return folder
 
 
@@ -62,7 +70,7 @@ def commit_of(folder: Path) -> str | None:
     return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
 
 
-def _snapshot(name: str, wanted: list[str]) -> Path:
+def _snapshot(name: str, wanted: list[str], ignored: Sequence[str] = UNUSED) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import tqdm
 
@@ -79,7 +87,7 @@ def _snapshot(name: str, wanted: list[str]) -> Path:
                     model,
                     revision=revision or None,
                     allow_patterns=wanted,
-                    ignore_patterns=UNUSED,
+                    ignore_patterns=list(ignored),
                     tqdm_class=Bar,
                 )
             )

@@ -29,6 +29,7 @@ from speech_ssl.checkpoints.hf_heads import read_ctc, read_labels, write_ctc, wr
 from speech_ssl.checkpoints.hf_tokenizer import TOKENIZER, VOCABULARY, read_units
 from speech_ssl.checkpoints.hf_weights import ADAPTER, WEIGHTS, read_weights
 from speech_ssl.checkpoints.naming import QUANTIZER, pretraining_of
+from speech_ssl.checkpoints.pyctcdecode import read_ngram, write_ngram
 from speech_ssl.checkpoints.replacing import CONFIG, check_empty
 from speech_ssl.model.config import WAVE_EPS, EncoderConfig
 from speech_ssl.model.heads import CTCSpec
@@ -98,6 +99,7 @@ def read(folder: Path, *, pickles: bool = False) -> Converted:
     encoder = built_encoder(config, family.read_encoder(body, config), tensors.where)
     _check_left(body, LEFT_OUT)
     heads, why = _heads(folder, theirs, tensors, config, adapter)
+    heads, no_ngram = _with_ngrams(folder, heads)
     groups = field_of({"num_codevector_groups": 2, **theirs}, "num_codevector_groups", int, where)
     extra = pretraining_of(tensors, groups)
     unused = () if adapter is None else adapter.keys()
@@ -110,6 +112,7 @@ def read(folder: Path, *, pickles: bool = False) -> Converted:
         not_applied=[ADAPTER] if (folder / ADAPTER).is_file() else [],
         left=left,
         why=why,
+        language_model_left_out=no_ngram,
     )
     name = str(theirs.get("_name_or_path") or folder.resolve().name).rstrip("/").rpartition("/")[2]
     return Converted(encoder, name or str(kind), training, _licence(folder), heads, extra)
@@ -141,6 +144,9 @@ def write(artifact: Artifact, folder: Path, extra: Mapping[str, Tensor]) -> None
     save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
     for file, content in files.items():
         (folder / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    ngram = next((head.ngram for head in artifact.heads.values() if isinstance(head.spec, CTCSpec)), None)
+    if ngram is not None and ngram.unknown_score is not None:  # others are none of pyctcdecode's
+        write_ngram(ngram, folder, list(files[VOCABULARY]), files[TOKENIZER]["pad_token"])
 
 
 def _written_head(
@@ -248,6 +254,19 @@ def _heads(
     if "lm_head.weight" in tensors:
         return head_or_why("ctc", tensors, ctc)
     return head_or_why("events", tensors, events) if "classifier.weight" in tensors else ({}, {})
+
+
+def _with_ngrams(folder: Path, heads: Mapping[str, Head]) -> tuple[dict[str, Head], str]:
+    """Heads with the language model that is beside them, or why they are without."""
+    found = dict(heads)
+    for name, head in heads.items():
+        index = head.training.get("blank_index")
+        if isinstance(head.spec, CTCSpec) and isinstance(index, int):
+            try:
+                found[name] = replace(head, ngram=read_ngram(folder, head.spec, index))
+            except ConversionError as error:
+                return found, str(error).replace(f"{folder}/", "")
+    return found, ""
 
 
 def _licence(folder: Path) -> str:

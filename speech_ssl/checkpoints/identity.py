@@ -24,7 +24,7 @@ def identity(encoder: Encoder, heads: Mapping[str, Head]) -> str:
 
     So a checkpoint of another library and the artifact made of it are one model. Its name, licence and
     provenance do not count, nor what training alone sees (dropout), nor how and in which precision weights
-    are stored, as long as they are the same numbers.
+    are stored, as long as they are the same numbers. Nor does a language model, which changes no output.
     """
     told = {
         "encoder": _unusual(encoder.config.architecture(), encoder.config),

@@ -20,19 +20,26 @@ Form = Literal["artifact", "huggingface", "fairseq2"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
 
-def open_checkpoint(source: str | Path, *, pickles: bool = False) -> Artifact:
+def open_checkpoint(source: str | Path, *, pickles: bool = False, language_model: bool = True) -> Artifact:
     """An artifact, as it is; or a folder of transformers, or a model of the Hugging Face hub by its id, as
     the artifact that it would make.
 
     pickles: read files of torch too, for what plain data is in them: those of fairseq, fairseq2 and
     torchaudio, and `pytorch_model.bin`. Nothing in them is executed, but they are not for a service.
+    language_model: with that of a head for CTC, which may be large.
 
     Raises ArtifactError.
     """
+    artifact = _opened(source, pickles=pickles, language_model=language_model)
+    return artifact if language_model else artifact.without_ngrams()
+
+
+def _opened(source: str | Path, *, pickles: bool, language_model: bool) -> Artifact:
     path = Path(source)
     check_no_adapter(path)
     if isinstance(source, str) and hub.is_id(source) and not path.exists():
-        return _in_memory(_read_fetched(source, pickles=pickles), path)
+        read = _read_fetched(source, pickles=pickles, language_model=language_model)
+        return _in_memory(read, path)
     if huggingface.recognises(path):
         return _in_memory(huggingface.read(path, pickles=pickles), path)
     if path.is_dir() and (not pickles or (path / CONFIG).exists()):
@@ -44,11 +51,13 @@ def open_checkpoint(source: str | Path, *, pickles: bool = False) -> Artifact:
     return _in_memory(_read_pickled(path), path)
 
 
-def convert(source: str | Path, folder: Path, form: Form = "artifact") -> Artifact:
+def convert(
+    source: str | Path, folder: Path, form: Form = "artifact", *, language_model: bool = True
+) -> Artifact:
     """Write a checkpoint of any kind as an artifact, as a folder for transformers, or for fairseq2; returns
     what was read. Raises ArtifactError, and ValueError for a model that the other library does not have."""
     (check_replaceable if form == "artifact" else check_empty)(folder)
-    artifact = open_checkpoint(source, pickles=True)
+    artifact = open_checkpoint(source, pickles=True, language_model=language_model)
     if form == "huggingface":
         huggingface.write(artifact, folder, pretraining_of(artifact))
     elif form == "fairseq2":
@@ -73,9 +82,9 @@ def pretraining_of(artifact: Artifact) -> Mapping[str, Tensor]:
     return load_extra(artifact.folder) if artifact.extra is None else artifact.extra
 
 
-def _read_fetched(name: str, *, pickles: bool) -> Converted:
+def _read_fetched(name: str, *, pickles: bool, language_model: bool) -> Converted:
     """By its id on the hub: as transformers has it, or, as Omnilingual ASR's are, a file of fairseq2."""
-    folder = hub.fetched(name, pickles=pickles)
+    folder = hub.fetched(name, pickles=pickles, language_model=language_model)
     if (folder / CONFIG).exists():
         read = huggingface.read(folder, pickles=pickles)
     elif not pickles:

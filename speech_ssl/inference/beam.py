@@ -17,6 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from speech_ssl.checkpoints.ngram import NGram
 from speech_ssl.inference.beam_words import Context, LanguageModel, Words
 from speech_ssl.inference.ctc import LEAST_LOG_PROB, check_log_probs
 from speech_ssl.inference.lexicon import Lexicon
@@ -80,8 +81,9 @@ class BeamSearch:
         the 64 likeliest of a frame alone.
     lexicon: words, or a file with one word a line; only they occur in texts. `skipped` counts those that
         the vocabulary cannot spell, as `example`.
-    lm: a word n-gram: an ARPA file, or KenLM's binary form together with a lexicon. It needs the extra `lm`.
-        Without a lexicon, words may be unknown to it: they count as `<unk>` times a spelling.
+    lm: a word n-gram: an ARPA file, or KenLM's binary form together with a lexicon; or one that came with a
+        model, which has the weights with it. It needs the extra `lm`. Without a lexicon, words may be
+        unknown to it: they count as `<unk>` times a spelling, or as that model says.
     A text's score is log P(text | audio) + lm_weight * ln P(words and end) + word_score * words; the last
     two only with a language model, whose preference for few words word_score makes good.
 
@@ -95,7 +97,7 @@ class BeamSearch:
         *,
         beam: int = BEAM,
         lexicon: Path | Iterable[str] | None = None,
-        lm: Path | None = None,
+        lm: Path | NGram | None = None,
         lm_weight: float = LM_WEIGHT,
         word_score: float = WORD_SCORE,
     ) -> None:
@@ -109,7 +111,9 @@ class BeamSearch:
         words = None if lexicon is None else Lexicon(lexicon, vocabulary)
         self.skipped = 0 if words is None else words.skipped
         self.example = "" if words is None else words.example
-        model = None if lm is None else LanguageModel(lm, lm_weight, word_score)
+        if lm is not None and not isinstance(lm, NGram):
+            lm = NGram(path=Path(lm), weight=lm_weight, word_score=word_score)
+        model = None if lm is None else LanguageModel(lm)
         self._words = Words(vocabulary, words, model)
         self._space = -1 if self._words.space is None else self._words.space
         self._all = np.arange(len(vocabulary.symbols))

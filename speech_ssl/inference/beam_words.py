@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import dropwhile, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speech_ssl.inference.lexicon import Lexicon, check_letters, fitting, forms
+from speech_ssl.checkpoints.ngram import NGram
+from speech_ssl.inference.lexicon import Lexicon, check_letters, fitting, forms, lines_of
 from speech_ssl.inference.units import WHOLE
 from speech_ssl.text import SPACE, Vocabulary
 
@@ -52,8 +52,11 @@ class Context:
 class LanguageModel:
     """A word n-gram by KenLM (Heafield 2011), with the weights that it has in a search."""
 
-    def __init__(self, path: str | Path, weight: float, word_score: float) -> None:
-        self.path, self.weight, self.word_score = Path(path), weight, word_score
+    def __init__(self, ngram: NGram) -> None:
+        self.path, self.weight, self.word_score = ngram.path, ngram.weight, ngram.word_score
+        self._ngram, path = ngram, ngram.path
+        self.known: Container[str] | None = None
+        """The only words that are not unknown; None: all of the n-gram's."""
         try:
             kenlm: Any = import_module("kenlm")
         except ImportError as error:
@@ -77,8 +80,13 @@ class LanguageModel:
         self._model.NullContextWrite(self._nowhere)
         self._as_written: dict[str, str] = {}
 
+    @property
+    def listed(self) -> bool:
+        return self._ngram.words is not None
+
     def __contains__(self, word: str) -> bool:
-        return self._as_written.get(word, word) in self._model
+        known = self.known is None or word in self.known
+        return known and self._as_written.get(word, word) in self._model
 
     def meet(self, word: str) -> bool:
         """Whether it knows a word, however it composes the word's characters; from then on it does."""
@@ -92,7 +100,7 @@ class LanguageModel:
     def begin(self, before: Sequence[str] = ()) -> Any:
         """The state at the beginning of a sentence, or after some words of it."""
         state = self._new_state()
-        self._model.BeginSentenceWrite(state)
+        (self._model.BeginSentenceWrite if self._ngram.boundary else self._model.NullContextWrite)(state)
         for word in before:
             _, state = self.add(state, word)
         return state
@@ -103,6 +111,8 @@ class LanguageModel:
         return self.weight * self._log_prob(word, state, after) + self.word_score, after
 
     def end(self, state: Any) -> float:
+        if not self._ngram.boundary:
+            return 0.0
         return self.weight * float(self._model.BaseScore(state, "</s>", self._new_state())) * math.log(10)
 
     def alone(self, word: str) -> float:
@@ -112,10 +122,13 @@ class LanguageModel:
     def unknown(self, characters: int) -> float:
         """The same, of an unknown word of so many characters."""
         log_prob = float(self._model.BaseScore(self._nowhere, UNKNOWN, self._new_state())) * math.log(10)
-        return self.weight * (log_prob + CHARACTER_SCORE * characters) + self.word_score
+        return self.weight * (log_prob + self._unknown(characters)) + self.word_score
 
     def words(self) -> Iterator[str]:
-        """Those of an ARPA file. Raises ValueError for KenLM's binary form, which does not list them."""
+        """Those of its list, else of an ARPA file. Raises ValueError for the binary form without a list."""
+        if self._ngram.words is not None:
+            yield from filter(None, lines_of(self._ngram.words))
+            return
         if b"\\data\\" not in self._head:
             raise ValueError(
                 f"{self.path}: KenLM's binary form cannot tell its words: give a lexicon with it"
@@ -129,7 +142,11 @@ class LanguageModel:
     def _log_prob(self, word: str, state: Any, after: Any) -> float:
         written = self._as_written.get(word, word)
         log_prob = float(self._model.BaseScore(state, written, after)) * math.log(10)
-        return log_prob + (0.0 if word in self else CHARACTER_SCORE * len(word))
+        return log_prob + (0.0 if word in self else self._unknown(len(word)))
+
+    def _unknown(self, characters: int) -> float:
+        score = self._ngram.unknown_score
+        return CHARACTER_SCORE * characters if score is None else score
 
 
 class Tree:
@@ -143,11 +160,12 @@ class Tree:
     def follow(self, prefix: str) -> tuple[bool, dict[str, float]]:
         """Whether a prefix is a word, and the characters that lead on to words: the most that one of
         those is worth."""
-        if prefix not in self._found:
+        found = self._found.get(prefix)
+        if found is None:
             if len(self._found) >= REMEMBERED:  # a decoder may serve for weeks
-                self._found.clear()
-            self._found[prefix] = self._follow(prefix)
-        return self._found[prefix]
+                self._found = {}  # another one, for several threads may search
+            found = self._found[prefix] = self._follow(prefix)
+        return found
 
     def _follow(self, prefix: str) -> tuple[bool, dict[str, float]]:
         at = bisect_left(self._words, prefix)
@@ -181,7 +199,7 @@ class Words:
             self._tree = Tree(lexicon.words, lambda word: 0.0)
         elif lm is not None:
             known = self._known(lm, None if lexicon is None else lexicon.words)
-            if not known:
+            if not known and (lexicon is not None or any(lm.words())):  # an empty list knows none on purpose
                 raise ValueError(
                     f"{lm.path}: the language model knows no word that can be said here; is it of another "
                     "language, or in capitals?"
@@ -197,6 +215,8 @@ class Words:
             words = [word for word in lm.words() if word not in MARKS]
             said = [form for word in words if (form := fitting(word, self._units)) is not None]
             known = {form for form in said if lm.meet(form)}
+            if known and lm.listed:
+                lm.known = known
             fits = self._can_be_said
         if known:
             check_letters(words, fits, str(lm.path))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from speech_ssl.checkpoints.ngram import NGram
 from speech_ssl.inference import answers
 from speech_ssl.inference.answers import Choice, Classification, Clock, Decoder, Transcript
 from speech_ssl.inference.chunking import Chunker, Window
@@ -13,8 +16,15 @@ from speech_ssl.inference.clips import Whole
 from speech_ssl.inference.levels import Meter
 from speech_ssl.inference.units import dense
 from speech_ssl.model.heads import CTCSpec, EventsSpec, HeadSpec
+from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE, Waveform
 
+if TYPE_CHECKING:
+    from speech_ssl.inference.beam import BeamSearch
+
+logger = logging.getLogger(__name__)
+_SEARCHES = threading.Lock()
+"""Held while one is made."""
 HeadTask: TypeAlias = Literal["transcription", "classification"]
 HEADS: dict[HeadTask, tuple[type[HeadSpec], str, str]] = {
     "transcription": (CTCSpec, "transcribe", "ctc"),
@@ -29,7 +39,8 @@ class Card:
     name, sha256: of the artifact. width: D of the frames. num_layers: N; layers are 0 to N, as
     transformers' hidden_states. hop, min_samples: in samples at 16 kHz. batch_s: seconds of padded
     audio that one pass should have at most. heads: name -> what it was made for. heads_left_out: why those
-    of another library's checkpoint are not there. Its methods may be called in any thread.
+    of another library's checkpoint are not there. ngrams: what texts of heads are searched with, by the
+    heads' names. Its methods may be called in any thread.
     """
 
     name: str
@@ -40,6 +51,10 @@ class Card:
     chunker: Chunker
     heads: Mapping[str, HeadSpec]
     heads_left_out: Mapping[str, str] = field(default_factory=dict)
+    ngrams: Mapping[str, NGram] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._searches: dict[str, BeamSearch | None] = {}
 
     @property
     def hop(self) -> int:
@@ -94,8 +109,32 @@ class Card:
     def clock(self, whole: Whole) -> Clock:
         return Clock(self.hop / SAMPLE_RATE, self.min_samples / SAMPLE_RATE, whole.duration_s)
 
-    def transcript(self, whole: Whole, head: str, decoder: Decoder | None = None) -> Transcript:
-        """What a head heard said in a clip that has been run."""
+    def search(self, head: str) -> BeamSearch | None:
+        """With the language model that came with a head; None if there is none, or it cannot be used, which
+        is logged once."""
+        with _SEARCHES:
+            if head not in self._searches:
+                self._searches[head] = self._search(head) if head in self.ngrams else None
+            return self._searches[head]
+
+    def _search(self, head: str) -> BeamSearch | None:
+        from speech_ssl.inference.beam import BeamSearch
+
+        spec = self.heads[head]
+        assert isinstance(spec, CTCSpec)
+        try:
+            return BeamSearch(Vocabulary(spec.vocabulary, spec.spaced), lm=self.ngrams[head])
+        except ValueError as error:
+            logger.warning("the language model of %s is not used: %s", self.name, error)
+            return None
+
+    def transcript(
+        self, whole: Whole, head: str, decoder: Decoder | None = None, *, best_path: bool = False
+    ) -> Transcript:
+        """What a head heard said in a clip that has been run: by the decoder, else by the language model that
+        came with the head, else by the best path. best_path: by that in any case."""
+        if decoder is None and not best_path:
+            decoder = self.search(head)
         spec = self.heads[head]
         assert isinstance(spec, CTCSpec)
         passed = whole.passed
@@ -103,7 +142,10 @@ class Card:
         return replace(said, warnings=whole.warnings)
 
     def settled(self, whole: Whole, head: str) -> int:
-        """How many of a clip's first frames have a text that no later frame can change."""
+        """How many of a clip's first frames have a text that no later frame can change. To a language model
+        all is one sentence."""
+        if self.search(head) is not None:
+            return 0
         spec = self.heads[head]
         assert isinstance(spec, CTCSpec)
         return answers.settled(whole.passed.heads[head], spec)

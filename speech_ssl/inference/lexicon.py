@@ -18,7 +18,7 @@ class Lexicon:
     """
 
     def __init__(self, source: str | Path | Iterable[str], vocabulary: Vocabulary) -> None:
-        given = set(_lines(Path(source)) if isinstance(source, str | Path) else source) - {""}
+        given = set(lines_of(Path(source)) if isinstance(source, str | Path) else source) - {""}
         if torn := [word for word in given if word.split() != [word]]:
             raise ValueError(f"the lexicon has {min(torn)!r}: give one word a line, with no spaces in it")
         characters = set(vocabulary.symbols[1:])
@@ -60,7 +60,8 @@ def check_letters(words: Collection[str], fits: Callable[[str], bool], whose: st
             )
 
 
-def _lines(path: Path) -> Iterator[str]:
+def lines_of(path: Path) -> Iterator[str]:
+    """Words of a file. Raises ValueError if it cannot be read."""
     try:
         yield from (line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n"))
     except (OSError, UnicodeDecodeError) as error:

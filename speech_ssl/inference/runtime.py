@@ -90,6 +90,7 @@ class Runtime(Card):
             chunker=chunker,
             heads={name: head.spec for name, head in artifact.heads.items()},
             heads_left_out=artifact.heads_left_out,
+            ngrams={name: head.ngram for name, head in artifact.heads.items() if head.ngram is not None},
         )
 
     def card(self) -> Card:
@@ -141,8 +142,9 @@ class Runtime(Card):
         """What is said in each clip, and when each word is.
 
         head: which one, where the model has several that transcribe. decoder: from `beam_search`, or any
-        other; without it the best path is taken. Raises as `encode`, and ValueError if the model has no
-        such head.
+        other; without it, the language model that came with the head is searched with, and the best path
+        taken if none did, or the extra `lm` is not installed. Raises as `encode`, and ValueError if the model
+        has no such head.
         """
         name = self.check_head("transcription", head)
         return [self.transcript(whole, name, decoder) for whole in self._heard(waves)]
@@ -172,12 +174,15 @@ class Runtime(Card):
 
     def beam_search(self, *, head: str | None = None, **options: Any) -> BeamSearch:
         """A decoder for `transcribe`, with the vocabulary of a head; options are those of `BeamSearch`: `lm`,
-        `lexicon`, `beam` and weights."""
+        `lexicon`, `beam` and weights. lm: what came with the head, if nothing is said of it; None: none."""
         from speech_ssl.inference.beam import BeamSearch
 
-        spec = self.heads[self.check_head("transcription", head)]
+        name = self.check_head("transcription", head)
+        spec = self.heads[name]
         assert isinstance(spec, CTCSpec)
-        return BeamSearch(Vocabulary(spec.vocabulary, spec.spaced), **options)
+        return BeamSearch(
+            Vocabulary(spec.vocabulary, spec.spaced), **{"lm": self.ngrams.get(name), **options}
+        )
 
     def classify(
         self,
@@ -312,19 +317,27 @@ class Runtime(Card):
                 yield window, clip[window.start : window.stop]
 
 
-def load(model: str | Path = "default", device: str = "cpu", precision: Precision = "auto") -> Runtime:
+def load(
+    model: str | Path = "default",
+    device: str = "cpu",
+    precision: Precision = "auto",
+    *,
+    language_model: bool = True,
+) -> Runtime:
     """A runtime for the artifact in a folder, for a folder of transformers, a model of the Hugging Face hub
-    by its id (OWNER/NAME, extra `hub`), or for the packaged model, "default".
+    by its id (OWNER/NAME, extra `hub`), or for the packaged model, "default". language_model: transcribe with
+    the one that comes with the model, if one does.
 
     Raises ValueError (ArtifactError where the model is at fault).
     """
-    return Runtime(named_artifact(model), device=device, precision=precision)
+    artifact = named_artifact(model, language_model=language_model)
+    return Runtime(artifact, device=device, precision=precision)
 
 
-def named_artifact(model: str | Path) -> Artifact:
+def named_artifact(model: str | Path, *, language_model: bool = False) -> Artifact:
     """What `load` makes a runtime of. Raises ArtifactError."""
     if model != "default":
-        return open_checkpoint(model)
+        return open_checkpoint(model, language_model=language_model)
     folder = Path(str(files("speech_ssl") / "assets" / "default"))
     if not folder.is_dir():
         raise ArtifactError("this installation has no default model: name the folder of an artifact")
