@@ -71,7 +71,9 @@ def test_what_a_decoder_says_is_not_believed(monkeypatch: pytest.MonkeyPatch) ->
         decoder.HEAD.pack(b"?", 4) + b"what",
     ]
     for lie in lies:
-        program = f"import os; os.read(0, 1); os.write(1, {lie!r}); os.read(0, 1 << 20); os.read(0, 1)"
+        began = decoder.HEAD.pack(decoder.STARTED, 0)
+        lied = f"os.read(0, 1); os.write(1, {lie!r}); os.read(0, 1 << 20); os.read(0, 1)"
+        program = f"import os; os.write(1, {began!r}); {lied}"
         lying = partial(_instead, subprocess.Popen, program)
         with monkeypatch.context() as patch:
             patch.setattr("service.sandbox.subprocess.Popen", lying)
