@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for processes that tes
 # What tests compare is computed in fp32, whatever this processor would choose. That is the matter of
 # tests/test_precision.py and tests/inference/test_arithmetic.py.
 arithmetic.native = lambda device: "fp32"
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """What a test sets up for its process's log would go on writing to that test's captured stderr."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

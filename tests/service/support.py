@@ -122,7 +122,10 @@ class Process:
 
     def ready(self) -> httpx.Client:
         self.listening()
-        until(lambda: self.client.get("/health/ready").status_code == 200, START_S)
+        try:
+            until(lambda: self.client.get("/health/ready").status_code == 200, START_S)
+        except httpx.TransportError as error:
+            raise AssertionError(f"{error!r}, and it said:\n{self.log.read_text()}") from error
         return self.client
 
     def metric(self, name: str) -> float:

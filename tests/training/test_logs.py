@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,7 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path: Path) ->
 def test_tensorboard_reads_the_scalars_once_each(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     write(tmp_path, 0, range(1, 7))
+    time.sleep(1.1)  # its files are read in the order of their names, which tell the second
     write(tmp_path, 4, range(5, 8))
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
