@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -18,16 +19,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for processes that tes
 # What tests compare is computed in fp32, whatever this processor would choose. That is the matter of
 # tests/test_precision.py and tests/inference/test_arithmetic.py.
 arithmetic.native = lambda device: "fp32"
+hypothesis.settings.register_profile("any machine", deadline=None)  # a slow one is no fault of the code
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
-def _own_logging() -> Iterator[None]:
-    """What a test sets up for its process's log would go on writing to that test's captured stderr."""
+def _nothing_is_left() -> Iterator[None]:
+    """Of the process's log, which would go on writing to the captured stderr of a test that set it up, and of
+    the environment, which the service changes for the processes that it starts."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, environment = root.handlers[:], root.level, dict(os.environ)
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -59,7 +59,7 @@ def toned() -> FineTuning:
     base = finetune_ctc.smoke()
     return replace(
         base,
-        data=replace(base.data, batch_s=20.0, workers=0, min_s=0.3),
+        data=replace(base.data, batch_s=10.0, workers=0, min_s=0.3),
         train=TrainConfig(
             steps=260, peak_lr=3e-3, warmup=0.1, hold=0.5, precision="fp32", valid_every=100, clip_norm=5.0
         ),
