@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,8 @@ RESTART_S = 20.0
 """A batch waits so long for the next process."""
 LOAD_TIMEOUT_S = 600.0
 
+LONGEST_TEMPORARY = 75
+"""Bytes: a socket's path may have 107, of which multiprocessing's own folder and file take 32."""
 MALLOC_LIMITS = ((-3, 32 << 20), (-1, 1 << 30))
 """Of glibc: M_MMAP_THRESHOLD, as high as it goes, and M_TRIM_THRESHOLD."""
 
@@ -94,7 +97,12 @@ def preload() -> Threads:
 
     Threads of OpenMP that wait shall sleep, not spin: with decoders and the event loop beside them on the
     same cores, a spinning thread holds up the one that it waits for (LOG.md: 944 ms instead of 36 for a
-    clip)."""
+    clip). Raises ValueError where the temporary folder's path leaves no room for the names of sockets."""
+    if len(folder := os.fsencode(tempfile.gettempdir())) > LONGEST_TEMPORARY:
+        raise ValueError(
+            f"the path of the temporary folder has {len(folder)} bytes, and sockets in it allow "
+            f"{LONGEST_TEMPORARY}: set TMPDIR to a shorter one"
+        )
     keep_imports()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     threads = os.environ.setdefault("OMP_NUM_THREADS", str(cores()))

@@ -125,6 +125,7 @@ class Process:
         try:
             until(lambda: self.client.get("/health/ready").status_code == 200, START_S)
         except httpx.TransportError as error:
+            self.popen.wait(60)
             raise AssertionError(f"{error!r}, and it said:\n{self.log.read_text()}") from error
         return self.client
 

@@ -110,6 +110,8 @@ def test_drain_has_an_end(start):
 
 
 def test_what_keeps_it_from_starting_is_one_line(start, tmp_path: Path):
+    long = tmp_path / ("long" * 20)
+    long.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         cases = {
@@ -117,6 +119,7 @@ def test_what_keeps_it_from_starting_is_one_line(start, tmp_path: Path):
             "nothing-there": {"SPEECH_SSL_MODEL": str(tmp_path / "nothing-there")},
             "SPEECH_SSL_PORT: Input should be a valid integer": {"SPEECH_SSL_PORT": "high"},
             "there is no file nowhere.toml": {"SPEECH_SSL_SETTINGS_FILE": "nowhere.toml"},
+            "set TMPDIR to a shorter one": {"TMPDIR": str(long)},
         }
         for message, environment in cases.items():
             process = start("service", **environment)

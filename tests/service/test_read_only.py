@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +15,14 @@ from tests.service import read_only
 from tests.service.support import encoded, tone
 
 
-def test_only_the_temporary_folder_is_written(start, tiny_artifact, tmp_path):
-    room = tmp_path / "room"
-    room.mkdir()
+@pytest.fixture
+def room() -> Iterator[Path]:
+    """With a path that is short enough for sockets in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_only_the_temporary_folder_is_written(start, tiny_artifact, room):
     process = start(
         "tests.service.read_only",
         SPEECH_SSL_MODEL=str(tiny_artifact),
