@@ -28,7 +28,7 @@ from speech_ssl.data.manifest import Utterance
 from speech_ssl.evaluation import detection, psds
 from speech_ssl.inference.runtime import Runtime
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.heads import EventsSpec
+from speech_ssl.model.specs import EventsSpec
 from speech_ssl.objectives.events import EventsConfig
 
 WINDOW_S = 10.0

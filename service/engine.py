@@ -29,7 +29,7 @@ from service.settings import Settings
 from service.shares import asking
 from speech_ssl.audio import LARGEST_SAMPLE, AudioError, AudioWarning, Limits
 from speech_ssl.inference.chunking import Window
-from speech_ssl.inference.engines import Passed
+from speech_ssl.inference.passed import Passed
 from speech_ssl.types import SAMPLE_RATE, Waveform
 
 ANSWERING_THREADS = 2

@@ -16,7 +16,7 @@ from service.errors import ServiceError
 from speech_ssl.audio import AudioWarning
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.clips import Whole
-from speech_ssl.inference.engines import Passed
+from speech_ssl.inference.passed import Passed
 from speech_ssl.inference.pooling import Pool
 from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
 

@@ -25,8 +25,8 @@ from service.models import Model
 from speech_ssl.audio import AudioError
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.clips import Whole
-from speech_ssl.inference.engines import Passed
 from speech_ssl.inference.levels import Level
+from speech_ssl.inference.passed import Passed
 from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from service.hearing import Job
 from service.metrics import Metrics
 from service.runtime import Elsewhere, Loader, Runtime
 from service.settings import Settings
-from speech_ssl.inference.engines import Passed
+from speech_ssl.inference.passed import Passed
 from speech_ssl.types import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)

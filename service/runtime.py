@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
+from service.settings import Precision
+from speech_ssl import inference
 from speech_ssl.inference.answers import Choice, Classification, Decoder, Transcript
 from speech_ssl.inference.card import HeadTask
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.clips import Whole
-from speech_ssl.inference.engines import Passed
 from speech_ssl.inference.levels import Meter
+from speech_ssl.inference.passed import Passed
 from speech_ssl.types import Levels, Waveform
 
 
@@ -76,3 +78,8 @@ class Elsewhere(Protocol):
 
 
 Loader: TypeAlias = Callable[[], Runtime]
+
+
+def load_model(source: str, device: str, precision: Precision) -> inference.Runtime:
+    """`speech_ssl.load`, in the process that computes: the service's own never imports PyTorch."""
+    return inference.load(source, device, precision)

@@ -22,6 +22,7 @@ from service.engine import Engine
 from service.errors import bad_request
 from service.metrics import Metrics
 from service.models import DEFAULT, Source
+from service.runtime import load_model
 from service.settings import ModelSettings, Settings
 from service.worker import Load, Threads, Worker, preload
 
@@ -100,12 +101,10 @@ class Protocol(H11Protocol):
 
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises ValueError if the address or a model cannot be used."""
-    from speech_ssl.inference import load
-
     all_models = {DEFAULT: ModelSettings(source=settings.model), **settings.models}
     device, precision = settings.device, settings.precision
     loads = {
-        name: partial(load, chosen.source, chosen.device or device, chosen.precision or precision)
+        name: partial(load_model, chosen.source, chosen.device or device, chosen.precision or precision)
         for name, chosen in all_models.items()
     }
     serve(settings, loads)

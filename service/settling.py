@@ -11,7 +11,7 @@ from service.runtime import Runtime
 from service.schemas_audio import Logprob
 from speech_ssl.inference.answers import Transcript
 from speech_ssl.inference.clips import Whole
-from speech_ssl.inference.engines import Passed
+from speech_ssl.inference.passed import Passed
 
 
 class Delta(NamedTuple):

@@ -25,7 +25,7 @@ from typing import Protocol, TypeAlias
 from service.batcher import Again
 from service.isolation import keep_imports
 from speech_ssl.inference.card import Card
-from speech_ssl.inference.engines import Passed
+from speech_ssl.inference.passed import Passed
 from speech_ssl.types import Levels, Waveform
 
 logger = logging.getLogger(__name__)

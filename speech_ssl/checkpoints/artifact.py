@@ -34,7 +34,7 @@ from speech_ssl.checkpoints.replacing import ArtifactError as ArtifactError
 from speech_ssl.checkpoints.replacing import new_folder
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.heads import HeadSpec, spec_from_dict, spec_to_dict
+from speech_ssl.model.specs import HeadSpec, spec_from_dict, spec_to_dict
 
 FORMAT_VERSION = 1
 ENCODER = "encoder.safetensors"

@@ -16,9 +16,8 @@ from speech_ssl.checkpoints.artifact import Head
 from speech_ssl.checkpoints.conversion import ConversionError, Tensors, check_weights
 from speech_ssl.checkpoints.hf_tokenizer import Units, theirs_first
 from speech_ssl.checkpoints.random_init import no_random_init
-from speech_ssl.model.adapters import AdapterSpec
 from speech_ssl.model.config import EncoderConfig
-from speech_ssl.model.heads import CTCSpec, EventsSpec, HeadSpec
+from speech_ssl.model.specs import AdapterSpec, CTCSpec, EventsSpec, HeadSpec
 
 PARTS = ("weight", "bias")
 

@@ -32,7 +32,7 @@ from speech_ssl.checkpoints.naming import QUANTIZER, pretraining_of
 from speech_ssl.checkpoints.pyctcdecode import read_ngram, write_ngram
 from speech_ssl.checkpoints.replacing import CONFIG, check_empty
 from speech_ssl.model.config import WAVE_EPS, EncoderConfig
-from speech_ssl.model.heads import CTCSpec
+from speech_ssl.model.specs import CTCSpec
 
 FAMILIES = (hf_transformer, hf_conformer)
 CLASSES = {

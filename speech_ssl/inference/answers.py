@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from speech_ssl.inference.ctc import align, greedy, split_at_blanks
+from speech_ssl.inference.labels import clip_logits, frame_logits, probabilities
 from speech_ssl.inference.units import Outputs, best_path, dense
 from speech_ssl.inference.word_times import Loudness, Word, of_every
-from speech_ssl.model.heads import CTCSpec, EventsSpec, clip_logits, frame_logits, scores
+from speech_ssl.model.specs import CTCSpec, EventsSpec
 from speech_ssl.text import SPACE, Vocabulary, normalize
 from speech_ssl.types import AudioWarning, Features
 
@@ -239,9 +239,7 @@ def classify(
     """Labels of the clip, and where they were heard: their frames, smoothed, reach the threshold; and the
     clip does, if `spec.frames_decide` is not so."""
     top_k, threshold = choice.top_k, choice.threshold
-    outputs_1TO = torch.from_numpy(outputs_TO)[None]
-    valid_1T = torch.ones(outputs_1TO.shape[:2], dtype=torch.bool)
-    clip_K = scores(clip_logits(outputs_1TO, valid_1T, spec), spec)[0].numpy()
+    clip_K = probabilities(clip_logits(outputs_TO, spec), spec)
     frames_TK, _ = frame_scores(outputs_TO, spec, clock)
     order = np.argsort(-clip_K, kind="stable")
     labels = [Label(spec.labels[k], float(clip_K[k])) for k in order[:top_k]]
@@ -260,7 +258,7 @@ def frame_scores(
     outputs_TO: NDArray[np.float32], spec: EventsSpec, clock: Clock
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Probabilities of labels in frames (T, K), and the edges between frames in seconds (T + 1,)."""
-    frames_TK = scores(frame_logits(torch.from_numpy(outputs_TO), spec), spec).numpy()
+    frames_TK = probabilities(frame_logits(outputs_TO, spec), spec)
     count = len(frames_TK)
     edges_s = [clock.span(t, t, count)[0] for t in range(count)] + [clock.duration_s]
     return frames_TK, np.array(edges_s)

@@ -15,7 +15,7 @@ from speech_ssl.inference.chunking import Chunker, Window
 from speech_ssl.inference.clips import Whole
 from speech_ssl.inference.levels import Meter
 from speech_ssl.inference.units import dense
-from speech_ssl.model.heads import CTCSpec, EventsSpec, HeadSpec
+from speech_ssl.model.specs import CTCSpec, EventsSpec, HeadSpec
 from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE, Waveform
 

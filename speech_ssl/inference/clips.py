@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from speech_ssl.audio import AudioError
-from speech_ssl.inference.engines import Passed
+from speech_ssl.inference.passed import Passed
 from speech_ssl.types import AudioWarning, Waveform
 
 Clip: TypeAlias = Waveform | str | Path

@@ -25,11 +25,12 @@ from speech_ssl.inference.batching import Piece, batches
 from speech_ssl.inference.card import Card
 from speech_ssl.inference.chunking import Chunker, Window
 from speech_ssl.inference.clips import Clip, Memory, Whole, checked_clips, key_of, naming
-from speech_ssl.inference.engines import Passed, TorchEngine
+from speech_ssl.inference.engines import TorchEngine
 from speech_ssl.inference.levels import Meter
+from speech_ssl.inference.passed import Passed
 from speech_ssl.inference.pooling import Pool
 from speech_ssl.inference.units import WHOLE, dense
-from speech_ssl.model.heads import CTCSpec, EventsSpec
+from speech_ssl.model.specs import CTCSpec, EventsSpec
 from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE, AudioWarning, Features, Levels, Pooling, Waveform
 

@@ -7,76 +7,18 @@ An adapter belongs to its head: the frames of the encoder stay what they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_ssl.model.attention import FeedForward, SelfAttention
-from speech_ssl.model.config import Activation
 from speech_ssl.model.frontend import LayerNorm
+from speech_ssl.model.specs import STRIDE, AdapterKind, AdapterSpec
 from speech_ssl.types import Frames
 
-AdapterKind = Literal["convolutions", "blocks"]
-KERNEL, STRIDE, PADDING = 3, 2, 1
-"""ceil(T / 2) frames of T."""
-LARGEST, DEEPEST = 2**20, 8
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdapterSpec:
-    """kind: layers of "convolutions" alone, or Transformer "blocks" (w2v-BERT 2.0). width: of its frames; if
-    that is not the encoder's, they are projected first. eps: of the norms. The others are of "blocks" alone;
-    ffn_first: half of a feed-forward with ReLU comes before, as in a Conformer."""
-
-    kind: AdapterKind
-    layers: int
-    width: int
-    eps: float = 1e-5
-    heads: int = 0
-    ffn_width: int = 0
-    activation: Activation = "relu"
-    ffn_first: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(AdapterKind):
-            raise ValueError(f"the adapter's kind must be 'convolutions' or 'blocks', not {self.kind!r}")
-        blocks = int(self.kind == "blocks")
-        for name, least in (("layers", 1), ("width", 1), ("heads", blocks), ("ffn_width", blocks)):
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value <= LARGEST:
-                raise ValueError(f"the adapter's {name} must be a whole number from {least}, not {value!r}")
-        if self.layers > DEEPEST:
-            raise ValueError(f"an adapter can have {DEEPEST} layers at most, not {self.layers}")
-        if not blocks and (self.heads or self.ffn_width or self.ffn_first):
-            raise ValueError("an adapter of convolutions has no heads, ffn_width or ffn_first")
-        if blocks and self.width % self.heads:
-            raise ValueError(f"the adapter's width {self.width} must be a multiple of its heads {self.heads}")
-        if not isinstance(self.eps, float) or not 0 < self.eps < 1:
-            raise ValueError(f"the adapter's eps must be above 0 and below 1, not {self.eps!r}")
-        if self.activation not in get_args(Activation):
-            known = ", ".join(get_args(Activation))
-            raise ValueError(f"the adapter's activation must be one of {known}, not {self.activation!r}")
-        if not isinstance(self.ffn_first, bool):
-            raise ValueError(f"the adapter's ffn_first must be true or false, not {self.ffn_first!r}")
-
-    @property
-    def stride(self) -> int:
-        """Frames of the encoder to one of the adapter."""
-        return int(STRIDE**self.layers)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> AdapterSpec:
-        """The inverse of `dataclasses.asdict`. Raises ValueError that names a missing or unknown field: one
-        that is passed over would change the numbers."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(map(str, set(values) - known)):
-            raise ValueError(f"field {unknown[0]!r} of the adapter is not known")
-        if missing := [name for name in ("kind", "layers", "width") if name not in values]:
-            raise ValueError(f"field {missing[0]!r} of the adapter is missing")
-        return cls(**values)
+KERNEL, PADDING = 3, 1
+"""With STRIDE 2: ceil(T / 2) frames of T."""
 
 
 class Halving(nn.Module):

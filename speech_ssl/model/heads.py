@@ -7,127 +7,16 @@ tensors (B, T, D).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_ssl.model.adapters import AdapterSpec, CTCAdapter
+from speech_ssl.model.adapters import CTCAdapter
 from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.specs import AdapterSpec, EventsSpec
 from speech_ssl.types import Frames
-
-EventPooling = Literal["mean", "max", "attentive"]
-Mixing = Literal["normalized", "plain", "last"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CTCSpec:
-    """vocabulary: one symbol a unit; the first is the blank, the others as `text.Vocabulary` has them.
-    adapter: what comes before the units and makes fewer frames. spaced: units are phones, a space between
-    them, as in `text.Vocabulary`. The last two may be missing in a stored spec."""
-
-    vocabulary: tuple[str, ...]
-    adapter: AdapterSpec | None = None
-    spaced: bool = False
-
-    def __post_init__(self) -> None:
-        _check_names("vocabulary", self.vocabulary, least=2)
-        if not isinstance(self.adapter, AdapterSpec | None):
-            raise ValueError(f"adapter must be an object with its fields, not {self.adapter!r}")
-        if not isinstance(self.spaced, bool):
-            raise ValueError(f"spaced must be true or false, not {self.spaced!r}")
-
-    @property
-    def stride(self) -> int:
-        """Of that many frames the first has what is said in all of them; the others repeat it."""
-        return 1 if self.adapter is None else self.adapter.stride
-
-    def build(self, encoder: EncoderConfig, dropout: float = 0.0) -> CTCHead:
-        return CTCHead(encoder.width, len(self.vocabulary), dropout, self.adapter)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EventsSpec:
-    """labels: what may be heard. exclusive: exactly one of them in a clip (softmax), or any number
-    (sigmoid). hidden: width of the layer before the outputs; 0: none, the head is linear.
-    mixing: of the hidden states: a sum of "normalized" or of "plain" ones, or the "last" alone. bent: whether
-    a GELU follows the hidden layer. timed: whether each frame was taught by itself; else by labels of clips
-    alone; None: not known. The last three may be missing in a stored spec."""
-
-    labels: tuple[str, ...]
-    exclusive: bool = True
-    pooling: EventPooling = "attentive"
-    hidden: int = 256
-    mixing: Mixing = "normalized"
-    bent: bool = True
-    timed: bool | None = None
-
-    def __post_init__(self) -> None:
-        _check_names("labels", self.labels, least=2 if self.exclusive else 1)
-        if self.pooling not in get_args(EventPooling):
-            raise ValueError(f"pooling must be 'mean', 'max' or 'attentive', not {self.pooling!r}")
-        if self.mixing not in get_args(Mixing):
-            raise ValueError(f"mixing must be 'normalized', 'plain' or 'last', not {self.mixing!r}")
-        if not isinstance(self.bent, bool):
-            raise ValueError(f"bent must be true or false, not {self.bent!r}")
-        if not isinstance(self.timed, bool | None):
-            raise ValueError(f"timed must be true or false, not {self.timed!r}")
-        if not isinstance(self.exclusive, bool):
-            raise ValueError(f"exclusive must be true or false, not {self.exclusive!r}")
-        if not isinstance(self.hidden, int) or self.hidden < 0:
-            raise ValueError(f"hidden must be at least 0, not {self.hidden!r}")
-
-    @property
-    def stride(self) -> int:
-        return 1
-
-    @property
-    def frames_decide(self) -> bool:
-        """Whether a label is heard where its frames say so, or only in clips that have it. Labels of clips
-        alone leave most frames untaught: many of them say yes in clips that have nothing of the kind."""
-        if self.exclusive:
-            return False
-        return self.pooling != "attentive" if self.timed is None else self.timed
-
-    def build(self, encoder: EncoderConfig, dropout: float = 0.0) -> EventsHead:
-        return EventsHead(encoder, self, dropout)
-
-
-HeadSpec: TypeAlias = CTCSpec | EventsSpec
-_LATER = {"mixing", "bent", "timed", "adapter", "spaced"}
-KINDS: dict[str, type[CTCSpec] | type[EventsSpec]] = {"ctc": CTCSpec, "events": EventsSpec}
-
-
-def spec_to_dict(spec: HeadSpec) -> dict[str, Any]:
-    kind = next(name for name, cls in KINDS.items() if isinstance(spec, cls))
-    values = {k: v for k, v in asdict(spec).items() if v is not None and (k, v) != ("spaced", False)}
-    return {"kind": kind} | {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-def spec_from_dict(values: Mapping[str, Any]) -> HeadSpec:
-    """The inverse of `spec_to_dict`; further fields are passed over. Raises ValueError that names what
-    is missing or unknown."""
-    cls = KINDS.get(str(values.get("kind")))
-    if cls is None:
-        raise ValueError(f"kind {values.get('kind')!r} is not known: this version knows {', '.join(KINDS)}")
-    names = [field.name for field in fields(cls) if field.name in values or field.name not in _LATER]
-    if missing := [name for name in names if name not in values]:
-        raise ValueError(f"field {missing[0]!r} is missing")
-    given: dict[str, Any] = {name: values[name] for name in names}
-    fitted: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
-    if isinstance(adapter := fitted.get("adapter"), Mapping):
-        fitted["adapter"] = AdapterSpec.from_dict(adapter)
-    return cls(**fitted)
-
-
-def _check_names(field: str, names: Sequence[object], *, least: int) -> None:
-    if not isinstance(names, tuple) or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"{field} must be a list of texts")
-    if len(names) < least or len(set(names)) < len(names):
-        raise ValueError(f"{field} needs at least {least} entries, each once")
 
 
 class CTCHead(nn.Module):
@@ -276,8 +165,3 @@ def clip_logits(outputs_BTO: Tensor, valid_BT: Tensor, spec: EventsSpec) -> Tens
         attention_BTK = outputs_BTO[..., len(spec.labels) :]
     share_BTK = attention_BTK.masked_fill(~valid_BT1, -torch.inf).softmax(1)
     return (logits_BTK.masked_fill(~valid_BT1, 0.0) * share_BTK).sum(1)
-
-
-def scores(logits_NK: Tensor, spec: EventsSpec) -> Tensor:
-    """Probabilities of labels: they sum to 1 where labels are exclusive."""
-    return logits_NK.softmax(-1) if spec.exclusive else logits_NK.sigmoid()

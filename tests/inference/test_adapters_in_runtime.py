@@ -19,8 +19,7 @@ from speech_ssl.checkpoints.artifact import Artifact, Head, add_head, load_artif
 from speech_ssl.inference import Runtime
 from speech_ssl.inference.answers import Clock, align_text, settled, transcribe
 from speech_ssl.inference.word_times import of_every
-from speech_ssl.model.adapters import AdapterSpec
-from speech_ssl.model.heads import CTCSpec
+from speech_ssl.model.specs import AdapterSpec, CTCSpec
 from tests.inference.posteriors import LETTERS, on_path, path_of
 from tests.narrow import save_narrow
 

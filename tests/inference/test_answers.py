@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speech_ssl.inference import labels
 from speech_ssl.inference.answers import (
     Choice,
     Clock,
@@ -18,9 +20,10 @@ from speech_ssl.inference.answers import (
     settled,
     transcribe,
 )
-from speech_ssl.inference.engines import Passed
+from speech_ssl.inference.passed import Passed
 from speech_ssl.inference.units import dense
-from speech_ssl.model.heads import CTCSpec, EventsSpec
+from speech_ssl.model import heads
+from speech_ssl.model.specs import CTCSpec, EventPooling, EventsSpec
 
 HOP_S, FIELD_S = 0.02, 0.025
 TAGS = EventsSpec(labels=("dog", "rain"), exclusive=False, pooling="max")
@@ -225,3 +228,30 @@ def test_what_is_settled_is_not_changed_by_what_follows(seed: int, frames: int, 
     first, rest = text(slice(0, cut)), text(slice(cut, None))
     assert " ".join(filter(None, (first, rest))) == text(slice(None))
     assert text(slice(0, frames)).startswith(first)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "attentive"])
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_answers_are_what_was_trained(pooling: EventPooling, exclusive: bool) -> None:
+    """NumPy's logits of a clip and of its frames are those of `model.heads`."""
+    spec = EventsSpec(labels=("dog", "rain", "bell"), pooling=pooling, exclusive=exclusive)
+    outputs_TO = np.random.default_rng(0).normal(0, 20, (50, 6 if pooling == "attentive" else 3))
+    outputs_TO = outputs_TO.astype(np.float32)
+    outputs_1TO = torch.from_numpy(outputs_TO)[None]
+    clip_1K = heads.clip_logits(outputs_1TO, torch.ones(1, 50, dtype=torch.bool), spec)
+    clip_K = labels.clip_logits(outputs_TO, spec)
+    assert clip_K.dtype == np.float32
+    np.testing.assert_allclose(clip_K, clip_1K[0].numpy(), rtol=1e-5, atol=1e-5)
+    frames_TK = labels.frame_logits(outputs_TO, spec)
+    np.testing.assert_array_equal(frames_TK, heads.frame_logits(outputs_1TO, spec)[0].numpy())
+    expected = torch.from_numpy(frames_TK)
+    expected = expected.softmax(-1) if exclusive else expected.sigmoid()
+    np.testing.assert_allclose(labels.probabilities(frames_TK, spec), expected.numpy(), rtol=1e-5, atol=1e-30)
+
+
+def test_far_logits_are_no_error() -> None:
+    logits = np.array([[0.0, 1000.0], [-1000.0, 0.0]], dtype=np.float32)
+    both = EventsSpec(labels=("a", "b"), exclusive=False)
+    np.testing.assert_array_equal(labels.probabilities(logits, both), [[0.5, 1.0], [0.0, 0.5]])
+    one = EventsSpec(labels=("a", "b"))
+    np.testing.assert_array_equal(labels.probabilities(logits, one), [[0.0, 1.0], [0.0, 1.0]])

@@ -13,7 +13,7 @@ from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime
 from speech_ssl.inference.clips import REMEMBERED_S, Memory, Whole
-from speech_ssl.inference.engines import Passed
+from speech_ssl.inference.passed import Passed
 from speech_ssl.types import Waveform
 from tests.narrow import HEADS
 

@@ -15,9 +15,9 @@ from speech_ssl.inference import Runtime, beam, beam_words, clips, engines
 from speech_ssl.inference.answers import align_text, settled, transcribe
 from speech_ssl.inference.beam import BeamSearch
 from speech_ssl.inference.clips import REMEMBERED_BYTES, Memory, Whole
-from speech_ssl.inference.engines import Passed
+from speech_ssl.inference.passed import Passed
 from speech_ssl.inference.units import KEPT, TopUnits, best_path, blanks, dense
-from speech_ssl.model.heads import CTCSpec
+from speech_ssl.model.specs import CTCSpec
 from speech_ssl.text import BLANK, SPACE, Vocabulary
 from speech_ssl.types import Waveform
 from tests.inference.posteriors import LogProbs, log_softmax, random_log_probs

@@ -7,17 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from speech_ssl.model.heads import (
-    CTCSpec,
-    EventsSpec,
-    LayerMix,
-    clip_logits,
-    frame_logits,
-    scores,
-    spec_from_dict,
-    spec_to_dict,
-)
+from speech_ssl.model.heads import LayerMix, clip_logits, frame_logits
 from speech_ssl.model.presets import tiny
+from speech_ssl.model.specs import CTCSpec, EventsSpec, spec_from_dict, spec_to_dict
 
 pytestmark = pytest.mark.numerical
 
@@ -131,9 +123,3 @@ def test_attention_weighs_each_labels_frames() -> None:
     drawn[0, 2, 3] = 1e6  # padding may draw as it likes
     torch.testing.assert_close(clip_logits(drawn, VALID, spec), torch.tensor([[3.0, 3.0], [5.0, 6.0]]))
     assert torch.equal(frame_logits(drawn, spec), OUTPUTS)
-
-
-def test_scores_are_probabilities() -> None:
-    logits = torch.tensor([[0.0, 0.0]])
-    assert scores(logits, EventsSpec(labels=("a", "b"))).tolist() == [[0.5, 0.5]]
-    assert scores(logits + 100, EventsSpec(labels=("a", "b"), exclusive=False)).tolist() == [[1.0, 1.0]]

@@ -17,7 +17,7 @@ from recipes.skipped import Notes
 from speech_ssl.data.labels import timed_windows
 from speech_ssl.data.manifest import Utterance, write_manifest
 from speech_ssl.inference.answers import Classification, TimedEvent
-from speech_ssl.model.heads import EventsSpec
+from speech_ssl.model.specs import EventsSpec
 from tests.narrow import save_narrow
 from tests.recipes.tuning import done, refusal, results, sounds
 

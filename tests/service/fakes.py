@@ -18,7 +18,7 @@ from service.server import serve
 from service.settings import Settings
 from speech_ssl.inference.card import Card
 from speech_ssl.inference.chunking import Chunker, Window
-from speech_ssl.inference.engines import Passed
+from speech_ssl.inference.passed import Passed
 from speech_ssl.types import Levels
 
 RATE, HOP, FIELD = 16_000, 320, 400

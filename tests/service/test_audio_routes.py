@@ -17,7 +17,7 @@ from service.hearing import Job
 from service.models import _run
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime
-from speech_ssl.inference.engines import Passed
+from speech_ssl.inference.passed import Passed
 from tests.service.fakes import FakeRuntime
 from tests.service.support import error_of, serving, until
 

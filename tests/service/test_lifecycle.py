@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from websockets.sync.client import connect
 
 import speech_ssl
 from tests.service.support import START_S, encoded, error_of, tone, until
@@ -128,3 +130,19 @@ def test_what_keeps_it_from_starting_is_one_line(start, tmp_path: Path):
             assert "Traceback" not in log
             assert message in log.splitlines()[-1]
             assert log.splitlines()[-1].startswith("error: ")
+
+
+def test_its_own_process_never_loads_pytorch(start, answering_artifact: Path, prompts: Path):
+    """It takes seconds and hundreds of megabytes, and what computes has a process of its own."""
+    process = start("service", SPEECH_SSL_MODEL=str(answering_artifact))
+    client = process.ready()
+    clip = next((prompts / "audio").glob("*.flac")).read_bytes()
+    for path in ("/v1/embeddings", "/v1/audio/transcriptions", "/v1/audio/classifications"):
+        assert client.post(path, files={"file": clip}).status_code == 200
+    address = str(client.base_url).replace("http", "ws", 1).rstrip("/")
+    with connect(f"{address}/v1/audio/stream", proxy=None) as stream:
+        stream.send(np.zeros(16_000, "<i2").tobytes())
+        stream.send(json.dumps({"type": "end"}))
+        while json.loads(stream.recv(60))["type"] != "final":
+            pass
+    assert "libtorch" not in Path(f"/proc/{process.popen.pid}/maps").read_text()

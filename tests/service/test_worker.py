@@ -18,7 +18,7 @@ import pytest
 
 from service.worker import Threads, Worker, WorkerLost
 from speech_ssl.inference.card import Card
-from speech_ssl.inference.engines import Passed
+from speech_ssl.inference.passed import Passed
 from tests.service import fakes
 from tests.service.support import Process, encoded, error_of, tone, until
 
