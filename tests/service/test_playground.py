@@ -174,8 +174,8 @@ def test_clips_are_analysed_drawn_and_played(
     for canvas in ("wave", "spectrum"):
         page.until(f"new Set({canvas}.getContext('2d').getImageData(0, 20, 400, 40).data).size > 9")
     assert states(page)[1] == "refused"
-    expected = ("status of 4", "getImageData")  # refusals, and what this test itself reads
-    assert [problem for problem in page.problems if not any(text in problem for text in expected)] == []
+    known = ("status of 4", "getImageData")  # refusals, and what this test itself reads
+    assert [problem for problem in page.problems if not any(text in problem for text in known)] == []
 
     page.evaluate(
         "window.lit = false; new MutationObserver(() => lit ||= Boolean(transcript.querySelector('.now')))"
