@@ -31,9 +31,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speech_ssl.checkpoints import huggingface
 from speech_ssl.checkpoints import torchaudio as reader
 from speech_ssl.checkpoints.artifact import Artifact
+from speech_ssl.checkpoints.transformers import folder as huggingface
 from speech_ssl.model.frontend import normalize_waves
 from speech_ssl.types import SAMPLE_RATE
 

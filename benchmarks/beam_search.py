@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 import speech_ssl
 from speech_ssl.data.manifest import read_manifest
+from speech_ssl.data.ngram import write_arpa
 from speech_ssl.data.splits import given_splits
-from speech_ssl.evaluation.ngram import write_arpa
 from speech_ssl.inference.beam import LM_WEIGHT, WORD_SCORE, BeamSearch
 from speech_ssl.text import BLANK, Vocabulary, normalize
 

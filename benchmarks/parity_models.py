@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_ssl.checkpoints import fairseq, fairseq2, huggingface
+from speech_ssl.checkpoints import fairseq
 from speech_ssl.checkpoints import torchaudio as reader
-from speech_ssl.checkpoints.pickles import read_pickle
+from speech_ssl.checkpoints.fairseq2 import reading as fairseq2
+from speech_ssl.checkpoints.torch_files.pickles import read_pickle
+from speech_ssl.checkpoints.transformers import folder as huggingface
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.types import SAMPLE_RATE
 
@@ -211,7 +213,7 @@ def of_fairseq2(family: str, tiny: bool, _: object = None) -> Row:
     from fairseq2.models.wav2vec2.factory import create_wav2vec2_model
     from fairseq2.nn import BatchLayout
 
-    from speech_ssl.training.fairseq2_state import started
+    from speech_ssl.training.fairseq2.state import started
 
     started(no_progress=True)
     torch.manual_seed(0)

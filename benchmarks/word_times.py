@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import speech_ssl
 from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.data.split_names import SplitKind, split_kind
-from speech_ssl.evaluation.representations import load_wave
+from speech_ssl.evaluation.probes.representations import load_wave
 from speech_ssl.inference import Runtime
 from speech_ssl.text import normalize
 from speech_ssl.types import SAMPLE_RATE, Waveform

@@ -174,7 +174,7 @@ def trainer_of(engine: str) -> Callable[..., RunState]:
     if engine == ENGINES[0]:
         return train
     try:
-        from speech_ssl.training import fairseq2
+        from speech_ssl.training.fairseq2 import engine as fairseq2
     except ImportError as error:
         raise ValueError(
             f"--engine {engine} needs fairseq2 ({error}): make an environment with it by "
@@ -192,7 +192,7 @@ def auto_of(engine: str, ranks: Ranks) -> Float:
 def _online_probe(manifest: Path | None) -> Probe | None:
     if manifest is None:
         return None
-    from speech_ssl.evaluation.online import OnlineProbe
+    from speech_ssl.evaluation.probes.online import OnlineProbe
 
     probe = OnlineProbe(read_manifest(manifest))
     return lambda objective: probe(objective.encoder)

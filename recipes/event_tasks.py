@@ -25,7 +25,7 @@ from speech_ssl.data.labels import (
 )
 from speech_ssl.data.loader import Targets
 from speech_ssl.data.manifest import Utterance
-from speech_ssl.evaluation import detection, psds
+from speech_ssl.evaluation.metrics import detection, psds
 from speech_ssl.inference.runtime import Runtime
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.specs import EventsSpec

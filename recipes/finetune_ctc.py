@@ -169,7 +169,7 @@ class Transcription:
 
     def measure(self, runtime: Runtime, head: str, test: Sequence[Utterance], notes: Notes) -> dict[str, Any]:
         """Word and character errors of the best path, and some transcripts to look at."""
-        from speech_ssl.evaluation.error_rates import error_rates
+        from speech_ssl.evaluation.metrics.error_rates import error_rates
 
         references: list[str] = []
         hypotheses: list[str] = []

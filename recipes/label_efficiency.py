@@ -34,7 +34,7 @@ from speech_ssl.data.batching import DataConfig
 from speech_ssl.data.folds import hold_out
 from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.data.splits import given_splits, id_hash
-from speech_ssl.evaluation.label_efficiency import (
+from speech_ssl.evaluation.labels.efficiency import (
     ARMS,
     SHARES,
     Arm,
@@ -50,7 +50,7 @@ from speech_ssl.evaluation.label_efficiency import (
     save_study,
     save_trial,
 )
-from speech_ssl.evaluation.label_report import write_report
+from speech_ssl.evaluation.labels.report import write_report
 from speech_ssl.inference.runtime import named_artifact
 from speech_ssl.training.ranks import Ranks, joined_ranks
 

@@ -11,9 +11,10 @@ verification   whether two clips are of one speaker, none of whom training has h
 all            several of these at once: say which is for which manifest
 smoke          seconds, on the packaged prompts: shows that everything runs; says nothing of use
 
-SUPERB's protocol (speech_ssl/evaluation/probes.py says what differs): the encoder is frozen, all its hidden
-states are averaged over time and mixed by learned weights. Beside it stand the best single layer (chosen on
-training clips), the same encoder with random weights, log-mel and MFCC means and deviations, and guessing.
+SUPERB's protocol (speech_ssl/evaluation/probes/linear.py says what differs): the encoder is frozen, all its
+hidden states are averaged over time and mixed by learned weights. Beside it stand the best single layer
+(chosen on training clips), the same encoder with random weights, log-mel and MFCC means and deviations, and
+guessing.
 Writes probes.csv, layers.csv, layers.png and probes.json. With the packaged model all of it takes about two
 minutes of one core an hour of audio, then 5 to 40 seconds a task.
 """
@@ -35,10 +36,9 @@ import torch
 
 from speech_ssl.checkpoints.artifact import Artifact
 from speech_ssl.data.manifest import Utterance, read_manifest
-from speech_ssl.evaluation import probe_tasks
-from speech_ssl.evaluation.figures_probes import Column, draw_layers
-from speech_ssl.evaluation.probe_tasks import Outcome, Problem, Task, solve, solve_layers
-from speech_ssl.evaluation.representations import (
+from speech_ssl.evaluation.probes import tasks as probe_tasks
+from speech_ssl.evaluation.probes.figures import Column, draw_layers
+from speech_ssl.evaluation.probes.representations import (
     MIN_SAMPLES,
     Cached,
     Representation,
@@ -48,6 +48,7 @@ from speech_ssl.evaluation.representations import (
     mfcc,
     random_encoder,
 )
+from speech_ssl.evaluation.probes.tasks import Outcome, Problem, Task, solve, solve_layers
 from speech_ssl.inference.progress import Progress
 from speech_ssl.inference.runtime import named_artifact
 

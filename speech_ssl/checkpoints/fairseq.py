@@ -22,8 +22,6 @@ from speech_ssl.checkpoints.conversion import (
     head_or_why,
     provenance,
 )
-from speech_ssl.checkpoints.hf_heads import read_ctc
-from speech_ssl.checkpoints.hf_tokenizer import Units
 from speech_ssl.checkpoints.naming import (
     assumed,
     config_of,
@@ -33,7 +31,9 @@ from speech_ssl.checkpoints.naming import (
     renamed,
     tensors_of,
 )
-from speech_ssl.checkpoints.plain import plain
+from speech_ssl.checkpoints.torch_files.plain import plain
+from speech_ssl.checkpoints.transformers.heads import read_ctc
+from speech_ssl.checkpoints.transformers.tokenizer import Units
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.text import BLANK, SPACE
 

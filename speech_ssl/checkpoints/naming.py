@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from speech_ssl.checkpoints import hf_conformer, hf_transformer
 from speech_ssl.checkpoints.conversion import ConversionError, Tensors, built_encoder
+from speech_ssl.checkpoints.transformers import conformer, transformer
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 
@@ -152,7 +152,7 @@ def _positions_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def encoder_of(tensors: Tensors, config: EncoderConfig) -> Encoder:
     """From tensors by transformers' names, which are taken."""
-    family = hf_conformer if config.conformer_kernel else hf_transformer
+    family = conformer if config.conformer_kernel else transformer
     return built_encoder(config, family.read_encoder(tensors, config), tensors.where)
 
 

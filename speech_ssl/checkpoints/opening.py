@@ -9,12 +9,13 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from speech_ssl.checkpoints import hub, huggingface
 from speech_ssl.checkpoints.artifact import Artifact, load_artifact, load_extra, save_artifact
 from speech_ssl.checkpoints.conversion import ConversionError, Converted
-from speech_ssl.checkpoints.hf_weights import check_no_adapter
 from speech_ssl.checkpoints.identity import identity
 from speech_ssl.checkpoints.replacing import CONFIG, check_empty, check_replaceable
+from speech_ssl.checkpoints.transformers import folder as transformers_folder
+from speech_ssl.checkpoints.transformers import hub
+from speech_ssl.checkpoints.transformers.weights import check_no_adapter
 
 Form = Literal["artifact", "huggingface", "fairseq2"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -40,8 +41,8 @@ def _opened(source: str | Path, *, pickles: bool, language_model: bool) -> Artif
     if isinstance(source, str) and hub.is_id(source) and not path.exists():
         read = _read_fetched(source, pickles=pickles, language_model=language_model)
         return _in_memory(read, path)
-    if huggingface.recognises(path):
-        return _in_memory(huggingface.read(path, pickles=pickles), path)
+    if transformers_folder.recognises(path):
+        return _in_memory(transformers_folder.read(path, pickles=pickles), path)
     if path.is_dir() and (not pickles or (path / CONFIG).exists()):
         return load_artifact(path)
     if not path.exists():
@@ -59,11 +60,11 @@ def convert(
     (check_replaceable if form == "artifact" else check_empty)(folder)
     artifact = open_checkpoint(source, pickles=True, language_model=language_model)
     if form == "huggingface":
-        huggingface.write(artifact, folder, pretraining_of(artifact))
+        transformers_folder.write(artifact, folder, pretraining_of(artifact))
     elif form == "fairseq2":
-        from speech_ssl.checkpoints import fairseq2_export
+        from speech_ssl.checkpoints.fairseq2 import export
 
-        fairseq2_export.write(artifact, folder)
+        export.write(artifact, folder)
     else:
         save_artifact(
             artifact.encoder,
@@ -86,7 +87,7 @@ def _read_fetched(name: str, *, pickles: bool, language_model: bool) -> Converte
     """By its id on the hub: as transformers has it, or, as Omnilingual ASR's are, a file of fairseq2."""
     folder = hub.fetched(name, pickles=pickles, language_model=language_model)
     if (folder / CONFIG).exists():
-        read = huggingface.read(folder, pickles=pickles)
+        read = transformers_folder.read(folder, pickles=pickles)
     elif not pickles:
         raise ConversionError(
             f"{name}: has no config.json of transformers; if it has a file of torch, first make an artifact "
@@ -105,22 +106,24 @@ def _read_fetched(name: str, *, pickles: bool, language_model: bool) -> Converte
 
 def _read_asset(name: str, *, pickles: bool) -> Converted:
     """By the name that fairseq2 has for it."""
-    from speech_ssl.checkpoints import fairseq2, fairseq2_assets
+    from speech_ssl.checkpoints.fairseq2 import assets, reading
 
-    if not pickles or not fairseq2_assets.is_name(name):
+    if not pickles or not assets.is_name(name):
         raise ConversionError(f"{name}: no such folder or file")
-    asset = fairseq2_assets.fetched(name)
+    asset = assets.fetched(name)
     if asset is None:
-        raise ConversionError(f"{name}: no such folder or file, and {fairseq2_assets.NONE}")
+        raise ConversionError(f"{name}: no such folder or file, and {assets.NONE}")
     tokenizers = [] if asset.tokenizer is None else [asset.tokenizer]
-    return fairseq2.read_file(asset.path, name, tokenizers, **asset.known)
+    return reading.read_file(asset.path, name, tokenizers, **asset.known)
 
 
 def _read_pickled(path: Path) -> Converted:
-    from speech_ssl.checkpoints import fairseq, fairseq2, pickles, torchaudio
+    from speech_ssl.checkpoints import fairseq, torchaudio
+    from speech_ssl.checkpoints.fairseq2 import reading
+    from speech_ssl.checkpoints.torch_files import pickles
 
     if path.is_dir():
-        return fairseq2.read_folder(path)
+        return reading.read_folder(path)
     if path.suffix == ".safetensors":
         raise ConversionError(f"{path}: name the folder that it is in, with its config.json")
     try:
@@ -129,8 +132,8 @@ def _read_pickled(path: Path) -> Converted:
         raise ConversionError(f"{path}: cannot be read ({error.strerror})") from None
     if fairseq.recognises(content):
         return fairseq.read(content, str(path), path.stem)
-    if fairseq2.recognises(content):
-        return fairseq2.read(content, str(path), path.stem, fairseq2.tokenizers_in(path.parent))
+    if reading.recognises(content):
+        return reading.read(content, str(path), path.stem, reading.tokenizers_in(path.parent))
     if torchaudio.recognises(content):
         return torchaudio.read(content, str(path), path.stem)
     raise ConversionError(f"{path}: not a checkpoint of fairseq, fairseq2 or torchaudio that is known here")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_ssl.checkpoints.conversion import Tensors, built_encoder
-from speech_ssl.checkpoints.hf_conformer import read_config, read_encoder
+from speech_ssl.checkpoints.transformers.conformer import read_config, read_encoder
 from speech_ssl.model.encoder import Encoder
 
 transformers = pytest.importorskip("transformers")

@@ -19,7 +19,7 @@ from speech_ssl.checkpoints.artifact import ArtifactError
 from speech_ssl.checkpoints.conversion import Converted
 from speech_ssl.checkpoints.fairseq import read
 from speech_ssl.checkpoints.opening import convert, open_checkpoint
-from speech_ssl.checkpoints.pickles import read_pickle
+from speech_ssl.checkpoints.torch_files.pickles import read_pickle
 from speech_ssl.types import Batch
 from tests.checkpoints.test_foreign import in_fairseq, options, small_torchaudio
 from tests.checkpoints.transformers_models import LARGE, made, noise

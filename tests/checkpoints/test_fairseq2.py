@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import speech_ssl
-from speech_ssl.checkpoints import fairseq2_export
 from speech_ssl.checkpoints.artifact import load_artifact, load_extra
+from speech_ssl.checkpoints.fairseq2 import export as fairseq2_export
 from speech_ssl.checkpoints.opening import convert, open_checkpoint
 from tests.checkpoints.test_foreign import IN_BLOCK, Renaming, check, layer_norm
 from tests.checkpoints.transformers_models import LARGE, answer_of, made, noise

@@ -20,7 +20,7 @@ import speech_ssl
 from speech_ssl.checkpoints.artifact import ArtifactError, load_artifact, load_extra
 from speech_ssl.checkpoints.fairseq import read
 from speech_ssl.checkpoints.opening import convert
-from speech_ssl.checkpoints.pickles import read_pickle
+from speech_ssl.checkpoints.torch_files.pickles import read_pickle
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
 from tests.checkpoints.transformers_models import noise
 

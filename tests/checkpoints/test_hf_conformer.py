@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from speech_ssl.checkpoints.artifact import load_artifact, save_artifact
 from speech_ssl.checkpoints.conversion import ConversionError, Tensors
-from speech_ssl.checkpoints.hf_conformer import (
+from speech_ssl.checkpoints.transformers.conformer import (
     model_type_of,
     read_config,
     read_encoder,

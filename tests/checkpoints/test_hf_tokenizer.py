@@ -13,8 +13,8 @@ import pytest
 
 import speech_ssl
 from speech_ssl.checkpoints.artifact import load_artifact
-from speech_ssl.checkpoints.hf_tokenizer import PHONES
 from speech_ssl.checkpoints.opening import convert, open_checkpoint
+from speech_ssl.checkpoints.transformers.tokenizer import PHONES
 from speech_ssl.inference.answers import Clock, align_text, transcribe
 from speech_ssl.model.specs import CTCSpec
 from speech_ssl.text import Vocabulary

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from speech_ssl.checkpoints.conversion import ConversionError, Tensors
-from speech_ssl.checkpoints.hf_transformer import (
+from speech_ssl.checkpoints.transformers.transformer import (
     MODEL_TYPES,
     model_type_of,
     read_config,

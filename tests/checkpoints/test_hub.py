@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import speech_ssl
-from speech_ssl.checkpoints import hub
 from speech_ssl.checkpoints.artifact import ArtifactError
 from speech_ssl.checkpoints.opening import convert
+from speech_ssl.checkpoints.transformers import hub
 from tests.checkpoints.test_fairseq2 import omnilingual
 from tests.checkpoints.test_hf_weights import lora
 from tests.checkpoints.transformers_models import made, saved

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from speech_ssl.checkpoints.conversion import ConversionError
-from speech_ssl.checkpoints.hub import fetched
 from speech_ssl.checkpoints.opening import convert
+from speech_ssl.checkpoints.transformers.hub import fetched
 from tests.checkpoints.hub_server import (
     EXPIRED,
     NARROW,

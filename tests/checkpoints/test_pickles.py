@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from speech_ssl.checkpoints.artifact import ArtifactError
-from speech_ssl.checkpoints.pickles import read_pickle
-from speech_ssl.checkpoints.plain import plain
-from speech_ssl.checkpoints.unpickling import Inert
+from speech_ssl.checkpoints.torch_files.pickles import read_pickle
+from speech_ssl.checkpoints.torch_files.plain import plain
+from speech_ssl.checkpoints.torch_files.unpickling import Inert
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 

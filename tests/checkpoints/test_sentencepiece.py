@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speech_ssl.checkpoints.artifact import ArtifactError
-from speech_ssl.checkpoints.sentencepiece import read_units
+from speech_ssl.checkpoints.fairseq2.sentencepiece import read_units
 from speech_ssl.text import Vocabulary
 
 GOLDEN = Path(__file__).parent / "golden" / "characters.model"

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from speech_ssl.checkpoints.artifact import ArtifactError
 from speech_ssl.checkpoints.opening import convert, open_checkpoint
-from speech_ssl.checkpoints.pickles import read_pickle
-from speech_ssl.checkpoints.plain import plain
-from speech_ssl.checkpoints.unpickling import Inert
+from speech_ssl.checkpoints.torch_files.pickles import read_pickle
+from speech_ssl.checkpoints.torch_files.plain import plain
+from speech_ssl.checkpoints.torch_files.unpickling import Inert
 from tests.checkpoints.test_fairseq import SIZES, written
 from tests.checkpoints.test_pickles import old_file, text
 from tests.checkpoints.transformers_models import made, saved

@@ -9,7 +9,7 @@ import pytest
 
 from speech_ssl.data.manifest import ManifestError, Utterance, part_id
 from speech_ssl.data.splits import given_splits, split_utterances
-from speech_ssl.evaluation.probe_tasks import keyword
+from speech_ssl.evaluation.probes.tasks import keyword
 
 
 def utterance(name: str, split: str = "", duration_s: float = 1.0) -> Utterance:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speech_ssl.evaluation.detection import (
+from speech_ssl.evaluation.metrics.detection import (
     Event,
     EventCounts,
     classification,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speech_ssl.evaluation.error_rates import Errors, Run, differences, error_rates
+from speech_ssl.evaluation.metrics.error_rates import Errors, Run, differences, error_rates
 from speech_ssl.text import normalize
 
 WORDS = st.lists(st.sampled_from(["a", "A", "b,", "b", "cat", "...", "\u00e9t\u00e9"]), max_size=6).map(

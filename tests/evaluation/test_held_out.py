@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speech_ssl.data.splits import id_hash
-from speech_ssl.evaluation.held_out import by_hash
+from speech_ssl.evaluation.probes.held_out import by_hash
 
 CLIPS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 6).map(str)), min_size=1, max_size=30)
 

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from speech_ssl.evaluation.label_efficiency import (
+from speech_ssl.evaluation.labels.efficiency import (
     Confusion,
     Key,
     Point,
@@ -27,7 +27,7 @@ from speech_ssl.evaluation.label_efficiency import (
     save_trial,
     trial_path,
 )
-from speech_ssl.evaluation.label_summary import (
+from speech_ssl.evaluation.labels.summary import (
     Cell,
     compare,
     labels_to_reach,

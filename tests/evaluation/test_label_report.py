@@ -13,20 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speech_ssl.evaluation.label_efficiency import (
+from speech_ssl.evaluation.labels.__main__ import main
+from speech_ssl.evaluation.labels.efficiency import (
     ARMS,
     Confusion,
     Point,
     Study,
     Trial,
     load_trials,
-    main,
     save_study,
     save_trial,
 )
-from speech_ssl.evaluation.label_figures import LIGHT, Limits, curves_panel, share_panel, svg
-from speech_ssl.evaluation.label_summary import Saving, summarise
-from speech_ssl.evaluation.label_words import (
+from speech_ssl.evaluation.labels.figures import LIGHT, Limits, curves_panel, share_panel, svg
+from speech_ssl.evaluation.labels.summary import Saving, summarise
+from speech_ssl.evaluation.labels.words import (
     change,
     confusion_sentence,
     ends,
@@ -235,7 +235,7 @@ def test_values_that_are_all_the_same_can_be_drawn(points: int, value: float) ->
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([]) == 2 and main([str(tmp_path)]) == 2
     assert "holds no finished trial" in capsys.readouterr().err
-    command = [sys.executable, "-m", "speech_ssl.evaluation.label_efficiency"]
+    command = [sys.executable, "-m", "speech_ssl.evaluation.labels"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith("usage:")
 

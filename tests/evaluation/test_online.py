@@ -14,8 +14,8 @@ from sklearn.linear_model import Ridge
 
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.data.manifest import Utterance
-from speech_ssl.evaluation import online
-from speech_ssl.evaluation.online import OnlineProbe, left_out_error, nearest_neighbours, ridge
+from speech_ssl.evaluation.probes import online
+from speech_ssl.evaluation.probes.online import OnlineProbe, left_out_error, nearest_neighbours, ridge
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from tests.narrow import save_narrow

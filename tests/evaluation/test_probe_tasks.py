@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from speech_ssl.data.manifest import Utterance
-from speech_ssl.evaluation.figures_probes import Column, draw_layers, nearness
-from speech_ssl.evaluation.probe_tasks import (
+from speech_ssl.evaluation.probes.figures import Column, draw_layers, nearness
+from speech_ssl.evaluation.probes.tasks import (
     ABSENT,
     Problem,
     cut,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speech_ssl.evaluation.detection import Event
-from speech_ssl.evaluation.psds import CONFUSION, REACTION, Scenario, TimedScores, psds
+from speech_ssl.evaluation.metrics.detection import Event
+from speech_ssl.evaluation.metrics.psds import CONFUSION, REACTION, Scenario, TimedScores, psds
 
 LABELS = ("a", "b", "c")
 HOP_S = 0.5

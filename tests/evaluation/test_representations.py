@@ -12,8 +12,8 @@ import torch
 
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.data.manifest import Utterance, read_manifest
-from speech_ssl.evaluation import representations
-from speech_ssl.evaluation.representations import (
+from speech_ssl.evaluation.probes import representations
+from speech_ssl.evaluation.probes.representations import (
     cached,
     encoder_states,
     hidden_means,

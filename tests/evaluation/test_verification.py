@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speech_ssl.evaluation.verification import cosine_scores, equal_error_rate, min_dcf
+from speech_ssl.evaluation.metrics.verification import cosine_scores, equal_error_rate, min_dcf
 
 TRIALS = st.lists(st.tuples(st.integers(-3, 3).map(float), st.booleans()), min_size=2, max_size=12).filter(
     lambda trials: len({same for _, same in trials}) == 2

@@ -15,7 +15,7 @@ if find_spec("fairseq2") is None:
 @pytest.fixture(scope="session", autouse=True)
 def started() -> None:
     """fairseq2, ready: in starting it calls functions of its own that it has deprecated."""
-    from speech_ssl.training.fairseq2_state import started
+    from speech_ssl.training.fairseq2.state import started
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

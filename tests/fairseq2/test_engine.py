@@ -245,7 +245,7 @@ def test_a_run_killed_before_its_first_validation_is_a_run(manifest, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("speech_ssl.training.fairseq2.evaluate", broken)
+        patched.setattr("speech_ssl.training.fairseq2.engine.evaluate", broken)
         here(twenty(), manifest, tmp_path / "run", "fairseq2")
     with pytest.raises(ValueError, match="already holds a run"):
         here(twenty(), manifest, tmp_path / "run", "fairseq2")

@@ -24,13 +24,13 @@ from fairseq2.nn import BatchLayout
 from torch import Tensor, nn
 
 from speech_ssl.checkpoints.artifact import load_artifact, save_artifact
-from speech_ssl.checkpoints.fairseq2 import read_folder
-from speech_ssl.checkpoints.fairseq2_export import model_config, write, write_fairseq2
-from speech_ssl.checkpoints.fairseq2_extension import DEFAULT, FAMILY, VARIABLE
+from speech_ssl.checkpoints.fairseq2.export import model_config, write, write_fairseq2
+from speech_ssl.checkpoints.fairseq2.extension import DEFAULT, FAMILY, VARIABLE
+from speech_ssl.checkpoints.fairseq2.reading import read_folder
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2, Wav2Vec2Config
-from speech_ssl.training.fairseq2_state import started
+from speech_ssl.training.fairseq2.state import started
 from speech_ssl.types import Batch
 
 NARROW = {"conv_channels": (32,) * 4, "conv_kernels": (10, 3, 3, 2), "conv_strides": (5, 2, 2, 2)}

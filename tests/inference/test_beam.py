@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from speech_ssl.evaluation.ngram import write_arpa
+from speech_ssl.data.ngram import write_arpa
 from speech_ssl.inference.beam import BeamSearch, Hypothesis
 from speech_ssl.inference.beam_words import CHARACTER_SCORE
 from speech_ssl.inference.ctc import greedy

@@ -12,7 +12,7 @@ from recipes import label_efficiency
 from recipes.label_efficiency import Plan, divided, named_manifests, of_arm, read_curve, smoke, tiny
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.data.manifest import Utterance, read_manifest, write_manifest
-from speech_ssl.evaluation.label_efficiency import load_trials
+from speech_ssl.evaluation.labels.efficiency import load_trials
 from tests.narrow import save_narrow
 
 

@@ -1,0 +1,1 @@
+"""Files that torch saved, read as plain data: nothing that they name is run."""

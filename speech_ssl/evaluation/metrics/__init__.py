@@ -1,0 +1,1 @@
+"""Scores: error rates of texts, detection of events, verification of speakers."""

@@ -1,0 +1,1 @@
+"""fairseq2's trainer as an engine of ours."""
