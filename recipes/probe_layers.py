@@ -49,7 +49,7 @@ from speech_ssl.evaluation.probes.representations import (
     random_encoder,
 )
 from speech_ssl.evaluation.probes.tasks import Outcome, Problem, Task, solve, solve_layers
-from speech_ssl.inference.progress import Progress
+from speech_ssl.extraction.progress import Progress
 from speech_ssl.inference.runtime import named_artifact
 
 SEED = 0

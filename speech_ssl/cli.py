@@ -33,7 +33,7 @@ from speech_ssl.cli_output import (
 )
 
 if TYPE_CHECKING:
-    from speech_ssl.inference.progress import Progress
+    from speech_ssl.extraction.progress import Progress
 
 MODEL = "Folder of an artifact or of transformers, or OWNER/NAME of the Hugging Face hub."
 _model = click.option("--model", default="default", show_default=True, help=MODEL)
@@ -217,8 +217,8 @@ def extract(manifest: Path, out: Path, **options: Any) -> int:
     """
     if options["engine"] == "ray":
         raise ValueError("--engine ray is not available in this version: use --engine local and --shard")
-    from speech_ssl.inference.extract import Extraction
-    from speech_ssl.inference.parquet import Shard
+    from speech_ssl.extraction.extract import Extraction
+    from speech_ssl.extraction.parquet import Shard
 
     shard = Shard.parse(options["shard"])
     extraction = Extraction(
@@ -249,7 +249,7 @@ def manifest(folder: Path, out: Path) -> int:
     """Write a manifest of all audio files below FOLDER."""
     from speech_ssl.data.manifest import check_writable, write_manifest
     from speech_ssl.data.scanning import scan_folder
-    from speech_ssl.inference.progress import Tally
+    from speech_ssl.extraction.progress import Tally
 
     check_writable(out)  # before the files are looked at, which may take hours
     tally = Tally("manifest", "files")

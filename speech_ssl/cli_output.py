@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from speech_ssl.checkpoints.artifact import Artifact
+    from speech_ssl.extraction.progress import Progress
     from speech_ssl.inference import Runtime
-    from speech_ssl.inference.progress import Progress
     from speech_ssl.types import AudioWarning
 
 PoolOption = Literal["mean", "max", "none"]
@@ -22,7 +22,7 @@ PoolOption = Literal["mean", "max", "none"]
 
 def each(what: str, files: Sequence[str], lines: Callable[[str, Progress], Iterator[str]]) -> int:
     """Print the lines of each file. One that fails is named, and the others are done all the same."""
-    from speech_ssl.inference.progress import Progress
+    from speech_ssl.extraction.progress import Progress
 
     progress = Progress(what, sum(map(_duration, files)))
     failed = 0

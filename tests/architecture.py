@@ -37,14 +37,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "speech_ssl.model",
         "speech_ssl.checkpoints",
     ),
-    "speech_ssl.inference.extract": (
+    "speech_ssl.extraction": (
         "speech_ssl.types",
-        "speech_ssl.precision",
-        "speech_ssl.text",
         "speech_ssl.audio",
-        "speech_ssl.model",
-        "speech_ssl.checkpoints",
         "speech_ssl.data",
+        "speech_ssl.inference",
     ),
     "speech_ssl.evaluation": tuple(
         f"speech_ssl.{part}"

@@ -19,8 +19,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for processes that tes
 # What tests compare is computed in fp32, whatever this processor would choose. That is the matter of
 # tests/test_precision.py and tests/inference/test_arithmetic.py.
 arithmetic.native = lambda device: "fp32"
-hypothesis.settings.register_profile("any machine", deadline=None)  # a slow one is no fault of the code
-hypothesis.settings.load_profile("any machine")
+# What is tested is what comes out, not how soon on a busy machine.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)

@@ -134,7 +134,7 @@ ALLOWED_IMPORTS = [
     ),
     ("speech_ssl.training.run", "from speech_ssl.model import Encoder\nfrom .config import Run"),
     ("speech_ssl.training.loop", "from speech_ssl.objectives.base import Objective"),
-    ("speech_ssl.inference.extract", "from speech_ssl.data.manifest import read_manifest\nimport pyarrow"),
+    ("speech_ssl.extraction.extract", "from speech_ssl.data.manifest import read_manifest\nimport pyarrow"),
     ("speech_ssl.evaluation.probes.linear", "from speech_ssl import load, types"),
     ("speech_ssl.cli", "def serve():\n    from service.app import create_app"),
     (

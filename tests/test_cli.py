@@ -23,7 +23,7 @@ import torch
 
 import speech_ssl
 from speech_ssl.data.manifest import read_manifest
-from speech_ssl.inference.parquet import read_rows
+from speech_ssl.extraction.parquet import read_rows
 from tests.checkpoints.test_foreign import small_torchaudio
 from tests.checkpoints.transformers_models import made, saved
 from tests.command_line import Run, without_progress

@@ -18,7 +18,7 @@ from speech_ssl.cli import cli
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.data.loader import Loader, LoaderState
 from speech_ssl.data.manifest import read_manifest
-from speech_ssl.inference.parquet import read_rows
+from speech_ssl.extraction.parquet import read_rows
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
 from tests.service.support import Process
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speech_ssl import audio
+from speech_ssl.extraction.decoding import Decoders, Job
 from speech_ssl.inference import Runtime, chunking
 from speech_ssl.inference.chunking import Chunker
-from speech_ssl.inference.decoding import Decoders, Job
 from speech_ssl.inference.levels import Level, Meter
 from speech_ssl.types import Waveform
 from tests.narrow import narrow_runtime

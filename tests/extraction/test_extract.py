@@ -18,9 +18,10 @@ import soundfile
 
 import speech_ssl
 from speech_ssl.data.manifest import Utterance, read_manifest, write_manifest
-from speech_ssl.inference import Runtime, decoding, extract
-from speech_ssl.inference.extract import Extraction
-from speech_ssl.inference.parquet import Shard, read_rows
+from speech_ssl.extraction import decoding, extract
+from speech_ssl.extraction.extract import Extraction
+from speech_ssl.extraction.parquet import Shard, read_rows
+from speech_ssl.inference import Runtime
 
 NAMES = 24  # prompts that the small data set holds
 

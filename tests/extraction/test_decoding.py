@@ -13,10 +13,10 @@ import pytest
 import soundfile
 
 from speech_ssl import audio
-from speech_ssl.inference import decoding
+from speech_ssl.extraction import decoding
+from speech_ssl.extraction.decoding import Decoded, Decoders, Failed, Job
 from speech_ssl.inference.batching import Piece
 from speech_ssl.inference.chunking import Chunker
-from speech_ssl.inference.decoding import Decoded, Decoders, Failed, Job
 
 CHUNKER = Chunker(320, 400, window=100, context=10)
 

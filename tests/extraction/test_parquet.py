@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from speech_ssl.inference.parquet import Failure, Row, Settings, Shard, Store, read_rows
+from speech_ssl.extraction.parquet import Failure, Row, Settings, Shard, Store, read_rows
 
 SETTINGS = Settings(
     model="m",

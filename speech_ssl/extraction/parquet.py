@@ -24,8 +24,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from speech_ssl.inference.records import Record, Records, replace_text
-from speech_ssl.inference.rows import Row, Settings, held, mend, number_of, parts, read_rows, table_of, write
+from speech_ssl.extraction.records import Record, Records, replace_text
+from speech_ssl.extraction.rows import Row, Settings, held, mend, number_of, parts, read_rows, table_of, write
 
 __all__ = ["SETTINGS", "Failure", "Row", "Settings", "Shard", "Store", "read_rows"]
 

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.data.source import cut_short
+from speech_ssl.extraction.decoding import Decoded, Decoders, Event, Failed, Job
+from speech_ssl.extraction.parquet import Shard, Store
+from speech_ssl.extraction.progress import Progress
+from speech_ssl.extraction.records import Record
+from speech_ssl.extraction.rows import Row, Settings, Stamp
 from speech_ssl.inference.batching import Piece, batches
-from speech_ssl.inference.decoding import Decoded, Decoders, Event, Failed, Job
-from speech_ssl.inference.parquet import Shard, Store
 from speech_ssl.inference.pooling import Pool
-from speech_ssl.inference.progress import Progress
-from speech_ssl.inference.records import Record
-from speech_ssl.inference.rows import Row, Settings, Stamp
 from speech_ssl.inference.runtime import LOOKAHEAD, Runtime
 from speech_ssl.types import SAMPLE_RATE, AudioWarning
 

@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from speech_ssl.inference.progress import Progress, Tally
+from speech_ssl.extraction.progress import Progress, Tally
 
 
 def test_plain_lines_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     now = 100.0
-    monkeypatch.setattr("speech_ssl.inference.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("speech_ssl.extraction.progress.time.monotonic", lambda: now)
     progress = Progress("extract", 1200.0)
     for _ in range(40):  # a second each
         now += 1.0
@@ -36,7 +36,7 @@ def test_a_manifest_that_claims_too_little(capsys: pytest.CaptureFixture[str]):
 
 def test_a_tally(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     now = 0.0
-    monkeypatch.setattr("speech_ssl.inference.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("speech_ssl.extraction.progress.time.monotonic", lambda: now)
     tally = Tally("manifest", "files")
     for _ in range(12):
         now += 1.0

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from speech_ssl.inference.rows import put_in_place
+from speech_ssl.extraction.rows import put_in_place
 
 _NAME = re.compile(r"([a-z]+)(-\d{5,}-of-\d{5,})?\.jsonl")
 

@@ -13,9 +13,9 @@ import pytest
 import soundfile
 
 import speech_ssl
+from speech_ssl.extraction.extract import Extraction, Summary
+from speech_ssl.extraction.parquet import Shard, read_rows
 from speech_ssl.inference import Runtime
-from speech_ssl.inference.extract import Extraction, Summary
-from speech_ssl.inference.parquet import Shard, read_rows
 
 
 @pytest.fixture(scope="module")
