@@ -191,7 +191,7 @@ def test_each_kind_of_problem_is_solved() -> None:
     generator = np.random.default_rng(0)
     y_N = np.arange(120) // 2 % 12
     x_NLD = generator.standard_normal((120, 2, 14)).astype(np.float32)
-    x_NLD[:, 1, :12] += 9 * np.eye(12)[y_N]
+    x_NLD[:, 1, :12] += 14 * np.eye(12)[y_N]
     labels, seen_N = [f"l{y:02}" for y in y_N], np.arange(120) % 4 > 0
     split = Problem("split", labels, ~seen_N)
     cross = Problem("cross", labels, keys=[str(i % 3) for i in range(120)])
