@@ -51,7 +51,10 @@ class ServiceError(Exception):
 
     def body(self) -> bytes:
         """ASCII, for what a client sent may not be encodable. Noted as what the request was answered."""
-        current().code = self.code
+        record = current()
+        record.code = self.code
+        if record.bare_errors:
+            return json.dumps({"error": self.message}).encode()
         error = {"message": self.message, "type": _type(self.status), "code": self.code, "param": self.param}
         return json.dumps({"error": error}).encode()
 
@@ -104,8 +107,9 @@ def as_service_error(error: Exception, param: str | None = None) -> ServiceError
         case Stopped():
             return unavailable("draining", "the service is shutting down")
         case Again():
-            lost = "the model's process was lost with this request, twice: try again, or without this file"
-            return ServiceError(503, "model_lost", lost, headers={"Retry-After": "1"})
+            # No Retry-After: who goes by it would end one process after the other.
+            lost = "the model's process was lost with this request, twice: send it without this file"
+            return ServiceError(503, "model_lost", lost)
         case TimeoutError():
             return ServiceError(504, "deadline_exceeded", "there was no answer in time")
         case ValidationError():
@@ -115,6 +119,16 @@ def as_service_error(error: Exception, param: str | None = None) -> ServiceError
         case HTTPException():
             return _from_status(error)
     return ServiceError(500, "internal_error", "the service failed: its log says why")
+
+
+def failed_midway(error: Exception) -> ServiceError:
+    """`as_service_error`, of an answer that had begun: what its status cannot say any more, logs and metrics
+    do."""
+    refusal = as_service_error(error)
+    current().status = refusal.status
+    if refusal.status == 500:
+        logger.error("request %s failed", current().request_id, exc_info=error)
+    return refusal
 
 
 def install(app: FastAPI) -> None:

@@ -53,6 +53,7 @@ def configure(settings: Settings) -> None:
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    logging.getLogger("uvicorn.error").addFilter(_tells_no_request)
     threading.excepthook = _thread_failed
     if settings.log_format == "json":
         sys.excepthook = _failed
@@ -62,6 +63,13 @@ def told(settings: Settings, load: Callable[[], T]) -> T:
     """What `load` gives; in a process of its own, what it logs has the form of the service's."""
     configure(settings)
     return load()
+
+
+def _tells_no_request(record: logging.LogRecord) -> bool:
+    """Of a WebSocket uvicorn tells the query, and `websockets` each header, the key too. What may be told is
+    in the lines of `service.requests`."""
+    least = logging.WARNING if record.module.startswith("websockets") else logging.INFO
+    return record.levelno >= least
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.encoding import milliseconds
 from service.engine import Engine
-from service.errors import ServiceError, as_service_error, bad_request, overloaded
+from service.errors import ServiceError, as_service_error, bad_request, overloaded, refuse
 from service.metrics import Metrics
 from service.record import Record, recording
 from service.routes_jobs import PATH as JOBS
@@ -35,28 +35,47 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class Observe:
     """Names, times, counts, logs and traces requests, and answers 500 for exceptions that nobody expected."""
 
-    def __init__(self, app: ASGIApp, engine: Engine, metrics: Metrics, traces: Tracing | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        engine: Engine,
+        metrics: Metrics,
+        traces: Tracing | None = None,
+        bare_errors: str | None = None,
+    ) -> None:
+        """bare_errors: the beginning of paths whose errors are `{"error": "a string"}`."""
         self.app = app
         self.engine = engine
         self.metrics = metrics
         self.traces = traces
+        self.bare_errors = bare_errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send)
+        if scope.get("method") == "HEAD":  # the answer to GET without its body, which `send` leaves out
+            exchange = _Exchange(scope := {**scope, "method": "GET"}, receive, send, "HEAD")
+        else:
+            exchange = _Exchange(scope, receive, send)
+        if self.bare_errors is not None:
+            exchange.record.bare_errors = f"{scope['path']}/".startswith(f"{self.bare_errors}/")
         span = self._span(exchange)
         work = int(exchange.method in ("POST", "WEBSOCKET"))
         self.engine.in_flight += work
         with recording(exchange.record):
             try:
-                await self.app(scope, exchange.receive, exchange.send)
+                if _is_framed_twice(scope, exchange.headers):
+                    await refuse(_framed_twice(), scope, exchange.receive, exchange.send)
+                else:
+                    await self.app(scope, exchange.receive, exchange.send)
             except Exception as error:
                 logger.exception("request %s failed", exchange.record.request_id)
-                if exchange.status:
+                refusal = as_service_error(error)
+                if exchange.status:  # it has begun: only logs and metrics can still say so
+                    exchange.record.status, exchange.record.code = refusal.status, refusal.code
                     raise
-                await as_service_error(error).response()(scope, receive, exchange.send)
+                await refusal.response()(scope, receive, exchange.send)
             finally:
                 self.engine.in_flight -= work
                 self._tell(exchange, span)
@@ -85,10 +104,10 @@ class Observe:
 class _Exchange:
     """A request and its answer, watched as they pass."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, method: str | None = None) -> None:
         self.began = time.monotonic()
         self.headers = Headers(scope=scope)
-        self.method: str = scope.get("method", "WEBSOCKET")[:16]  # a client may make one up
+        self.method: str = method or scope.get("method", "WEBSOCKET")[:16]  # a client may make one up
         self.is_probe = scope["path"].startswith(PROBES)
         self.record = Record(_request_id(self.headers))
         self.status = 0
@@ -113,6 +132,8 @@ class _Exchange:
             self.status = 101
         elif kind == "close":
             self.status = self.status or 403
+        elif kind == "http.response.body" and self.method == "HEAD":
+            message = {**message, "body": b""}
         await self._send(message)
         self._ended |= kind == "http.response.body" and not message.get("more_body", False)
 
@@ -123,7 +144,7 @@ class _Exchange:
     @property
     def route(self) -> str:
         """Its template: what a client made up is in no log and no metric."""
-        return getattr(self._scope.get("route"), "path", "unmatched")
+        return getattr(self._scope.get("route"), "path_format", "unmatched")
 
     @property
     def outcome(self) -> int:
@@ -246,6 +267,19 @@ def _request_id(headers: Headers) -> str:
     """The client's own, if it is fit for a log."""
     given = headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _is_framed_twice(scope: Scope, headers: Headers) -> bool:
+    """Whether a proxy in front may take another part of the bytes for the body, and the rest for a request of
+    its own: a length beside pieces, or pieces in HTTP/1.0 (RFC 9112, 6.1)."""
+    return "transfer-encoding" in headers and (
+        "content-length" in headers or scope.get("http_version") == "1.0"
+    )
+
+
+def _framed_twice() -> ServiceError:
+    message = "Transfer-Encoding beside a Content-Length, or in HTTP/1.0: where the body ends is not certain"
+    return ServiceError(400, "malformed_http", message, headers={"Connection": "close"})
 
 
 def _milliseconds(spans: Sequence[tuple[float, float]]) -> float:

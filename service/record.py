@@ -14,9 +14,11 @@ from service.batcher import Ticket
 @dataclass(eq=False)
 class Record:
     """Times are of `time.monotonic()`. code: of the error that was answered. warnings: codes of those of its
-    files. status: of how a WebSocket ended, as of HTTP; 0: it went well."""
+    files. status: of how a WebSocket or a stream ended, as of HTTP; 0: it went well. bare_errors: an error is
+    answered as a string, not an object."""
 
     request_id: str
+    bare_errors: bool = False
     trace_id: str = ""
     model: str = ""
     code: str = ""

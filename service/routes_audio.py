@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from service import answering
 from service.encoding import warning_codes
 from service.engine import Engine, Hearing
-from service.errors import as_service_error, bad_request
+from service.errors import bad_request, failed_midway
 from service.schemas import ERRORS, body_of
 from service.schemas_audio import (
     Analysis,
@@ -122,7 +122,7 @@ async def _events(
             further = _if_any(logprobs=told, warnings=warnings)
             yield _event("transcript.text.done", text=settling.told, **further)
     except Exception as error:
-        yield f"data: {as_service_error(error).body().decode()}\n\n"
+        yield f"data: {failed_midway(error).body().decode()}\n\n"
     yield "data: [DONE]\n\n"
 
 

@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 from service.answering import head_of, possible, sounds_of, words_of
 from service.batcher import Stopped
 from service.engine import Engine
-from service.errors import ServiceError, as_service_error, bad_request, overloaded
+from service.errors import ServiceError, bad_request, failed_midway, overloaded
 from service.live import Live
 from service.record import current
 from service.runtime import Runtime
@@ -60,9 +60,7 @@ async def stream(socket: WebSocket) -> None:
     except WebSocketDisconnect:
         current().status = 499
     except Exception as error:
-        refusal = as_service_error(error)
-        current().status = refusal.status
-        await _refuse(socket, refusal)
+        await _refuse(socket, failed_midway(error))
 
 
 async def _served(socket: WebSocket, engine: Engine) -> None:

@@ -48,7 +48,23 @@ SOME: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (4
 BINARY = "Inference-Header-Content-Length"
 """Says that a body goes on after its JSON."""
 router = APIRouter(prefix="/v2")
-of_a_model = APIRouter()
+
+
+def _check_version(version: str) -> None:
+    if version != VERSION:
+        raise ServiceError(
+            404, "version_not_found", f"every model has the version {VERSION} and no other", param="version"
+        )
+
+
+MODEL = "/models/{model}"
+OF_A_VERSION = f"{MODEL}/versions/{{version}}"
+CHECKED = [Depends(_check_version)]
+INFER: dict[str, Any] = {
+    "response_model": None,
+    "responses": {200: {"model": InferResponse}, **ERRORS},
+    "openapi_extra": INFER_BODY,
+}
 
 
 @router.get("", responses={401: ERRORS[401]})
@@ -70,14 +86,16 @@ async def ready(engine: TheEngine) -> Ready:
     return Ready()
 
 
-@of_a_model.get("", response_model_exclude_none=True, responses=SOME)
+@router.get(OF_A_VERSION, response_model_exclude_none=True, responses=SOME, dependencies=CHECKED)
+@router.get(MODEL, response_model_exclude_none=True, responses=SOME)
 async def metadata(request: Request, engine: TheEngine, model: str) -> ModelMetadata:
     """What goes into a model and comes out. One that is not loaded is loaded for it."""
     engine.check_open()
     return await attended(request, engine, _metadata(engine, model))
 
 
-@of_a_model.get("/ready", responses=SOME)
+@router.get(f"{OF_A_VERSION}/ready", responses=SOME, dependencies=CHECKED)
+@router.get(f"{MODEL}/ready", responses=SOME)
 async def model_ready(engine: TheEngine, model: str) -> ModelReady:
     """Requests to this model are taken; the first one loads it, if it is not loaded at the start."""
     engine.check_open()
@@ -85,12 +103,8 @@ async def model_ready(engine: TheEngine, model: str) -> ModelReady:
     return ModelReady(name=model)
 
 
-@of_a_model.post(
-    "/infer",
-    response_model=None,
-    responses={200: {"model": InferResponse}, **ERRORS},
-    openapi_extra=INFER_BODY,
-)
+@router.post(f"{OF_A_VERSION}/infer", dependencies=CHECKED, **INFER)
+@router.post(f"{MODEL}/infer", **INFER)
 async def infer(request: Request, engine: TheEngine, model: str) -> Response:
     """Answers about one or more clips, all from one pass through the encoder."""
     engine.check_room()
@@ -99,19 +113,6 @@ async def infer(request: Request, engine: TheEngine, model: str) -> Response:
         raise bad_request("binary tensor data is an extension that is not served: data is JSON", BINARY)
     body = await body_of(request)
     return await attended(request, engine, _inferred(engine, model, body))
-
-
-def _check_version(version: str) -> None:
-    if version != VERSION:
-        raise ServiceError(
-            404, "version_not_found", f"every model has the version {VERSION} and no other", param="version"
-        )
-
-
-router.include_router(of_a_model, prefix="/models/{model}")
-router.include_router(
-    of_a_model, prefix="/models/{model}/versions/{version}", dependencies=[Depends(_check_version)]
-)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import pytest
 
 from service.hearing import Job
 from service.models import _run
+from service.settling import Settling
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime
 from speech_ssl.inference.passed import Passed
@@ -97,6 +98,33 @@ def test_streamed_deltas_are_the_text(client: httpx.Client, runtime: Runtime, cl
         assert "".join(delta["delta"] for delta in deltas) == said.text
         assert done == {"type": "transcript.text.done", "text": said.text}
     assert len(deltas) > 1, "a clip of several windows is told in pieces"
+
+
+def test_a_stream_that_fails_midway_is_told_logged_and_counted(
+    client: httpx.Client, clips: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    more, calls = Settling.more, []
+
+    async def failing(self: Settling, *parts: Any, **options: Any) -> Any:
+        calls.append(parts)
+        if len(calls) > 1:
+            raise [RuntimeError("lost midway"), TimeoutError()][len(calls) > 2]
+        return await more(self, *parts, **options)
+
+    def counted(outcome: int) -> bool:
+        labels = f'{{outcome="{outcome}",route="{TRANSCRIPTIONS}"}}'
+        return f"speech_ssl_requests_total{labels} 1.0" in client.get("/metrics").text
+
+    monkeypatch.setattr(Settling, "more", failing)
+    last = events(ask(client, TRANSCRIPTIONS, clips[1], stream="true"))[-1]
+    assert last["error"]["code"] == "internal_error" and "midway" not in last["error"]["message"]
+    until(lambda: counted(500))
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.exc_info and "lost midway" in str(record.exc_info[1])
+    (late,) = events(ask(client, TRANSCRIPTIONS, clips[1], stream="true"))
+    assert late["error"]["code"] == "deadline_exceeded"
+    until(lambda: counted(504))
+    assert [record for record in caplog.records if record.exc_info] == [record]
 
 
 def test_log_probabilities_come_in_pieces_that_join(

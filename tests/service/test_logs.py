@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from service.auth import made
 from service.logs import JsonFormatter, TextFormatter
@@ -139,6 +141,19 @@ def test_whose_key_it_was_and_who_left_early(lines):
     assert (line["key"], line["status"], line["client_left"]) == ("anna", 499, True)
 
 
+def test_an_answer_that_fails_midway_is_a_failure(lines):
+    async def breaking(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"1", "more_body": True})
+        raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError):
+        observed(breaking, {}, [])
+    (request,), (failure,) = lines(), lines("service.middleware")
+    assert (request["status"], request["code"]) == (500, "internal_error")
+    assert "midway" in failure["exception"]
+
+
 def test_streams_are_requests_too(lines):
     async def talking(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.accept"})
@@ -172,6 +187,11 @@ def test_all_of_a_process_is_json_and_tells_no_secrets(start, tmp_path):
     client.post(f"{URL}?secret-query=1", files={"file": ("secret-name.mp3", damaged)}, headers=headers)
     client.post(URL, files={"file": ("secret-name.mp3", damaged)}, headers=headers)
     client.get("/secret-path?secret-query=1", headers={"authorization": "Bearer secret-key"})
+    stream = f"{str(client.base_url).replace('http', 'ws', 1).rstrip('/')}/v1/audio/stream?secret-query=1"
+    with connect(stream, proxy=None, additional_headers=headers) as opened:
+        assert json.loads(opened.recv(timeout=60))["error"]["param"] == "secret-query"
+    with pytest.raises(InvalidStatus):
+        connect(stream, proxy=None, additional_headers={"x-api-key": "secret-key"})
     process.terminate()
     assert process.popen.wait(60) == 0
     log = process.log.read_text()
@@ -183,7 +203,7 @@ def test_all_of_a_process_is_json_and_tells_no_secrets(start, tmp_path):
     }
     assert "secret" not in log and key not in log and key[:8] not in log
     statuses = [line["status"] for line in lines if line["logger"] == "service.requests"]
-    assert statuses.count(401) == 1 and statuses.count(200) >= 2 and 400 in statuses
+    assert statuses.count(401) == 2 and statuses.count(200) >= 2 and 400 in statuses
 
 
 @pytest.mark.parametrize("failure", ["thread", "main", "warning"])

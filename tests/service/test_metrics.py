@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -78,3 +79,14 @@ def test_names_follow_the_conventions(used):
     for family in text_string_to_metric_families(used.get("/metrics").text):
         assert re.fullmatch(r"(speech_ssl|process)_[a-z_]+", family.name)
         assert not re.search(r"_(ms|milliseconds|minutes|kb|mib|percent)$", family.name)
+
+
+def test_a_route_is_its_whole_template(tmp_path: Path) -> None:
+    """Of all that are described; what was asked is in no label."""
+    with serving(FakeRuntime(), jobs_dir=tmp_path) as client:
+        described = client.get("/openapi.json").json()["paths"]
+        for path, operations in described.items():
+            for method in operations:
+                client.request(method, path.format(model="asked", version="1", id="asked"))
+        routes = {s.labels["route"] for s in samples(client) if s.name == "speech_ssl_requests_total"}
+    assert routes - {"unmatched"} == set(described)  # that is the description

@@ -212,6 +212,25 @@ def test_mistakes_are_told_before_it_is_closed(
     assert last["error"]["message"]
 
 
+def test_a_failure_of_the_service_leaves_a_traceback(
+    client: httpx.Client,
+    speech: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("lost midway")
+
+    monkeypatch.setattr(routes_stream.Settling, "more", failing)
+    with opened(client) as stream:
+        stream.send(speech.tobytes())
+        stream.send(END)
+        last = told(stream)[-1]
+    assert (last["error"]["code"], last["closed"]) == ("internal_error", 1011)
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.exc_info and "lost midway" in str(record.exc_info[1])
+
+
 def test_limits(answering_artifact: Path) -> None:
     second = np.zeros(16_000, dtype="<i2").tobytes()
     limits = {"max_clip_s": 3.0, "upload_idle_timeout_s": 0.3, "max_queue_s": 20.0}
