@@ -28,6 +28,7 @@ from service.schemas_jobs import (
     Job,
     JobList,
     ListOptions,
+    RemoveOptions,
     ResultOptions,
     TaskOption,
 )
@@ -127,14 +128,20 @@ async def results(id: str, request: Request, jobs: TheJobs, owner: Owner) -> Res
     return Lines(_lines(jobs.folder(job), files))
 
 
-@router.delete("/{id}", response_model=Job, responses={204: {"description": "It is deleted."}, **REFUSED})
-async def removed(id: str, jobs: TheJobs, owner: Owner) -> Response:
+@router.delete(
+    "/{id}",
+    response_model=Job,
+    responses={204: {"description": "It is deleted."}, **REFUSED},
+    openapi_extra={"parameters": body_of(RemoveOptions)["parameters"]},
+)
+async def removed(id: str, request: Request, jobs: TheJobs, owner: Owner) -> Response:
     """Cancels a job that waits or runs; deletes one that has ended, with its results."""
+    options = RemoveOptions.model_validate(once(request.query_params.multi_items()))
     job = await jobs.call(lambda store: store.find(id, owner))
-    if job.over:
+    if job.over and not options.keep:
         await jobs.call(lambda store: store.delete(id))
         return Response(status_code=204)
-    answer = jobs.described(await jobs.cancel(job))
+    answer = jobs.described(job if job.over else await jobs.cancel(job))
     return Response(answer.model_dump_json(), media_type="application/json")
 
 

@@ -41,6 +41,12 @@ class ResultOptions(BaseModel):
     after: int = Field(default=-1, ge=-1, le=1 << 31, description="Only files of a greater index.")
 
 
+class RemoveOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    keep: bool = Field(default=False, description="Only cancel: a job that has ended stays as it is.")
+
+
 class Progress(BaseModel):
     """files_done: those with a result or an error; files_failed: the latter. file: how much of the file under
     way has been through the model, from 0 to 1."""

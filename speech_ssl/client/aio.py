@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import ExitStack, aclosing, closing
 from functools import partial
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -25,7 +26,7 @@ from speech_ssl.client.calls import (
     TranscribeOptions,
 )
 from speech_ssl.client.errors import ServiceError, Unavailable
-from speech_ssl.client.inputs import Audio, Resendable, opened, resendable
+from speech_ssl.client.inputs import Audio, Resendable, opened, read_aside, resendable
 from speech_ssl.client.jobs import FIRST_POLL_S, LONGEST_POLL_S, Job, JobTask, result_reader
 from speech_ssl.client.many import Done, Progress, Shown, Window, number_of
 from speech_ssl.client.retrying import Deadline, Retrying, may_pass
@@ -33,6 +34,8 @@ from speech_ssl.client.streaming import delta_of
 
 T = TypeVar("T")
 TIMEOUT_S, CONNECT_TIMEOUT_S = 300.0, 10.0
+PIECES = 16
+"""Of 64 KiB at most, that are read at a time: a thread for each would take longer than reading it."""
 DEFAULT_URL = "http://localhost:8000"
 
 
@@ -219,7 +222,7 @@ class AsyncClient:
         self, call: Call[Any], deadline: Deadline, *, streamed: bool = False
     ) -> httpx.Response:
         """A success, after as many attempts as it takes."""
-        audios = [await asyncio.to_thread(resendable, audio) for audio in call.audios]
+        audios = [await read_aside(partial(resendable, audio)) for audio in call.audios]
         clock = self._retrying.clock
         began, attempt = clock(), 0
         while True:
@@ -274,7 +277,7 @@ class _InThreads(httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         pieces: Iterator[bytes] = iter(self._pieces)
         left = self._length
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        while piece := await read_aside(lambda: b"".join(islice(pieces, PIECES))):
             left -= len(piece)
             if left < 0:
                 break

@@ -146,13 +146,15 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """`layer` may be 0 to `layers`; vectors have `width` numbers; audio is resampled to `sample_rate` Hz."""
+    """`layer` may be 0 to `layers`; vectors have `width` numbers; audio is resampled to `sample_rate` Hz.
+    Of one that is not loaded, `layers` and `width` are None and `heads` is empty: a request loads it."""
 
     id: str
-    layers: int
-    width: int
+    layers: int | None
+    width: int | None
     sample_rate: int
     heads: tuple[Head, ...]
+    loaded: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,9 +150,11 @@ def results(id: str, after: int, options: Options) -> Call[bytes]:
 
 
 def cancel(id: str) -> Call[Job | None]:
-    """None for one that has ended meanwhile; asked twice, it would be deleted."""
+    """One that has ended meanwhile is kept. By a service that does not know that option it would be deleted,
+    also if it is asked twice: then None."""
     read = reader(Job)
-    return Call("DELETE", _path(id), lambda body: read(body) if body else None, repeatable=False)
+    path = f"{_path(id)}?keep=true"
+    return Call("DELETE", path, lambda body: read(body) if body else None, repeatable=False)
 
 
 def _path(id: str) -> str:

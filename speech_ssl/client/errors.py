@@ -74,7 +74,32 @@ _KINDS: dict[int, type[ServiceError]] = {
     503: Unavailable,
     504: TimedOut,
 }
-_STATUSES = {"overloaded": 429, "draining": 503, "loading": 503, "deadline_exceeded": 504}
+_CODES = {
+    401: ("missing_api_key", "invalid_api_key"),
+    403: ("cross_origin",),
+    404: ("model_not_found", "version_not_found", "job_not_found", "not_found"),
+    408: ("upload_stalled",),
+    409: ("idempotency_key_reused",),
+    413: ("body_too_large",),
+    415: ("unsupported_format", "unsupported_content_type"),
+    421: ("unknown_host",),
+    422: (
+        "undecodable",
+        "too_long",
+        "too_short",
+        "too_many_channels",
+        "bad_rate",
+        "bad_samples",
+        "unprocessable",
+    ),
+    429: ("overloaded", "too_many_jobs"),
+    501: ("jobs_off",),
+    503: ("draining", "loading", "restarting", "not_loaded", "model_lost", "storage_failed"),
+    504: ("deadline_exceeded",),
+    507: ("storage_full",),
+}
+_STATUSES = {code: status for status, codes in _CODES.items() for code in codes}
+"""Of errors that come without one. Others are 400, or the service's own fault."""
 
 NOT_CONNECTED, CONNECTION_LOST = "not_connected", "connection_lost"
 
@@ -90,8 +115,8 @@ def of_response(response: httpx.Response) -> ServiceError:
 def of_event(explanation: object, request_id: str | None) -> ServiceError:
     """Of an error within an answer, a stream or the results of a job, whose own status is 200."""
     given = explanation if isinstance(explanation, Mapping) else {}
-    refused = 422 if given.get("type") == "invalid_request_error" else 500
-    return _made(given, _STATUSES.get(str(given.get("code")), refused), request_id)
+    other = 400 if given.get("type") == "invalid_request_error" else 500
+    return _made(given, _STATUSES.get(str(given.get("code")), other), request_id)
 
 
 def unreadable(answer: bytes, request_id: str | None) -> ServiceError:

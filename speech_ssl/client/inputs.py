@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import struct
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, cast
+from typing import BinaryIO, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +20,7 @@ Audio: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | NDArray[np.float3
 """The path of a file, its bytes, an open binary file (sent from its beginning), or samples: (S,) float32 at
 16 kHz."""
 Resendable: TypeAlias = Path | bytes | BinaryIO
+T = TypeVar("T")
 
 
 def resendable(audio: Audio) -> Resendable:
@@ -35,6 +39,33 @@ def resendable(audio: Audio) -> Resendable:
         raise TypeError(f"audio is a path, bytes, an open binary file or float32 samples, not {kind}")
     seekable = getattr(audio, "seekable", lambda: False)
     return audio if seekable() else audio.read()
+
+
+async def read_aside(read: Callable[[], T]) -> T:
+    """Beside the event loop, in a thread that nothing waits for: not the end of the loop, as with
+    `asyncio.to_thread`, nor that of the process. Nobody may ever write to a pipe."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def tell(value: T | None, error: BaseException | None) -> None:
+        if future.done():  # whoever waited has given up
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(T, value))
+
+    def run() -> None:
+        value, failure = None, None
+        try:
+            value = read()
+        except BaseException as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(tell, value, failure)
+
+    threading.Thread(target=run, name="speech-ssl-reading", daemon=True).start()
+    return await future
 
 
 def opened(audio: Resendable, files: ExitStack) -> tuple[str, BinaryIO]:

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from speech_ssl.client.errors import CONNECTION_LOST, NOT_CONNECTED, ServiceError, TimedOut
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
+FOR_GOOD = ("model_lost", "not_loaded")
+"""Though 503: the first has cost the service a process, twice, and the second comes again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
     """At most `attempts` in all, and none that would begin more than `retry_for_s` after the first. What the
     service asks to wait (Retry-After) is waited for, and a little more, so that not all come back at once;
-    without it the pauses double."""
+    without it, or if it is shorter than any pause here, the pauses double."""
 
     attempts: int = 5
     retry_for_s: float = 60.0
@@ -34,10 +36,9 @@ class Retrying:
 
     def pause_s(self, error: ServiceError, attempt: int, elapsed_s: float) -> float | None:
         """How long to wait after the failure of attempt 1, 2, ...; None to give up."""
-        if error.retry_after_s is None:
+        wanted_s = error.retry_after_s or 0.0
+        if wanted_s < FIRST_PAUSE_S:  # zero too: all attempts at once would be one
             wanted_s = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S)
-        else:
-            wanted_s = error.retry_after_s
         pause_s = wanted_s + random.uniform(0, 0.1 * wanted_s)
         goes_on = attempt < self.attempts and elapsed_s + pause_s <= self.retry_for_s
         return pause_s if goes_on else None
@@ -45,10 +46,12 @@ class Retrying:
 
 def may_pass(error: ServiceError, repeatable: bool) -> bool:
     """Whether asking again can help, and does no harm: what is not `repeatable` may have been done though its
-    answer was lost."""
-    if error.status in (429, 503) or error.code == NOT_CONNECTED:
+    answer was lost, or a proxy gave up waiting for it."""
+    if error.code in FOR_GOOD:
+        return False
+    if error.status == 429 or error.code == NOT_CONNECTED:
         return True
-    return repeatable and (error.status == 502 or error.code == CONNECTION_LOST)
+    return repeatable and (error.status in (502, 503) or error.code == CONNECTION_LOST)
 
 
 class Deadline:

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import scipy.io.wavfile
 
+from service.app import create_app
 from service.auth import made
+from service.models import DEFAULT, Source
+from service.settings import Settings
 from speech_ssl.client import (
     Audio,
     BadAudio,
@@ -25,7 +28,7 @@ from speech_ssl.client.inputs import wav
 from speech_ssl.inference import Runtime
 from tests.client.scripted import ONCE
 from tests.service.fakes import FakeRuntime
-from tests.service.support import encoded, serving, tone
+from tests.service.support import encoded, serving, serving_app, tone, until
 
 WAVE = tone(1.5)
 
@@ -122,6 +125,17 @@ def test_models_tell_their_heads(answering: Client, runtime: Runtime) -> None:
         "sounds": "classification",
         "moods": "classification",
     }
+
+
+def test_models_that_are_not_loaded_are_told_too(fake: FakeRuntime) -> None:
+    sources = {DEFAULT: Source(lambda: fake), "other": Source(FakeRuntime, preload=False)}
+    with serving_app(create_app(Settings(), sources)) as http, Client(str(http.base_url)) as client:
+        until(lambda: http.get("/health/ready").status_code == 200)
+        loaded, other = client.models()
+        assert (loaded.id, loaded.loaded, loaded.layers, loaded.width) == ("fake", True, 3, 5)
+        assert (other.id, other.loaded, other.layers, other.heads) == ("other", False, None, ())
+        client.embed(WAVE, model="other")
+        assert [model.layers for model in client.models()] == [3, 3]
 
 
 # What is wrong

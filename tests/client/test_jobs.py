@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import resource
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from speech_ssl.client import (
     Analysis,
+    AsyncClient,
     Audio,
     BadAudio,
     Classification,
     Client,
     Counts,
     Embedding,
+    Job,
     Refused,
     ServiceError,
     TimedOut,
@@ -159,9 +162,32 @@ def test_what_a_lost_answer_may_have_done_is_not_done_again() -> None:
     with asking(Clock(), described(), hang_up) as (client, server), pytest.raises(Unavailable):
         client.cancel("j")
     assert [request.line.split()[0] for request in server.requests] == ["GET", "DELETE"]
-    loading = refusal("503 Service Unavailable", "loading")
-    with asking(Clock(), described(), loading, answer("204 No Content")) as (client, _):
+    for late in (refusal("503 Service Unavailable", "storage_failed"), answer("502 Bad Gateway")):
+        with asking(Clock(), described(), late) as (client, server), pytest.raises(Unavailable):
+            client.cancel("j")
+        assert len(server.requests) == 2, "somebody gave up waiting, and it is cancelled perhaps"
+    busy = refusal("429 Too Many Requests", "overloaded", "Retry-After: 1")
+    with asking(Clock(), described(), busy, answer("204 No Content")) as (client, _):
         assert client.cancel("j").status == "running", "it ended meanwhile, and is gone"
+
+
+def test_a_job_that_ends_while_it_is_being_cancelled_keeps_its_results(
+    client: Client, fake: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.open_gate.clear()
+    job = client.submit("embedding", WAVE)
+    asked = AsyncClient.job
+
+    async def and_it_ends(self: AsyncClient, id: str, **options: Any) -> Job:
+        before = await asked(self, id, **options)
+        fake.open_gate.set()
+        while not (await asked(self, id)).over:
+            await asyncio.sleep(0.01)
+        return before
+
+    monkeypatch.setattr(AsyncClient, "job", and_it_ends)
+    assert client.cancel(job.id).status == "done"
+    assert len(list(client.results(job.id, Embedding))) == 1
 
 
 def test_waiting_asks_ever_more_seldom() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from speech_ssl.client import (
 )
 from tests.client.scripted import ONCE
 from tests.service.fakes import FakeRuntime
-from tests.service.support import tone, until
+from tests.service.support import encoded, tone, until
 
 WAVE = tone(1.5)
 
@@ -99,6 +100,52 @@ def test_closing_ends_a_call_in_another_thread(client: Client, fake: FakeRuntime
     thread.join(60)
     fake.open_gate.set()
     assert len(caught) == 1 and "closed" in str(caught[0])
+
+
+def test_a_pipe_that_nobody_writes_to_holds_up_nothing(client: Client, tmp_path: Path) -> None:
+    """Neither the timeout, nor closing, nor the end of the process."""
+    os.mkfifo(tmp_path / "pipe")
+    code = """
+import asyncio, sys, threading
+from speech_ssl.client import AsyncClient, Client, TimedOut
+url, pipe = sys.argv[1:]
+with Client(url) as client:
+    try:
+        client.embed(pipe, timeout=0.2)
+    except TimedOut:
+        print("timed out")
+with Client(url) as client:
+    results = client.embed_many([pipe])
+    threading.Timer(0.2, client.close).start()
+    try:
+        next(results)
+    except RuntimeError as error:
+        print(error)
+async def ask():
+    async with AsyncClient(url) as client:
+        try:
+            await client.embed(open(0, "rb"), timeout=0.2)
+        except TimedOut:
+            print("timed out")
+asyncio.run(ask())
+"""
+    command = [sys.executable, "-W", "error", "-c", code, client.url, str(tmp_path / "pipe")]
+    reading, writing = os.pipe()
+    try:
+        done = subprocess.run(command, stdin=reading, capture_output=True, text=True, timeout=120)
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["timed out", "the client was closed", "timed out"]
+
+
+def test_a_pipe_is_read_to_its_end(client: Client, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writing = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[encoded(WAVE)])
+    writing.start()
+    assert client.embed(tmp_path / "pipe").seconds == 1.5
+    writing.join(60)
 
 
 def run_python(code: str, *arguments: str) -> str:

@@ -65,6 +65,15 @@ def test_retry_after_is_waited_for_and_hardly_more(clock: Clock) -> None:
     assert len({request.headers["x-request-id"] for request in server.requests}) == 1
 
 
+@pytest.mark.parametrize("asked", ["0", "Thu, 01 Jan 1970 00:00:00 GMT"])
+def test_no_time_to_wait_is_not_five_attempts_at_once(clock: Clock, asked: str) -> None:
+    busy = refusal("429 Too Many Requests", "overloaded", f"Retry-After: {asked}")
+    with scripted(busy) as server:
+        assert error_of(server.url, clock.retrying()).retry_after_s == 0
+    assert len(server.requests) == 5
+    assert clock.slept == [pytest.approx(pause, rel=0.11) for pause in (0.5, 1, 2, 4)]
+
+
 def test_retry_after_may_be_a_date(clock: Clock) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     loading = refusal("503 Service Unavailable", "loading", f"Retry-After: {date}")
@@ -104,6 +113,8 @@ def test_what_may_pass_is_tried_again(clock: Clock, failure: Step) -> None:
         (refusal("413 Content Too Large", "body_too_large"), BadAudio),
         (refusal("422 Unprocessable Content", "too_short"), BadAudio),
         (refusal("500 Internal Server Error", "internal_error"), ServiceError),
+        (refusal("503 Service Unavailable", "model_lost", "Retry-After: 1"), Unavailable),
+        (refusal("503 Service Unavailable", "not_loaded"), Unavailable),
         (refusal("504 Gateway Timeout", "deadline_exceeded"), TimedOut),
     ],
 )
