@@ -74,6 +74,14 @@ def _in_line(answer: Answer) -> Iterable[str]:
     return [text, ', "warnings": ', json.dumps([warning._asdict() for warning in answer.warnings])]
 
 
+def made_folder(folder: Path) -> None:
+    """With those above it, if they are missing; also if the power fails, it is found in them."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for each in missing:
+        sync_folder(each.parent)
+
+
 def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from service.errors import ServiceError, bad_request
-from service.job_files import locked
+from service.job_files import locked, made_folder
 
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -121,7 +121,7 @@ class Store:
         """Raises ValueError, with why, for a folder that cannot be used."""
         self.files = folder / "files"
         try:
-            self.files.mkdir(parents=True, exist_ok=True, mode=0o700)
+            made_folder(self.files)
             self._lock = locked(folder)
             self._db = sqlite3.connect(folder / "jobs.sqlite3")
             self._db.row_factory = sqlite3.Row
@@ -150,7 +150,7 @@ class Store:
     def opened(self) -> str:
         """The id of a job to come, with its folder."""
         job = f"job_{secrets.token_urlsafe(18)}"
-        self.folder(job).mkdir(mode=0o700)
+        made_folder(self.folder(job))
         return job
 
     def forget(self, job: str) -> None:

@@ -115,10 +115,16 @@ def test_a_pod_is_told_settings_that_exist_and_asked_at_its_port(pod, client):
     environment = {each["name"]: each.get("value", "") for each in container["env"]}
     settings = settings_of(environment)
     assert settings.host == "0.0.0.0" and settings.log_format == "json"
+    (threads,) = [each["valueFrom"] for each in container["env"] if each["name"] == "OMP_NUM_THREADS"]
+    assert (
+        threads == {"resourceFieldRef": {"resource": "requests.cpu"}}
+        and "cpu" in container["resources"]["requests"]
+    )
     assert pod["enableServiceLinks"] is False, "they would set SPEECH_SSL_PORT"
     (port,) = container["ports"]
     assert port["containerPort"] == settings.port
     for kind in ("startup", "readiness", "liveness"):
+        assert container[f"{kind}Probe"]["timeoutSeconds"] >= 3, "one second is short on a busy processor"
         probe = container[f"{kind}Probe"]["httpGet"]
         assert probe["port"] in (settings.port, port.get("name"))
         assert client.get(probe["path"]).status_code == 200
@@ -129,7 +135,7 @@ def test_a_pod_is_told_settings_that_exist_and_asked_at_its_port(pod, client):
 def test_a_pod_has_the_time_that_draining_takes(pod):
     (container,) = pod["containers"]
     environment = {each["name"]: each.get("value", "") for each in container["env"]}
-    before = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     needed = before + settings_of(environment).drain_timeout_s + FORCED_S
     assert pod["terminationGracePeriodSeconds"] > needed
     assert quantity(container["resources"]["limits"]["memory"]) >= 2 * Settings().decode_memory_bytes
