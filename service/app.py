@@ -60,7 +60,15 @@ def create_app(
             if traces is not None:
                 await asyncio.to_thread(traces.stop)
 
-    app = FastAPI(title="speech-ssl", description=DESCRIPTION, version="1", lifespan=lifespan)
+    app = FastAPI(
+        title="speech-ssl",
+        description=DESCRIPTION,
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,  # its pages run scripts from elsewhere: routes_playground has one of our own
+        redoc_url=None,
+        redirect_slashes=False,  # it would lead to whatever Host says
+    )
     app.state.engine = engine
     app.state.metrics = metrics
     app.state.jobs = jobs
@@ -78,5 +86,8 @@ def create_app(
         app.add_middleware(RequireKey, keys=keys, shares=shares, public_page=settings.public_page)
     hosts = Hosts.of("*" if settings.allowed_hosts is None and settings.api_keys else settings.allowed_hosts)
     app.add_middleware(GuardOrigin, hosts=hosts)
-    app.add_middleware(Observe, engine=engine, metrics=metrics, traces=traces)  # added last: outermost
+    bare_errors = "/v2" if settings.v2_errors == "string" else None
+    app.add_middleware(  # added last: outermost
+        Observe, engine=engine, metrics=metrics, traces=traces, bare_errors=bare_errors
+    )
     return app

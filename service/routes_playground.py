@@ -1,4 +1,4 @@
-"""The playground page at `/`, with its assets and examples: files of the package, and none but those."""
+"""The pages at `/` and `/docs`, with their assets and examples: files of the package, and none but those."""
 
 from __future__ import annotations
 
@@ -58,6 +58,11 @@ def assets() -> dict[str, Asset]:
 @router.api_route("/", methods=["GET", "HEAD"])
 async def page(request: Request) -> Response:
     return _answer(request, assets()["index.html"])
+
+
+@router.api_route("/docs", methods=["GET", "HEAD"])
+async def docs(request: Request) -> Response:
+    return _answer(request, assets()["docs.html"])
 
 
 @router.api_route("/playground/{file}", methods=["GET", "HEAD"])

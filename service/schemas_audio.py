@@ -13,9 +13,11 @@ from speech_ssl.inference.answers import Task
 
 
 def listed(value: Any) -> Any:
-    """A list, repeated fields, or names separated by commas."""
+    """A list, repeated fields, or names separated by commas. What else there is stays, to be refused."""
     parts = value if isinstance(value, list) else [value]
-    return [name.strip() for part in parts for name in (part.split(",") if isinstance(part, str) else [part])]
+    if not all(isinstance(part, str) for part in parts):
+        return value
+    return [name.strip() for part in parts for name in part.split(",")]
 
 
 def _texts(value: Any) -> Any:

@@ -56,8 +56,14 @@ class _Sent(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+ContentType: TypeAlias = Annotated[
+    Literal["np", "str", "base64"],
+    Field(description="As MLServer's clients send it. The datatype already says so: it changes nothing."),
+]
+
+
 class InputParameters(_Sent):
-    """There are none."""
+    content_type: ContentType | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -76,8 +82,16 @@ class InputTensor(_Sent):
     parameters: InputParameters | None = None
     data: Data = Field(description="Row by row: flat, or nested as the shape is.")
 
+    @model_validator(mode="after")
+    def _is_what_it_says(self) -> InputTensor:
+        said = self.parameters and self.parameters.content_type
+        if self.datatype == "FP32" and said in ("str", "base64"):
+            raise PydanticCustomError("content_type", "FP32 is numbers, whose content_type is np")
+        return self
+
 
 class OutputParameters(_Sent):
+    content_type: ContentType | None = None
     binary_data: NotBinary = False
 
 
@@ -87,6 +101,7 @@ class RequestedOutput(_Sent):
 
 
 class InferParameters(_Sent):
+    content_type: ContentType | None = None
     layer: int = Field(
         default=-1, ge=-1024, le=1024, strict=True, description="Of `embedding` and `frames`, as elsewhere."
     )

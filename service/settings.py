@@ -26,6 +26,8 @@ from pydantic_settings import (
 PREFIX = "SPEECH_SSL_"
 FILE_VARIABLE = PREFIX + "SETTINGS_FILE"
 MIB = 1 << 20
+DAY_S, CENTURY_S = 86_400, 36_525 * 86_400
+"""The most of what a process waits for, which the system counts in milliseconds, and of what it looks up."""
 
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
@@ -34,14 +36,14 @@ Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 class ModelSettings(BaseModel):
     """A further model. Its device and precision are those of the first one, if they are not set."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     source: str = Field(description="As `model`: `default`, a folder, or OWNER/NAME.")
     device: str | None = None
     precision: Precision | None = None
     preload: bool = Field(default=False, description="Loaded at the start, not with the first request.")
     unload_after_s: float | None = Field(
-        default=None, gt=0, description="Let go after so long without a request."
+        default=None, gt=0, le=CENTURY_S, description="Let go after so long without a request."
     )
 
     @model_validator(mode="after")
@@ -78,7 +80,7 @@ class Settings(BaseSettings):
     Raises pydantic's ValidationError, a ValueError, for a bad value or a name in the file that is unknown.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = Field(
         default="default",
@@ -108,7 +110,10 @@ class Settings(BaseSettings):
         "the CPU, if it has so many cores, and 1 on a GPU.",
     )
     batch_timeout_s: float = Field(
-        default=120.0, gt=0, description="Time for one batch; above: the model's process is replaced."
+        default=120.0,
+        gt=0,
+        le=DAY_S,
+        description="Time for one batch; above: the model's process is replaced.",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; `0.0.0.0` for every one.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -123,6 +128,12 @@ class Settings(BaseSettings):
     )
     log_format: Literal["text", "json"] = Field(
         default="text", description="A line of the log: `text`, or `json`, an object with the same fields."
+    )
+
+    v2_errors: Literal["object", "string"] = Field(
+        default="object",
+        description="Errors of `/v2`: `object`, as of all routes, or `string`, as in the Open Inference "
+        "Protocol, for clients that read no other.",
     )
 
     api_keys: Path | None = Field(
@@ -167,10 +178,13 @@ class Settings(BaseSettings):
     max_rate: int = Field(default=192_000, ge=1, description="Highest sample rate in Hz; above: 422.")
     decode_threads: int = Field(default=2, ge=1, description="Files decoded at a time.")
     decode_memory_bytes: int = Field(
-        default=1024 * MIB, ge=256 * MIB, description="Address space of a process that decodes; above: 422."
+        default=1024 * MIB,
+        ge=256 * MIB,
+        le=1 << 50,
+        description="Address space of a process that decodes; above: 422.",
     )
     decode_timeout_s: float = Field(
-        default=60.0, gt=0, description="Time and processor time for decoding one file; above: 422."
+        default=60.0, gt=0, le=DAY_S, description="Time and processor time for decoding one file; above: 422."
     )
 
     max_queue_s: float = Field(
@@ -191,17 +205,21 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(
         default=300.0,
         gt=0,
+        le=DAY_S,
         description="From a request's last byte to its answer; above: 504. A request may ask for less with "
         "`X-Request-Timeout`, in seconds.",
     )
     upload_idle_timeout_s: float = Field(
-        default=30.0, gt=0, description="Longest pause of a client that is sending; above: 408."
+        default=30.0, gt=0, le=DAY_S, description="Longest pause of a client that is sending; above: 408."
     )
     answer_idle_timeout_s: float = Field(
-        default=30.0, gt=0, description="Longest pause of a client that is being answered; above: cut off."
+        default=30.0,
+        gt=0,
+        le=DAY_S,
+        description="Longest pause of a client that is being answered; above: cut off.",
     )
     drain_timeout_s: float = Field(
-        default=30.0, ge=0, description="After SIGTERM, how long requests may take to finish."
+        default=30.0, ge=0, le=DAY_S, description="After SIGTERM, how long requests may take to finish."
     )
 
     jobs_dir: Path | None = Field(
@@ -215,7 +233,10 @@ class Settings(BaseSettings):
     )
     job_workers: int = Field(default=1, ge=1, description="Jobs run at a time, each file by file.")
     job_keep_s: float = Field(
-        default=7 * 86400.0, gt=0, description="From a job's end until it is deleted, with its results."
+        default=7 * 86400.0,
+        gt=0,
+        le=CENTURY_S,
+        description="From a job's end until it is deleted, with its results.",
     )
 
     @field_validator("aliases")

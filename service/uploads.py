@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
-from starlette.datastructures import FormData, UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -104,9 +105,19 @@ async def body_of(request: Request) -> bytes:
     return body
 
 
+def _without_charset(content_type: str) -> Headers:
+    """A form is UTF-8. A charset that is claimed may be a codec that raises or unpacks, and each name that is
+    looked up is remembered for good. Raises ServiceError."""
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    if not boundary:
+        raise bad_request("the content type of the form has no boundary", code="malformed_form")
+    quoted = boundary.replace(b"\\", rb"\\").replace(b'"', rb"\"")
+    return Headers(raw=[(b"content-type", b'multipart/form-data; boundary="%s"' % quoted)])
+
+
 async def _form(request: Request, max_files: int) -> FormData:
     parser = _WholeParser(
-        request.headers,
+        _without_charset(request.headers["content-type"]),
         request.stream(),
         max_files=max_files,
         max_fields=MAX_FIELDS,

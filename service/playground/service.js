@@ -24,6 +24,11 @@ export async function models() {
   return (await ask("v1/models")).json.data;
 }
 
+/** Of the API, as OpenAPI 3.1. */
+export async function description() {
+  return (await ask("openapi.json")).json;
+}
+
 /** {json, headers} of one clip. options: [name, value] pairs, as optionsOf gives them. */
 export function analyse(file, name, options, signal) {
   const form = new FormData();

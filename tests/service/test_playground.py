@@ -20,6 +20,7 @@ from tests.service.fakes import FakeRuntime
 from tests.service.support import Process, encoded, error_of, serving, tone, until
 
 NAMES = sorted(path.name for path in PAGE.iterdir())
+PAGES = ("index.html", "docs.html")
 ODD_NAME = 'it\'s <b>a, "b"; $(c) \\d.wav'
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 
@@ -33,9 +34,9 @@ def client() -> Iterator[httpx.Client]:
 # Files
 
 
-@pytest.mark.parametrize("path", ["/", *[f"/playground/{name}" for name in NAMES]])
+@pytest.mark.parametrize("path", ["/", "/docs", *[f"/playground/{name}" for name in NAMES]])
 def test_files_are_served_with_their_types(client: httpx.Client, path: str) -> None:
-    name = path.removeprefix("/playground/") if path != "/" else "index.html"
+    name = {"/": "index.html", "/docs": "docs.html"}.get(path, path.removeprefix("/playground/"))
     answer = client.get(path)
     assert answer.status_code == 200 and answer.content == (PAGE / name).read_bytes()
     assert answer.headers["content-type"] == TYPES[Path(name).suffix]
@@ -47,6 +48,7 @@ def test_files_are_served_with_their_types(client: httpx.Client, path: str) -> N
 
 def test_nothing_foreign_may_be_loaded_or_run(client: httpx.Client) -> None:
     policy = client.get("/").headers["content-security-policy"]
+    assert client.get("/docs").headers["content-security-policy"] == policy
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'" and rules["script-src"] == rules["style-src"] == "'self'"
     assert rules["frame-ancestors"] == rules["base-uri"] == "'none'"
@@ -84,20 +86,27 @@ def test_there_are_no_other_files(client: httpx.Client, path: str) -> None:
 def test_only_reading_is_allowed_and_not_described(client: httpx.Client) -> None:
     assert client.post("/").status_code == client.delete("/playground/main.js").status_code == 405
     described = client.get("/openapi.json").json()["paths"]
-    assert not [path for path in described if path == "/" or "playground" in path]
+    assert not [path for path in described if path in ("/", "/docs") or "playground" in path]
 
 
-def test_a_page_names_only_files_that_are_there() -> None:
-    page = (PAGE / "index.html").read_text()
-    named = set(re.findall(r'(?:src|href)="playground/([^"]+)"', page))
-    scripts = [path for path in PAGE.iterdir() if path.suffix == ".js"]
-    for script in scripts:
-        text = script.read_text()
-        named |= set(re.findall(r'from "\./([^"]+)"', text)) | set(re.findall(r'"playground/([^"]+)"', text))
-    assert named == set(NAMES) - {"index.html"}, "nothing is missing, and nothing is left over"
-    ids = re.findall(r'\bid="([^"]+)"', page)
-    used = {name for script in scripts for name in re.findall(r'byId\("([^"]+)"\)', script.read_text())}
-    assert len(ids) == len(set(ids)) and used <= set(ids)
+def named_by(name: str) -> set[str]:
+    """The files that a page or a script loads, and those that these load."""
+    text = (PAGE / name).read_text()
+    found = set(re.findall(r'(?:(?:src|href)=)?"playground/([^"]+)"', text))
+    found |= set(re.findall(r'from "\./([^"]+)"', text))
+    return found.union(*(named_by(each) for each in found if each.endswith(".js")))
+
+
+def test_pages_name_only_files_that_are_there() -> None:
+    every: set[str] = set()
+    for name in PAGES:
+        named = named_by(name)
+        ids = re.findall(r'\bid="([^"]+)"', (PAGE / name).read_text())
+        scripts = [(PAGE / each).read_text() for each in named if each.endswith(".js")]
+        used = {found for script in scripts for found in re.findall(r'byId\("([^"]+)"\)', script)}
+        assert len(ids) == len(set(ids)) and used <= set(ids), name
+        every |= named
+    assert every == set(NAMES) - set(PAGES), "nothing is missing, and nothing is left over"
 
 
 def test_a_page_names_no_foreign_address_and_has_no_inline_code() -> None:
@@ -105,8 +114,8 @@ def test_a_page_names_no_foreign_address_and_has_no_inline_code() -> None:
         text = path.read_text().replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"\b(?:https?|wss?):|[\"'(]//\w|\burl\(|@import", text), path.name
         assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|Function\(", text)
-    page = (PAGE / "index.html").read_text()
-    assert not re.search(r"<style|<script>|\son\w+=|\sstyle=|javascript:", page)
+    for name in PAGES:
+        assert not re.search(r"<style|<script>|\son\w+=|\sstyle=|javascript:", (PAGE / name).read_text())
 
 
 def test_examples_are_the_shipped_recordings(client: httpx.Client, prompts: Path) -> None:
@@ -197,6 +206,21 @@ def test_clips_are_analysed_drawn_and_played(
         ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         said = ran.stdout if command[0] == "bash" else json.dumps(eval(ran.stdout, {}, {}))
         assert json.loads(said)["transcription"]["text"] == expected["transcription"]["text"]
+
+
+@in_browser
+def test_the_api_is_described(page: Page, client: httpx.Client) -> None:
+    described = client.get("/openapi.json").json()
+    page.problems.clear()
+    page.open(f"{client.base_url}/docs")
+    page.until("document.querySelectorAll('#schemas section').length")
+    shown = page.evaluate("[...document.querySelectorAll('.route summary code')].map(e => e.textContent)")
+    assert shown == [path for path, operations in described["paths"].items() for _ in operations]
+    assert page.evaluate("document.querySelectorAll('#schemas section').length") == len(
+        described["components"]["schemas"]
+    )
+    broken = "[...document.querySelectorAll('td a')].filter(a => !document.getElementById(a.hash.slice(1)))"
+    assert page.evaluate(f"{broken}.length") == 0 and page.problems == []
 
 
 @in_browser

@@ -297,7 +297,7 @@ def test_models_health_and_docs(client):
         "sample_rate": 16_000,
     }
     assert client.get("/health/live").json() == client.get("/health/ready").json() == {"status": "ok"}
-    assert "openapi.json" in client.get("/docs").text
+    assert "openapi.json" in client.get("/docs").text and client.get("/openapi.json").status_code == 200
     operation = client.get("/openapi.json").json()["paths"][URL]["post"]
     assert set(operation["requestBody"]["content"]) == {"multipart/form-data", "audio/*", "application/json"}
     assert {"200", "400", "404", "413", "415", "422", "429", "503", "504"} <= set(operation["responses"])

@@ -64,6 +64,24 @@ def test_mistakes_are_refused(monkeypatch, tmp_path):
             Settings(**bad)
 
 
+@pytest.mark.parametrize("value", ["inf", "nan", "1e300", "-1"])
+def test_times_are_some_that_a_process_can_wait(value, monkeypatch):
+    """The system counts them in milliseconds, of 31 bits."""
+    times = [name for name in Settings.model_fields if re.search(r"(timeout|keep)_s$", name)]
+    assert "decode_timeout_s" in times and len(times) >= 7
+    for name in times:
+        monkeypatch.setenv(PREFIX + name.upper(), value)
+        with pytest.raises(ValidationError, match=name):
+            Settings()
+        monkeypatch.delenv(PREFIX + name.upper())
+    for name in ("max_clip_s", "max_queue_s", "max_batch_s"):
+        with pytest.raises(ValidationError, match=name):
+            Settings(**{name: float("inf")})
+    with pytest.raises(ValidationError):
+        Settings(models={"other": {"source": "default", "unload_after_s": value}})
+    assert Settings(decode_timeout_s=86_400).decode_timeout_s == 86_400
+
+
 def test_every_setting_is_documented_with_its_default():
     rows = re.findall(r"^\| `(\w+)` \| `?(.*?)`? \| (.*) \|$", DOCUMENT.read_text(), re.MULTILINE)
     written = {name: (default, text) for name, default, text in rows}
