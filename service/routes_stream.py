@@ -18,6 +18,7 @@ from service.answering import head_of, possible, sounds_of, words_of
 from service.batcher import Stopped
 from service.engine import Engine
 from service.errors import ServiceError, bad_request, failed_midway, overloaded
+from service.json_reader import json_object
 from service.live import Live
 from service.record import current
 from service.runtime import Runtime
@@ -35,6 +36,8 @@ PARTIAL_S, PARTIAL_PART = 1.0, 0.15
 """A partial answer comes after so much new audio, or this part of what it has to go through again."""
 AGAIN_PART = 0.5
 """Of the time for an answer, to hear again what was heard before the clip's level was known."""
+MAX_TEXT = 1_024
+"""Characters of a text message: few enough to be read in the event loop."""
 CLOSE_CODES = {429: 1013, 503: 1013, 504: 1013, 500: 1011}
 """Others: 1008, the client's mistake."""
 
@@ -137,14 +140,15 @@ async def _listen(socket: WebSocket, live: Live, options: StreamOptions, engine:
 
 
 def _check_end(text: str) -> None:
+    wrong = bad_request('the one text message is {"type": "end"}; audio is binary', code="malformed_message")
+    if len(text) > MAX_TEXT:
+        raise wrong
     try:
-        message = json.loads(text)
-    except (ValueError, RecursionError):
-        message = None
+        message = json_object(text.encode())
+    except (ServiceError, UnicodeEncodeError) as error:
+        raise wrong from error
     if message != {"type": "end"}:
-        raise bad_request(
-            'the one text message is {"type": "end"}; audio is binary', code="malformed_message"
-        )
+        raise wrong
 
 
 def _converter(rate: int) -> Callable[[bytes, bool], Waveform]:

@@ -39,7 +39,7 @@ from service.schemas_v2 import (
 )
 from service.serving import TheEngine, attended, checked_layer
 from service.tensors import Tensor, clips_of
-from service.uploads import body_of, json_object
+from service.uploads import received_json
 from speech_ssl.inference.answers import Choice
 from speech_ssl.inference.pooling import Pool
 from speech_ssl.types import Pooling
@@ -111,8 +111,8 @@ async def infer(request: Request, engine: TheEngine, model: str) -> Response:
     engine.models.name_of(model)
     if BINARY in request.headers:
         raise bad_request("binary tensor data is an extension that is not served: data is JSON", BINARY)
-    body = await body_of(request)
-    return await attended(request, engine, _inferred(engine, model, body))
+    asked, files = await received_json(request, engine, partial(_read, engine.settings.max_files))
+    return await attended(request, engine, _inferred(engine, model, asked, files))
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,7 @@ class _Asked:
         return Wanted(self.layer, "none" if "frames" in self.outputs else self.pooling, heads)
 
 
-async def _inferred(engine: Engine, name: str, body: bytes) -> Response:
-    request, files = await engine.aside(partial(_read, body, engine.settings.max_files))
+async def _inferred(engine: Engine, name: str, request: InferRequest, files: list[File]) -> Response:
     async with engine.models.serving(name) as model:
         asked = _Asked.of(model.runtime, request)
         result = await engine.hear(model, files, asked.wanted)
@@ -155,11 +154,11 @@ async def _inferred(engine: Engine, name: str, body: bytes) -> Response:
     return response_of(Answer(text, long="frames" in asked.outputs), result)
 
 
-def _read(body: bytes, max_files: int) -> tuple[InferRequest, list[File]]:
+def _read(max_files: int, body: dict[str, Any]) -> tuple[InferRequest, list[File]]:
     """A request without its inputs, whose numbers are large in this form, and the clips that these were.
     Raises ServiceError that says where in the body it is wrong."""
     try:
-        request = InferRequest.model_validate(json_object(body))
+        request = InferRequest.model_validate(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in first["loc"])[1:81]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from service.errors import ServiceError
+from service.json_reader import json_object
 from service.schemas import Embedding, Usage, Warned
 from speech_ssl.inference.answers import Task
 
+MAX_NAMES = 64
+
 
 def listed(value: Any) -> Any:
-    """A list, repeated fields, or names separated by commas. What else there is stays, to be refused."""
+    """A list, repeated fields, or names separated by commas: not so many that to refuse all takes long. What
+    else there is stays, to be refused."""
     parts = value if isinstance(value, list) else [value]
     if not all(isinstance(part, str) for part in parts):
         return value
+    if sum(part.count(",") + 1 for part in parts) > MAX_NAMES:
+        raise PydanticCustomError("too_many", f"at most {MAX_NAMES} are taken")
     return [name.strip() for part in parts for name in part.split(",")]
 
 
@@ -27,8 +33,8 @@ def _texts(value: Any) -> Any:
 def _object(value: Any) -> Any:
     """As a form may have it: JSON."""
     try:
-        return json.loads(value) if isinstance(value, str) and value.startswith("{") else value
-    except (ValueError, RecursionError):
+        return json_object(value.encode()) if isinstance(value, str) and value.startswith("{") else value
+    except (ServiceError, UnicodeEncodeError):
         return value
 
 

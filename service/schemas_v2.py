@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -12,11 +13,20 @@ from service.schemas import inlined
 
 VERSION = "1"
 AUDIO = "audio"
+MAX_TEXT = 1_024
 OutputName: TypeAlias = Literal["embedding", "frames", "transcription", "classification"]
 Datatype: TypeAlias = Literal["BYTES", "FP32"]
 
+
+def _check_list(value: Any) -> Any:
+    if not isinstance(value, list | np.ndarray):
+        raise PydanticCustomError("list_type", "Input should be a valid list")
+    return value
+
+
 Data: TypeAlias = Annotated[
-    list[Any],
+    Any,  # as `json_reader` gives it: a long list of numbers is an array
+    AfterValidator(_check_list),
     WithJsonSchema(
         {
             "type": "array",
@@ -48,6 +58,18 @@ NotBinary: TypeAlias = Annotated[
     StrictBool, AfterValidator(_check_not_binary), WithJsonSchema({"type": "boolean", "const": False})
 ]
 Size: TypeAlias = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
+
+
+def _check_short(text: str) -> str:
+    if len(text) > MAX_TEXT:
+        raise PydanticCustomError("string_too_long", f"a text of more than {MAX_TEXT} characters")
+    return text
+
+
+Short: TypeAlias = Annotated[
+    str, AfterValidator(_check_short), WithJsonSchema({"type": "string", "maxLength": MAX_TEXT})
+]
+"""What comes back to the client. Not by `max_length`, which refuses half of a surrogate pair."""
 
 
 class _Sent(BaseModel):
@@ -106,13 +128,13 @@ class InferParameters(_Sent):
         default=-1, ge=-1024, le=1024, strict=True, description="Of `embedding` and `frames`, as elsewhere."
     )
     pooling: Literal["mean", "max"] = Field(default="mean", description="Of `embedding`.")
-    speech_head: str | None = Field(default=None, description="Which head transcribes.")
-    sounds_head: str | None = Field(default=None, description="Which head classifies.")
+    speech_head: Short | None = Field(default=None, description="Which head transcribes.")
+    sounds_head: Short | None = Field(default=None, description="Which head classifies.")
     binary_data_output: NotBinary = False
 
 
 class InferRequest(_Sent):
-    id: str | None = Field(default=None, description="Comes back with the answer.")
+    id: Short | None = Field(default=None, description="Comes back with the answer.")
     parameters: InferParameters | None = None
     inputs: list[InputTensor] = Field(min_length=1, max_length=1)
     outputs: list[RequestedOutput] | None = Field(

@@ -49,18 +49,21 @@ def seconds_left(request: Request, engine: Engine) -> float:
 
 
 async def attended(request: Request, engine: Engine, work: Coroutine[Any, Any, T]) -> T:
-    """Until it is done, or the client leaves, or the deadline passes, or the service stops."""
+    """Until it is done, or the client leaves, or the deadline passes, or the service stops. The deadline of a
+    request is that of the first work that it is attended in."""
     try:
         seconds = seconds_left(request, engine)
     except ServiceError:
         work.close()
         raise
-    due_at.set(time.monotonic() + seconds)
+    due = min(due_at.get(), time.monotonic() + seconds)
+    due_at.set(due)
     task = asyncio.create_task(work)
     left = asyncio.create_task(_disconnect(request))
     stopping = asyncio.create_task(engine.stopping.wait())
     try:
-        await asyncio.wait({task, left, stopping}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        timeout = due - time.monotonic()
+        await asyncio.wait({task, left, stopping}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if task.done() and not task.cancelled():
             return task.result()
         if left.done():

@@ -157,6 +157,11 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=64 * MIB, ge=1, description="Bytes of one request's body; above: 413."
     )
+    max_json_bytes: int = Field(
+        default=16 * MIB,
+        ge=1,
+        description="Bytes of a body that is JSON, with audio as base64 or numbers in it; above: 413.",
+    )
     max_pending_bytes: int = Field(
         default=512 * MIB, ge=1, description="Bytes of all bodies being held at a time; above: 429."
     )

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.engine import File
 from service.errors import ServiceError, bad_request
 from service.hearing import Vectors
+from service.json_reader import Numbers
 from service.schemas_v2 import AUDIO, Datatype, InputTensor, OutputName
 from service.uploads import unwrapped
 
@@ -70,34 +70,32 @@ def _files(tensor: InputTensor, max_files: int) -> list[File]:
 def _waves(tensor: InputTensor, max_files: int) -> list[File]:
     count, samples = tensor.shape if len(tensor.shape) == 2 else (1, *tensor.shape)
     _check_count(count, max_files)
-    waves = _numbers(_flat(tensor)).reshape(count, samples)
+    waves = _flat(tensor).reshape(count, samples)
     return [File(f"{AUDIO}[{index}]", wave) for index, wave in enumerate(waves)]
 
 
-def _flat(tensor: InputTensor) -> list[Any]:
+def _flat(tensor: InputTensor) -> Numbers:
     """The data as one list, if it is of the shape."""
     data, shape = tensor.data, tensor.shape
-    if len(shape) == 2 and data and isinstance(data[0], list):
-        if any(not isinstance(row, list) or len(row) != shape[1] for row in data):
+    if len(shape) == 2 and len(data) and isinstance(data[0], list | np.ndarray):
+        if any(not isinstance(row, list | np.ndarray) or len(row) != shape[1] for row in data):
             raise _refusal(f"its shape is {shape}, but its data is not rows of {shape[1]}")
         if len(data) != shape[0]:
             raise _refusal(f"its shape is {shape}, its data has {len(data)} rows")
-        data = [value for row in data for value in row]
+        return np.concatenate([_numbers(row) for row in data])
     if len(data) != math.prod(shape):
         raise _refusal(f"its shape {shape} is {math.prod(shape)} numbers, its data has {len(data)}")
-    return data
+    return _numbers(data)
 
 
-def _numbers(values: list[Any]) -> NDArray[np.float32]:
-    """What is beyond float32 is infinite, and refused with what is."""
+def _numbers(values: list[Any] | Numbers) -> Numbers:
+    """Of a list that was long, or of one that was not: its numbers are not beyond float64 then."""
+    if isinstance(values, np.ndarray):
+        return values
     if not set(map(type, values)) <= {int, float}:
         raise _refusal("the data of FP32 is numbers, flat or nested as the shape is")
-    try:
-        exact = np.array(values, dtype=np.float64)
-    except OverflowError as error:
-        raise _refusal("a number is too large for FP32") from error
     with np.errstate(over="ignore"):
-        return exact.astype(np.float32)
+        return np.array(values, dtype=np.float64).astype(np.float32)
 
 
 def _check_count(count: int, max_files: int) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import binascii
-import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
@@ -20,7 +18,9 @@ from starlette.requests import Request
 
 from service.engine import Engine, File
 from service.errors import ServiceError, bad_request
+from service.json_reader import json_body, json_object
 from service.schemas import EmbeddingOptions, EmbeddingRequest
+from service.serving import attended
 from speech_ssl.audio import FORMATS
 
 MAX_FIELDS = 256
@@ -29,10 +29,12 @@ SHORTENED = frozenset({"prompt", "keywords", "known_speaker_references"})
 """Fields that change nothing, and may be long: what is kept of them is their beginning."""
 _PART = re.compile(r"(\w+)\[(\w*)\]", re.ASCII)
 """Of a list (`name[]`, `name[0]`), or of an object (`name[key]`)."""
-_SPACE = re.compile(r"[ \t\r\n]+")  # base64 comes in lines of 76 characters
+_SPACE = b" \t\r\n"  # base64 comes in lines of 76 characters
+_BASE64_PIECE = 1 << 18  # for other threads to go on in between
 _DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
+T = TypeVar("T")
 Options = TypeVar("Options", bound=BaseModel)
 
 
@@ -56,10 +58,8 @@ async def received(
         finally:
             await form.close()
     elif kind == "application/json" and options is EmbeddingOptions:
-        body = await body_of(request)
-        # Not in a decoder's thread: it would wait behind files, with no deadline.
-        upload = await asyncio.to_thread(_from_json, body, query, engine.settings.max_files)
-        yield upload  # type: ignore[misc]
+        read = partial(_from_json, query, engine.settings.max_files)
+        yield await received_json(request, engine, read)  # type: ignore[misc]
     elif kind.startswith("audio/") or kind == "application/octet-stream":
         yield Upload([File("body", await body_of(request))], options.model_validate(query))
     else:
@@ -147,18 +147,19 @@ def _from_form(form: FormData, query: dict[str, Any], options: type[Options]) ->
     return Upload(files, chosen)
 
 
-def json_object(body: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise bad_request("the body is not JSON", code="malformed_json") from error
-    if not isinstance(value, dict):
-        raise bad_request("the body is not a JSON object", code="malformed_json")
-    return value
+async def received_json(request: Request, engine: Engine, read: Callable[[dict[str, Any]], T]) -> T:
+    """What `read` makes of a body that is a JSON object, in a thread. The one way for JSON bodies; they are
+    not held any longer then. Raises ServiceError, and as `read` and `attended` do."""
+    work = partial(_parsed, await json_body(request, engine.settings.max_json_bytes), read, engine)
+    return await attended(request, engine, engine.aside(work))
 
 
-def _from_json(body: bytes, query: dict[str, Any], max_files: int) -> Upload[EmbeddingOptions]:
-    request = EmbeddingRequest.model_validate(query | json_object(body))
+def _parsed(body: bytes, read: Callable[[dict[str, Any]], T], engine: Engine) -> T:
+    return read(json_object(body, engine.settings.max_files))
+
+
+def _from_json(query: dict[str, Any], max_files: int, body: dict[str, Any]) -> Upload[EmbeddingOptions]:
+    request = EmbeddingRequest.model_validate(query | body)
     inputs = [request.input] if isinstance(request.input, str) else request.input
     if len(inputs) > max_files:
         raise bad_request(f"at most {max_files} files are taken in one request", "input")
@@ -178,12 +179,25 @@ def unwrapped(text: str, param: str) -> bytes:
     elif text[:5].lower() == "data:":
         raise bad_request(f"{param}: a data URI has to be base64", param)
     try:
-        data = base64.b64decode(_SPACE.sub("", text), validate=True)
+        data = _decoded(text)
     except (binascii.Error, ValueError) as error:
         raise bad_request(f"{param}: not base64 ({error})", param, "malformed_base64") from error
     if not data:
         raise bad_request(f"{param}: empty", param, "empty")
     return data
+
+
+def _decoded(text: str) -> bytes:
+    """From base64. Raises ValueError."""
+    decoded, rest, padded = bytearray(), b"", False
+    for at in range(0, len(text), _BASE64_PIECE):
+        part = rest + text[at : at + _BASE64_PIECE].encode("ascii").translate(None, _SPACE)
+        if part and padded:
+            raise ValueError("Excess data after padding")
+        whole, rest = part[: len(part) & ~3], part[len(part) & ~3 :]
+        padded = whole.endswith(b"=")
+        decoded += binascii.a2b_base64(whole, strict_mode=True)
+    return bytes(decoded + binascii.a2b_base64(rest, strict_mode=True))
 
 
 def kept(field: str, size: int, before: int) -> int:
@@ -193,6 +207,8 @@ def kept(field: str, size: int, before: int) -> int:
 
 def once(items: list[tuple[str, str]]) -> dict[str, Any]:
     """Each option once; lists and objects come in parts. Raises ServiceError."""
+    if len(items) > MAX_FIELDS:
+        raise bad_request(f"at most {MAX_FIELDS} options are taken")
     values: dict[str, Any] = {}
     for name, value in items:
         part = _PART.fullmatch(name)
