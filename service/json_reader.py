@@ -12,16 +12,14 @@ import json
 import re
 from array import array
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import Request
 
 from service.errors import ServiceError, bad_request
-
-Numbers: TypeAlias = NDArray[np.float32]
-"""What a long list of numbers is read as, 1-D. What is beyond float32 is infinite."""
 
 MAX_FRAME = 65_536
 """Bytes without what is in quotes and without long lists of numbers."""
@@ -35,6 +33,17 @@ LONG = 128
 PIECE = 65_536
 _ESCAPED = re.compile(r"(?:[^\\]{1,4096}+|\\u[0-9a-fA-F]{4}|\\[^u]){1,8192}+", re.DOTALL)
 _CHARSETS = re.compile(r"""charset\s*=\s*["']?(utf-?8|us-ascii)["']?\s*(;|$)""", re.IGNORECASE)
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """What a long list of numbers is read as, 1-D; what is beyond float32 is infinite. No list to pydantic,
+    which would make an error of each."""
+
+    values: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.values)
 
 
 async def json_body(request: Request, most: int) -> bytes:
@@ -159,7 +168,7 @@ class _Reader:
         if isinstance(value, list):
             if len(value) == 1 and isinstance(value[0], str):
                 taken = self._taken[int(value[0])]
-                return taken if isinstance(taken, np.ndarray) else [taken]
+                return taken if isinstance(taken, Numbers) else [taken]
             return [self._joined(each, depth + 1) for each in value]
         self._count()
         return value
@@ -188,7 +197,7 @@ def _parsed_text(quoted: str) -> str:
 def _numbers(text: bytes) -> Numbers:
     """Of what stands between two brackets, with no quote or bracket in it."""
     pieces = [_parsed_numbers(piece) for piece in _pieces(text)]
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return Numbers(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
 
 
 def _pieces(text: bytes) -> Iterator[bytes]:
@@ -206,7 +215,7 @@ def _pieces(text: bytes) -> Iterator[bytes]:
     yield text[at:]
 
 
-def _parsed_numbers(piece: bytes) -> Numbers:
+def _parsed_numbers(piece: bytes) -> NDArray[np.float32]:
     listed = f"[{piece.decode('ascii')}]"
     values = json.loads(listed)
     if not set(map(type, values)) <= {int, float}:

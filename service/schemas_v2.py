@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 import speech_ssl
+from service.json_reader import Numbers
 from service.schemas import inlined
 
 VERSION = "1"
@@ -19,13 +19,13 @@ Datatype: TypeAlias = Literal["BYTES", "FP32"]
 
 
 def _check_list(value: Any) -> Any:
-    if not isinstance(value, list | np.ndarray):
+    if not isinstance(value, list | Numbers):
         raise PydanticCustomError("list_type", "Input should be a valid list")
     return value
 
 
 Data: TypeAlias = Annotated[
-    Any,  # as `json_reader` gives it: a long list of numbers is an array
+    Any,  # as `json_reader` gives it: a long list of numbers is Numbers
     AfterValidator(_check_list),
     WithJsonSchema(
         {

@@ -59,7 +59,7 @@ def _files(tensor: InputTensor, max_files: int) -> list[File]:
         raise _refusal(f"BYTES has the shape [n], for n files, not {tensor.shape}")
     (count,) = tensor.shape
     _check_count(count, max_files)
-    if not all(isinstance(text, str) for text in tensor.data):
+    if isinstance(tensor.data, Numbers) or not all(isinstance(text, str) for text in tensor.data):
         raise _refusal("the data of BYTES is strings, a file in base64 each")
     if len(tensor.data) != count:
         raise _refusal(f"its shape says {count} files, its data has {len(tensor.data)}")
@@ -74,11 +74,11 @@ def _waves(tensor: InputTensor, max_files: int) -> list[File]:
     return [File(f"{AUDIO}[{index}]", wave) for index, wave in enumerate(waves)]
 
 
-def _flat(tensor: InputTensor) -> Numbers:
+def _flat(tensor: InputTensor) -> Vectors:
     """The data as one list, if it is of the shape."""
     data, shape = tensor.data, tensor.shape
-    if len(shape) == 2 and len(data) and isinstance(data[0], list | np.ndarray):
-        if any(not isinstance(row, list | np.ndarray) or len(row) != shape[1] for row in data):
+    if len(shape) == 2 and isinstance(data, list) and data and isinstance(data[0], list | Numbers):
+        if any(not isinstance(row, list | Numbers) or len(row) != shape[1] for row in data):
             raise _refusal(f"its shape is {shape}, but its data is not rows of {shape[1]}")
         if len(data) != shape[0]:
             raise _refusal(f"its shape is {shape}, its data has {len(data)} rows")
@@ -88,10 +88,10 @@ def _flat(tensor: InputTensor) -> Numbers:
     return _numbers(data)
 
 
-def _numbers(values: list[Any] | Numbers) -> Numbers:
+def _numbers(values: list[Any] | Numbers) -> Vectors:
     """Of a list that was long, or of one that was not: its numbers are not beyond float64 then."""
-    if isinstance(values, np.ndarray):
-        return values
+    if isinstance(values, Numbers):
+        return values.values
     if not set(map(type, values)) <= {int, float}:
         raise _refusal("the data of FP32 is numbers, flat or nested as the shape is")
     with np.errstate(over="ignore"):
