@@ -1,5 +1,4 @@
-"""One rule for all JSON: every route that takes it refuses the same things in the same words, and reads no more than
-its limit."""
+"""One rule for all JSON: every route that takes it refuses the same in the same words, and has one limit."""
 
 from __future__ import annotations
 
