@@ -197,7 +197,9 @@ def _decoded(text: str) -> bytes:
         whole, rest = part[: len(part) & ~3], part[len(part) & ~3 :]
         padded = whole.endswith(b"=")
         decoded += binascii.a2b_base64(whole, strict_mode=True)
-    return bytes(decoded + binascii.a2b_base64(rest, strict_mode=True))
+    if rest:
+        raise ValueError("Incorrect padding")
+    return bytes(decoded)
 
 
 def kept(field: str, size: int, before: int) -> int:
