@@ -58,8 +58,8 @@ async def received(
         finally:
             await form.close()
     elif kind == "application/json" and options is EmbeddingOptions:
-        read = partial(_from_json, query, engine.settings.max_files)
-        yield await received_json(request, engine, read)  # type: ignore[misc]
+        read: Any = partial(_from_json, query, engine.settings.max_files)  # options are EmbeddingOptions
+        yield await received_json(request, engine, read)
     elif kind.startswith("audio/") or kind == "application/octet-stream":
         yield Upload([File("body", await body_of(request))], options.model_validate(query))
     else:
