@@ -30,7 +30,7 @@ MIB = 1 << 20
 LIMIT, CLIENTS = 16 * MIB, 4
 MOST_GROWTH = 512 * MIB
 """Of all processes together, with so many bodies of the limit at a time."""
-REFUSALS = {200, 400, 413, 415, 422}
+ANSWERS = {200, 400, 404, 413, 415, 422}
 WATCH = """
 import http.client, sys, threading, time
 host, port = sys.argv[1:]
@@ -240,7 +240,7 @@ def check(process: Process, count: int, largest: int, slowest_s: float) -> None:
     (slowest, probes), (growth,) = live, grown
     print(f"\n{dict(statuses)}; grew by {growth >> 20} MiB; slowest of {probes:g} probes: {slowest:.3f} s")
     assert sum(statuses.values()) == count
-    assert set(statuses) <= REFUSALS, statuses
+    assert set(statuses) <= ANSWERS, statuses
     assert min(statuses[status] for status in (200, 400, 415)) > count // 100, "of all kinds"
     assert slowest < slowest_s and probes > 10
     assert growth < MOST_GROWTH

@@ -20,7 +20,7 @@ from service.errors import ServiceError
 from service.json_reader import LONG, MAX_DEPTH, MAX_NUMBER, MAX_VALUES, PIECE, Numbers, json_object
 from service.uploads import unwrapped
 
-MIB = 1 << 20
+MIB, SIZE = 1 << 20, 1 << 18
 LIST = b"0.5," * 100
 
 
@@ -72,13 +72,13 @@ def same(data: bytes) -> bool:
     return True
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(value=objects, ascii=st.booleans(), indent=st.none() | st.integers(0, 3))
 def test_it_reads_what_json_is(value: dict[str, Any], ascii: bool, indent: int | None) -> None:
     assert same(json.dumps(value, ensure_ascii=ascii, indent=indent).encode())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(value=objects, seed=st.integers(0, 2**32))
 @example(value={"a": [1] * LONG}, seed=0)
 def test_what_is_damaged_is_not_read_as_something_else(value: dict[str, Any], seed: int) -> None:
@@ -170,17 +170,17 @@ def test_as_many_texts_as_files() -> None:
 
 
 HEAVY = {
-    "lists": b'{"input":[' + b"[]," * (MIB // 3) + b"[]]}",
-    "zeros": b'{"outputs":[' + b"0," * (MIB // 2) + b"0]}",
-    "rows": b'{"outputs":[' + (b"[" + b"0," * 200 + b"0],") * (MIB // 404) + b"[]]}",
-    "objects": b'{"input":[' + b"{}," * (MIB // 3) + b"{}]}",
-    "fields": b"{" + b",".join(b'"%d":0' % index for index in range(MIB // 10)) + b"}",
-    "texts": b'{"input":[' + b'"",' * (MIB // 3) + b'""]}',
-    "words": b'{"input":[' + b"null," * (MIB // 5) + b"0]}",
-    "brackets": b"[" * MIB,
-    "one text": b'{"input":"' + b"A" * MIB + b'"}',
-    "escapes": b'{"input":"' + b"\\/" * (MIB // 2) + b'"}',
-    "no end": b'{"input":"' + b"\\\\" * (MIB // 2),
+    "lists": b'{"input":[' + b"[]," * (SIZE // 3) + b"[]]}",
+    "zeros": b'{"outputs":[' + b"0," * (SIZE // 2) + b"0]}",
+    "rows": b'{"outputs":[' + (b"[" + b"0," * 200 + b"0],") * (SIZE // 404) + b"[]]}",
+    "objects": b'{"input":[' + b"{}," * (SIZE // 3) + b"{}]}",
+    "fields": b"{" + b",".join(b'"%d":0' % index for index in range(SIZE // 10)) + b"}",
+    "texts": b'{"input":[' + b'"",' * (SIZE // 3) + b'""]}',
+    "words": b'{"input":[' + b"null," * (SIZE // 5) + b"0]}",
+    "brackets": b"[" * SIZE,
+    "one text": b'{"input":"' + b"A" * SIZE + b'"}',
+    "escapes": b'{"input":"' + b"\\/" * (SIZE // 2) + b'"}',
+    "no end": b'{"input":"' + b"\\\\" * (SIZE // 2),
 }
 
 
@@ -203,7 +203,7 @@ escaped = st.sampled_from(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(parts=st.lists(escaped, max_size=60))
 def test_many_escapes_are_read_in_pieces(parts: list[str]) -> None:
     data = f'{{"a": "{"".join(parts)}"}}'.encode()
@@ -217,7 +217,7 @@ def test_many_escapes_are_read_in_pieces(parts: list[str]) -> None:
             json_object(damaged)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.binary(min_size=1, max_size=60), piece=st.integers(1, 9), seed=st.integers(0, 2**32))
 def test_base64_is_read_in_pieces(data: bytes, piece: int, seed: int) -> None:
     rng = random.Random(seed)

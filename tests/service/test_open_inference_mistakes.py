@@ -120,7 +120,7 @@ def test_binary_tensors_are_refused_by_name(fake: httpx.Client) -> None:
         (samples(np.zeros((2, 26 * 16_000))), 422, "too_long", "audio[1]"),
         (samples(np.stack([tone(1.0), np.full(16_000, np.nan)])), 422, "bad_samples", "audio[1]"),
         (samples(np.full(16_000, -np.inf)), 422, "bad_samples", "audio[0]"),
-        (AUDIO | {"data": [0, 1, 2, 3, 4, 10**400]}, 422, "bad_samples", "audio[0]"),
+        (AUDIO | {"shape": [6], "data": [0, 1, 2, 3, 4, 10**400]}, 422, "bad_samples", "audio[0]"),
         (samples(np.full(16_000, 1e300)), 422, "bad_samples", "audio[0]"),
         (samples(np.full(16_000, 1e30)), 422, "bad_samples", "audio[0]"),
     ],
