@@ -215,7 +215,7 @@ def highest(pid: int) -> Iterator[list[int]]:
 
     def look() -> None:
         nonlocal peak
-        while not ended.wait(0.02):
+        while not ended.wait(0.05):
             with suppress(FileNotFoundError, ProcessLookupError):  # of a process that has just ended
                 peak = max(peak, resident(pid))
 
