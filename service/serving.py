@@ -56,8 +56,8 @@ async def attended(request: Request, engine: Engine, work: Coroutine[Any, Any, T
     except ServiceError:
         work.close()
         raise
-    due = min(due_at.get(), time.monotonic() + seconds)
-    due_at.set(due)
+    due: float = request.scope.setdefault("speech_ssl.due", time.monotonic() + seconds)
+    due_at.set(due)  # which a later request on the connection may begin with
     task = asyncio.create_task(work)
     left = asyncio.create_task(_disconnect(request))
     stopping = asyncio.create_task(engine.stopping.wait())

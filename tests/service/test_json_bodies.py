@@ -146,3 +146,15 @@ def test_options_cannot_be_so_many_that_refusing_them_takes_long(roomy: httpx.Cl
         data = {"chunking_strategy": strategy}
         answer = roomy.post("/v1/audio/transcriptions", files=clip, data=data)
         assert (answer.status_code, error_of(answer)["param"]) == (400, "chunking_strategy")
+
+
+def test_reading_and_answering_have_one_deadline() -> None:
+    """And a request has its own, not what was left of the one before on its connection."""
+    runtime = FakeRuntime()
+    body = {"input": base64.b64encode(encoded(tone(0.5))).decode()}
+    with serving(runtime) as client:
+        runtime.open_gate.clear()
+        late = client.post(EMBEDDINGS, json=body, headers={"X-Request-Timeout": "0.2"})
+        runtime.open_gate.set()
+        assert (late.status_code, error_of(late)["code"]) == (504, "deadline_exceeded")
+        assert client.post(EMBEDDINGS, json=body).status_code == 200
