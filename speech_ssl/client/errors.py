@@ -81,7 +81,7 @@ _CODES = {
     408: ("upload_stalled",),
     409: ("idempotency_key_reused",),
     413: ("body_too_large",),
-    415: ("unsupported_format", "unsupported_content_type"),
+    415: ("unsupported_format", "unsupported_content_type", "unsupported_charset"),
     421: ("unknown_host",),
     422: (
         "undecodable",
