@@ -18,7 +18,7 @@ from service.encoding import Answer, embedding_of, embeddings_text, response_of,
 from service.engine import Engine, File, Result
 from service.errors import bad_request
 from service.hearing import Wanted
-from service.models import Model
+from service.model import Model
 from service.runtime import Runtime
 from service.schemas import EmbeddingOptions, Usage
 from service.schemas_audio import (

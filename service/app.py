@@ -23,7 +23,8 @@ from service.engine import Engine
 from service.job_runner import Jobs
 from service.metrics import Metrics
 from service.middleware import GuardBody, Observe
-from service.models import DEFAULT, Source
+from service.model import Source
+from service.models import DEFAULT
 from service.origins import GuardOrigin, Hosts
 from service.runtime import Runtime
 from service.settings import Settings

@@ -9,14 +9,15 @@ in their way, and the long one still gets its share under a flood of short ones.
 
 from __future__ import annotations
 
-import heapq
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar, cast
+from typing import Generic, TypeVar, cast
+
+from service.batches import BatchLimits, BatchReport, Item, Lane, Run, Ticket, choose
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,10 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 LARGEST_USUAL = 0.05  # of the queue: no request is refused unseen while more than that is free
+LOST = 2
+"""Lanes that an item may take down alone; then it fails."""
+STANDBY_S = 5.0
+"""So long what a lane was lost with waits for one that is not the only one left."""
 
 
 class Overloaded(Exception):
@@ -43,114 +48,25 @@ class Stopped(Exception):
 
 
 class Again(Exception):
-    """Raised by `run` where its items may not be to blame: even a single one is run again, once."""
+    """Raised by `run` whose lane was lost with these items, which may not be to blame: even a single one is
+    run again, once."""
 
 
-@dataclass(frozen=True)
-class BatchLimits:
-    """`max_queue_s`: seconds waiting and running together. `max_batch_s`: padded seconds of a batch, the
-    longest item times their number. `max_padding`: the largest part of a batch that is padding."""
-
-    max_queue_s: float
-    max_batch_s: float
-    max_padding: float = 0.25
-
-
-@dataclass(frozen=True)
-class BatchReport:
-    """What happened to one batch: for metrics."""
-
-    items: int
-    seconds: float
-    padded_s: float
-    waited_s: Sequence[float]
-    run_s: float
-
-
-@dataclass(eq=False)
-class Item(Generic[P, R]):
-    """A piece of work of known length. The lowest rank is served first: the virtual start time (to the
-    millisecond), then how many items the request had before it, then the order of submission."""
-
-    payload: P
-    seconds: float
-    rank: tuple[float, int, int]
-    ticket: Ticket[P, R]
-    future: Future[R]
-    submitted_at: float
-
-
-Run: TypeAlias = Callable[[Sequence[P]], Sequence[R]]
-
-
-def choose(items: Sequence[Item[P, R]], limits: BatchLimits) -> list[Item[P, R]]:
-    """The first by rank, then those nearest to it in length, within the limits."""
-    head = min(items, key=lambda item: item.rank)
-    batch, longest, total = [head], head.seconds, head.seconds
-    others = [(abs(item.seconds - head.seconds), item.rank, item) for item in items if item is not head]
-    heapq.heapify(others)
-    while others and longest * (len(batch) + 1) <= limits.max_batch_s:
-        item = heapq.heappop(others)[-1]
-        padded = max(longest, item.seconds) * (len(batch) + 1)
-        within = padded <= limits.max_batch_s
-        if within and padded - total - item.seconds <= limits.max_padding * padded:
-            batch.append(item)
-            longest, total = max(longest, item.seconds), total + item.seconds
-    return batch
-
-
-class Ticket(Generic[P, R]):
-    """One request's place in the queue: a context manager that takes its work back at the end.
-
-    Its methods may be called from any thread.
-    """
-
-    def __init__(self, batcher: Batcher[P, R], clock: float) -> None:
-        self._batcher = batcher
-        self.arrived = clock
-        self.items = 0
-        self.submitted_s = 0.0
-        self.finished_s = 0.0
-        self.reserved_s = 0.0
-        self.first_submit: float | None = None
-        self.first_start: float | None = None
-        self.last_finish: float | None = None
-
-    def reserve(self, seconds: float) -> None:
-        """Hold room for work still to be submitted. Raises Overloaded, TooLarge, Stopped."""
-        self._batcher._reserve(self, seconds)
-
-    def submit(self, payload: P, seconds: float) -> Future[R]:
-        """Queue one item, out of the reserve as far as that goes. Raises Stopped."""
-        return self._batcher._submit(self, payload, seconds)
-
-    @property
-    def waited_s(self) -> float:
-        """From the first submission until its batch began."""
-        return (self.first_start or 0.0) - (self.first_submit or 0.0)
-
-    @property
-    def ran_s(self) -> float:
-        """From the beginning of the first batch to the end of the last."""
-        return (self.last_finish or 0.0) - (self.first_start or 0.0)
-
-    def __enter__(self) -> Ticket[P, R]:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._batcher._close(self)
+class Away(Exception):
+    """Raised by `run` that cannot begin: its items are run by whoever can. It is not held against them."""
 
 
 class Batcher(Generic[P, R]):
     """Owns the queue, and a thread for each lane in which batches are run.
 
-    `opening` is called first in each thread and returns its `run` (payloads -> as many results). `started`
-    holds the outcome. When a batch fails, its halves are run again, down to the item that fails alone.
+    `opening` is called first in each thread and returns its lane (payloads -> as many results). `started`
+    holds the outcome. When a batch fails, its halves are run again, down to the item that fails alone. A
+    batch whose lane is lost goes back for any other to take.
     """
 
     def __init__(
         self,
-        opening: Callable[[], Run[P, R]],
+        opening: Callable[[], Lane[P, R]],
         limits: BatchLimits,
         observe: Callable[[BatchReport], None] = lambda report: None,
         lanes: int = 1,
@@ -161,13 +77,14 @@ class Batcher(Generic[P, R]):
         self._observe = observe
         self._changed = threading.Condition()
         self._waiting: list[Item[P, R]] = []
+        self._again: list[tuple[float, list[Item[P, R]]]] = []  # and since when
         self._tickets: set[Ticket[P, R]] = set()
         self._queued_s = 0.0
         self._clock = 0.0
         self._order = 0
         self._speed = self._usual_s = 0.0
         self._stopped = False
-        self._opened = 0
+        self._lanes: list[Lane[P, R]] = []
         self._threads = [
             threading.Thread(target=self._work, name=f"batcher {lane}", daemon=True) for lane in range(lanes)
         ]
@@ -177,18 +94,30 @@ class Batcher(Generic[P, R]):
             thread.start()
 
     def stop(self, timeout: float | None = None) -> None:
-        """Refuse what waits, let the batch under way finish, and end the thread."""
+        """Refuse what waits, let the batches under way finish, for so long in all, and end the threads."""
+        deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             self._stopped = True
-            refused, self._waiting = self._waiting, []
-            self._queued_s -= sum(item.seconds for item in refused)
             self._changed.notify_all()
-        for item in refused:
-            if item.future.set_running_or_notify_cancel():
-                item.future.set_exception(Stopped())
+        self.refuse(Stopped)
         for thread in self._threads:
             if thread.is_alive():
-                thread.join(timeout)
+                thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def refuse(self, error: Callable[[], Exception]) -> None:
+        """What waits fails of it."""
+        with self._changed:
+            refused = [*self._waiting, *(item for _, items in self._again for item in items)]
+            self._waiting, self._again = [], []
+            self._queued_s -= sum(item.seconds for item in refused)
+        for item in refused:
+            if item.begin():
+                item.future.set_exception(error())
+
+    def wake(self) -> None:
+        """For whoever knows that a lane has become ready."""
+        with self._changed:
+            self._changed.notify_all()
 
     @property
     def queued_s(self) -> float:
@@ -199,7 +128,7 @@ class Batcher(Generic[P, R]):
     @property
     def speed(self) -> float:
         """Seconds of audio run per second, a moving mean; 0 before the first batch."""
-        return self._speed * len(self._threads)
+        return self._speed * max(1, sum(lane.ready() for lane in self._lanes))
 
     def check_room(self, seconds: float) -> None:
         """Raises Overloaded or Stopped if `seconds` more, or what requests usually bring, has no room now."""
@@ -259,14 +188,19 @@ class Batcher(Generic[P, R]):
             gone = [item for item in self._waiting if item.ticket is ticket]
             if gone:
                 self._waiting = [item for item in self._waiting if item.ticket is not ticket]
+            for _, items in self._again:
+                gone += [item for item in items if item.ticket is ticket]
+                items[:] = [item for item in items if item.ticket is not ticket]
+            self._again = [(since, items) for since, items in self._again if items]
             self._queued_s -= ticket.reserved_s + sum(item.seconds for item in gone)
             ticket.reserved_s = 0.0
         for item in gone:
-            item.future.cancel()
+            if not item.future.cancel():  # it has been run before
+                item.future.set_exception(Stopped())
 
     def _work(self) -> None:
         try:
-            run = self._opening()
+            lane = self._opening()
         except BaseException as error:
             with self._changed:
                 self._stopped = True
@@ -275,68 +209,107 @@ class Batcher(Generic[P, R]):
                     self.started.set_exception(error)
             return
         with self._changed:
-            self._opened += 1
-            if self._opened == len(self._threads) and not self.started.done():
+            self._lanes.append(lane)
+            if len(self._lanes) == len(self._threads) and not self.started.done():
                 self.started.set_result(None)
-        while batch := self._next_batch():
+        while batch := self._next_batch(lane):
             try:
-                self._serve(run, batch)
-            except BaseException as error:  # the next batch must be served all the same
+                self._serve(lane.run, batch)
+            except Exception:  # of who observes: the next batch must be served all the same
                 logger.exception("the batcher failed")
-                for item in batch:
-                    if not item.future.done():
-                        self._finish(item, error=error)
 
     def _serve(self, run: Run[P, R], batch: Sequence[Item[P, R]]) -> None:
         began = time.monotonic()
         wanted = []
         for item in batch:
             item.ticket.first_start = item.ticket.first_start or began
-            if item.future.set_running_or_notify_cancel():
+            if item.begin():
                 wanted.append(item)
             else:
                 self._release(item)
         if not wanted:
             return
-        self._run(run, wanted)
-        seconds, ran = sum(item.seconds for item in wanted), max(time.monotonic() - began, 1e-6)
+        if done := self._run(run, wanted):
+            self._report(done, began)
+
+    def _report(self, done: Sequence[Item[P, R]], began: float) -> None:
+        seconds, ran = sum(item.seconds for item in done), max(time.monotonic() - began, 1e-6)
         with self._changed:
             self._speed = 0.8 * self._speed + 0.2 * seconds / ran if self._speed else seconds / ran
-        padded = max(item.seconds for item in wanted) * len(wanted)
-        waited = [began - item.submitted_at for item in wanted]
-        self._observe(BatchReport(len(wanted), seconds, padded, waited, ran))
+        padded = max(item.seconds for item in done) * len(done)
+        waited = [began - item.submitted_at for item in done]
+        self._observe(BatchReport(len(done), seconds, padded, waited, ran))
 
-    def _next_batch(self) -> list[Item[P, R]]:
-        """Waits for one; empty when stopped."""
+    def _next_batch(self, lane: Lane[P, R]) -> list[Item[P, R]]:
+        """Waits for one, and for the lane; empty when stopped."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._stopped)
-            if self._stopped:
-                return []
-            batch = choose(self._waiting, self.limits)
-            chosen = set(map(id, batch))
-            self._waiting = [item for item in self._waiting if id(item) not in chosen]
-            self._clock += sum(item.seconds for item in batch) / max(1, len(self._tickets))
-            return batch
+            while not self._stopped:
+                if lane.ready() and (batch := self._taken_again(lane) or self._taken()):
+                    return batch
+                self._changed.wait(STANDBY_S if self._again else None)
+            return []
 
-    def _run(self, run: Run[P, R], items: Sequence[Item[P, R]], *, again: bool = True) -> None:
-        if not items:
-            return
+    def _taken(self) -> list[Item[P, R]]:
+        """The next of those that wait."""
+        if not self._waiting:
+            return []
+        batch = choose(self._waiting, self.limits)
+        chosen = set(map(id, batch))
+        self._waiting = [item for item in self._waiting if id(item) not in chosen]
+        self._clock += sum(item.seconds for item in batch) / max(1, len(self._tickets))
+        return batch
+
+    def _taken_again(self, lane: Lane[P, R]) -> list[Item[P, R]]:
+        """The first of what a lane was lost with: not by the only one that is left, as far as that can be, so
+        that one bad item does not take all of them down."""
+        if not self._again:
+            return []
+        others = [other for other in self._lanes if other is not lane]
+        overdue = time.monotonic() >= self._again[0][0] + STANDBY_S
+        if not others or overdue or any(other.ready() for other in others):
+            return self._again.pop(0)[1]
+        return []
+
+    def _run(self, run: Run[P, R], items: Sequence[Item[P, R]]) -> Sequence[Item[P, R]]:
+        """Those that are finished; the others have been put back."""
         try:
             results = run([item.payload for item in items])
             if len(results) != len(items):
                 raise RuntimeError(f"{len(results)} results for {len(items)} items")
-        except Exception as error:
-            if len(items) == 1:
-                if again and isinstance(error, Again):
-                    return self._run(run, items, again=False)
-                return self._finish(items[0], error=error)
-            logger.warning("a batch of %d failed and is split: %s", len(items), error)
-            middle = len(items) // 2
-            self._run(run, items[:middle])
-            self._run(run, items[middle:])
-            return
+        except Away:
+            return self._put_back(items, since=-math.inf)
+        except Again as error:
+            return self._lost_with(items, error)
+        except BaseException as error:
+            if len(items) == 1 or not isinstance(error, Exception):
+                return self._fail(items, error)
+            return [item for half in _halves(items, error) for item in self._run(run, half)]
         for item, result in zip(items, results, strict=True):
             self._finish(item, result)
+        return items
+
+    def _lost_with(self, items: Sequence[Item[P, R]], error: Again) -> Sequence[Item[P, R]]:
+        now = time.monotonic()
+        if len(items) > 1:
+            return [item for half in _halves(items, error) for item in self._put_back(half, now)]
+        items[0].lost += 1
+        return self._put_back(items, now) if items[0].lost < LOST else self._fail(items, error)
+
+    def _put_back(self, items: Sequence[Item[P, R]], since: float) -> Sequence[Item[P, R]]:
+        """For the next lane that is ready, before all that wait. Those nobody waits for are left out, and
+        finished: they are returned."""
+        with self._changed:
+            kept = [] if self._stopped else [item for item in items if item.ticket in self._tickets]
+            if kept:
+                self._again.append((since, kept))
+                self._changed.notify_all()
+            left = [item for item in items if item not in kept]
+        return self._fail(left, Stopped())
+
+    def _fail(self, items: Sequence[Item[P, R]], error: BaseException) -> Sequence[Item[P, R]]:
+        for item in items:
+            self._finish(item, error=error)
+        return items
 
     def _finish(self, item: Item[P, R], result: R | None = None, error: BaseException | None = None) -> None:
         self._release(item)
@@ -347,3 +320,9 @@ class Batcher(Generic[P, R]):
             self._queued_s -= item.seconds
             item.ticket.finished_s += item.seconds
             item.ticket.last_finish = time.monotonic()
+
+
+def _halves(items: Sequence[Item[P, R]], error: Exception) -> list[Sequence[Item[P, R]]]:
+    logger.warning("a batch of %d failed and is split: %s", len(items), error)
+    middle = len(items) // 2
+    return [items[:middle], items[middle:]]

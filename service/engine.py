@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, closing
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,11 +17,14 @@ from typing import BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 
-from service.batcher import Stopped, Ticket, TooLarge
+from service.batcher import Stopped, TooLarge
+from service.batches import Ticket
 from service.errors import as_service_error, unavailable
 from service.hearing import Clip, Heard, Job, Wanted, Windows
 from service.metrics import Metrics
-from service.models import Model, Models, Source
+from service.model import Model, Source
+from service.models import Models
+from service.pool import Pool
 from service.record import current
 from service.runtime import Runtime
 from service.sandbox import Sandbox
@@ -73,14 +76,14 @@ class Engine:
 
     def __init__(self, settings: Settings, sources: Mapping[str, Source], metrics: Metrics) -> None:
         self.settings = settings
-        self.in_flight = 0
+        self.in_flight = self.answering = 0
         self.started_at = int(time.time())
         self.draining = False
         self.stopping = asyncio.Event()
         self.models = Models(sources, settings, metrics)
         self._metrics = metrics
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decoder")
-        self._answering = ThreadPoolExecutor(ANSWERING_THREADS, thread_name_prefix="answers")
+        self._decoders = Pool(settings.decode_threads, "decoder")
+        self._answering = Pool(ANSWERING_THREADS, "answers")
         self._sandbox = Sandbox(
             settings.decode_threads,
             settings.decode_memory_bytes,
@@ -113,14 +116,13 @@ class Engine:
         self.draining = True
 
     async def stop(self) -> None:
-        """Answer 503 to what is not finished, and end threads and processes; waits for the batches under
-        way."""
+        """Answer 503 to what is not finished, and end threads and processes."""
         self.draining = True
         self.stopping.set()
-        self._decoders.shutdown(wait=False)
+        self._decoders.stop()
+        self._answering.stop()
         self._sandbox.stop()
         await self.models.stop()
-        self._answering.shutdown(wait=False)
 
     @property
     def ready(self) -> bool:
@@ -230,7 +232,9 @@ class Engine:
             reserve(len(file.source) / SAMPLE_RATE)
             return file.source, ()
         blocks, warnings = [], list[AudioWarning]()
-        stream = self._sandbox.stream(file.source, limits=self._limits, due=due, warn=warnings.append)
+        stream = self._sandbox.stream(
+            file.source, limits=self._limits, due=due, warn=warnings.append, left=left
+        )
         with closing(stream):
             for block in stream:
                 if left.is_set():

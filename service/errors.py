@@ -74,8 +74,9 @@ def whole_seconds(seconds: float) -> int:
     return max(1, math.ceil(seconds))
 
 
-def unavailable(code: str, message: str) -> ServiceError:
-    return ServiceError(503, code, message)
+def unavailable(code: str, message: str, retry_after_s: float | None = None) -> ServiceError:
+    headers = None if retry_after_s is None else {"Retry-After": str(whole_seconds(retry_after_s))}
+    return ServiceError(503, code, message, headers=headers)
 
 
 async def refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -33,8 +33,6 @@ ATTEMPTS = 3
 """A file that was under way when the process died, so often, is given up: it may be what it dies of."""
 FOR_NOW = (429, 503, 507)
 """Refusals that are waited out: a full queue, a model that loads, a disk without room."""
-FOR_GOOD = ("model_lost", "not_loaded")
-"""What would only come again."""
 LONGEST_WAIT_S, SWEEP_S = 30.0, 60.0
 
 T = TypeVar("T")
@@ -205,7 +203,7 @@ class Jobs:
             raise
         except Exception as reason:
             refusal = as_service_error(reason, _param(file))
-            if refusal.status in FOR_NOW and refusal.code not in FOR_GOOD:
+            if _is_for_now(refusal):
                 await self._leave_file(job, file)
                 await _wait(refusal)
                 return
@@ -252,6 +250,17 @@ async def _patiently(attempt: Callable[[], Awaitable[T]]) -> T:
         await _wait(refusal)
 
 
+def _is_for_now(refusal: ServiceError) -> bool:
+    """Not what would only come again: of a file that takes its model down, of a model that has failed to load
+    so often that the next try is far off."""
+    if refusal.code == "not_loaded":
+        return _asked_s(refusal) <= LONGEST_WAIT_S
+    return refusal.status in FOR_NOW and refusal.code != "model_lost"
+
+
 async def _wait(refusal: ServiceError) -> None:
-    asked = float((refusal.headers or {}).get("Retry-After", 1))
-    await asyncio.sleep(min(asked, LONGEST_WAIT_S))
+    await asyncio.sleep(min(_asked_s(refusal), LONGEST_WAIT_S))
+
+
+def _asked_s(refusal: ServiceError) -> float:
+    return float((refusal.headers or {}).get("Retry-After", 1))

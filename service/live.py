@@ -18,10 +18,11 @@ from typing import IO
 
 import numpy as np
 
-from service.batcher import Overloaded, Ticket
+from service.batcher import Overloaded
+from service.batches import Ticket
 from service.engine import Engine
 from service.hearing import Job, Windows
-from service.models import Model
+from service.model import Model
 from speech_ssl.audio import AudioError
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.clips import Whole

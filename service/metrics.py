@@ -17,7 +17,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 import speech_ssl
-from service.batcher import BatchReport
+from service.batches import BatchReport
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _TIMES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)

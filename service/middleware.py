@@ -63,6 +63,7 @@ class Observe:
         span = self._span(exchange)
         work = int(exchange.method in ("POST", "WEBSOCKET"))
         self.engine.in_flight += work
+        self.engine.answering += 1
         with recording(exchange.record):
             try:
                 if _is_framed_twice(scope, exchange.headers):
@@ -78,6 +79,7 @@ class Observe:
                 await refusal.response()(scope, receive, exchange.send)
             finally:
                 self.engine.in_flight -= work
+                self.engine.answering -= 1
                 self._tell(exchange, span)
 
     def _span(self, exchange: _Exchange) -> Span | None:

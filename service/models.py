@@ -5,108 +5,43 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from functools import partial
 
-import numpy as np
-
-from service.batcher import Batcher, BatchLimits, Overloaded, Run, Stopped, Ticket
+from service.batcher import Overloaded, Stopped
 from service.errors import ServiceError, unavailable
-from service.hearing import Job
 from service.metrics import Metrics
-from service.runtime import Elsewhere, Loader, Runtime
+from service.model import Model, Source, restarting
 from service.settings import Settings
-from speech_ssl.inference.passed import Passed
-from speech_ssl.types import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
 DEFAULT = "default"
-JOIN_TIMEOUT_S = 10.0
 LOOK_EVERY_S = 1.0
+PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+"""Between two tries to load a model: the first, which doubles, and the last."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a model comes from. preload: before the service is ready, not with the first request.
-    unload_after_s: without a request, until it is let go. copies: each runs batches of its own."""
+class Failure:
+    """Of a model to load, once or several times in a row."""
 
-    load: Loader
-    preload: bool = True
-    unload_after_s: float | None = None
-    copies: int = 1
-
-
-class Model:
-    """A loaded model behind its queue. `started` ends when it is loaded, or with why it is not."""
-
-    def __init__(self, source: Source, settings: Settings, metrics: Metrics) -> None:
-        self._load, self._settings = source.load, settings
-        self._runtimes: list[Runtime] = []
-        limits = BatchLimits(settings.max_queue_s, settings.max_batch_s or 0.0, settings.max_padding)
-        self.batcher: Batcher[Job, Passed] = Batcher(self._open, limits, metrics.observe_batch, source.copies)
-        self.users = 0
-        self.used_at = time.monotonic()
-        self.created = 0
-        self.batcher.start()
+    def __init__(self) -> None:
+        self._pause_s = PAUSE_S
+        self._until = 0.0
+        self._told = ""
 
     @property
-    def started(self) -> Future[None]:
-        return self.batcher.started
+    def left_s(self) -> float:
+        """Of the pause."""
+        return max(0.0, self._until - time.monotonic())
 
-    @property
-    def error(self) -> BaseException | None:
-        """Why it cannot be loaded."""
-        return self.started.exception() if self.started.done() else None
-
-    @property
-    def loaded(self) -> bool:
-        return self.started.done() and self.error is None
-
-    @property
-    def stale(self) -> bool:
-        return any(isinstance(runtime, Elsewhere) and runtime.stale for runtime in self._runtimes)
-
-    @property
-    def running(self) -> bool:
-        """False also while another process takes the place of one that died."""
-        return self.loaded and any(not isinstance(r, Elsewhere) or r.running for r in self._runtimes)
-
-    @property
-    def runtime(self) -> Runtime:
-        return self._runtimes[0]
-
-    def ticket(self) -> Ticket[Job, Passed]:
-        return self.batcher.ticket()
-
-    async def stop(self) -> None:
-        """Ends its threads and processes; waits for the batches under way, and for what is being loaded."""
-        await asyncio.to_thread(self.batcher.stop, timeout=JOIN_TIMEOUT_S)
-        for runtime in self._runtimes:
-            if isinstance(runtime, Elsewhere):
-                await asyncio.to_thread(runtime.close)
-
-    def _open(self) -> Run[Job, Passed]:
-        """In a thread of the batcher: load, warm up, and only then be ready."""
-        runtime = self._load()
-        try:
-            self._warm_up(runtime)
-        except BaseException:
-            if isinstance(runtime, Elsewhere):
-                runtime.close()
-            raise
-        self.created = int(time.time())
-        self._runtimes.append(runtime)
-        return partial(_run, runtime)
-
-    def _warm_up(self, runtime: Runtime) -> None:
-        batch_s = max(self._settings.max_batch_s or runtime.batch_s, runtime.window_s)
-        self.batcher.limits = replace(self.batcher.limits, max_batch_s=batch_s)
-        noise = np.random.default_rng(0).normal(0, 0.1, SAMPLE_RATE).astype(np.float32)
-        runtime.run_windows([noise], [runtime.check_layer(-1)], list(runtime.heads))
+    def again(self, message: str) -> None:
+        self._until = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        if message != self._told:
+            logger.error("%s", message)
+        self._told = message
 
 
 class Models:
@@ -117,9 +52,11 @@ class Models:
         self.sources = dict(sources)
         self._settings, self._metrics = settings, metrics
         self._models: dict[str, Model] = {}
+        self._there: set[Model] = set()  # those that are on their way in or out too
+        self._failures: dict[str, Failure] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._leaving: set[Model] = set()
-        self._stopping = self._reloading = False
+        self._reloading: set[str] = set()
+        self._stopping = False
 
     @property
     def names(self) -> list[str]:
@@ -134,8 +71,7 @@ class Models:
         for name in self.sources:
             if self._is_from_the_start(name):
                 self._models[name] = self._made(name)
-        if any(source.unload_after_s is not None for source in self.sources.values()):
-            self._aside(self._unload_idle())
+        self._aside(self._look_after())
         return self._models[DEFAULT].started
 
     def is_running(self, name: str) -> bool:
@@ -147,13 +83,15 @@ class Models:
         return sum(model.batcher.queued_s for model in self._models.values())
 
     def check_room(self, seconds: float) -> None:
-        """Raises what the last queue raises if none has room for so much."""
-        refusal: Exception | None = None
+        """Raises Overloaded if no queue has room for so much; a model that has none says why by itself."""
+        refusal: Overloaded | None = None
         for model in self._models.values():
             try:
                 model.batcher.check_room(seconds)
-            except (Overloaded, Stopped) as error:
+            except Overloaded as error:
                 refusal = error
+            except Stopped:
+                continue
             else:
                 return
         if refusal is not None:
@@ -178,7 +116,8 @@ class Models:
     @property
     def error(self) -> BaseException | None:
         """Why a model that is to be there from the start is not."""
-        return next((model.error for model in self._from_the_start() if model and model.error), None)
+        errors = [model.error for model in self._from_the_start() if model is not None]
+        return next((error for error in errors if error and not isinstance(error, Stopped)), None)
 
     def aliases(self, name: str) -> list[str]:
         """What a model answers to beside its own name."""
@@ -211,14 +150,13 @@ class Models:
         if self._stopping:
             raise Stopped
         model = self._models.get(name)
-        if model is None or (model.error is not None and not self._is_from_the_start(name)):
+        if model is None:
+            self._check_failure(name)
             logger.info("loading the model %s", name)
-            if model is not None:
-                self._aside(model.stop())
             model = self._models[name] = self._made(name)
-        if model.stale:
-            self.reload_soon()
-            raise unavailable("loading", "the model has changed and is being loaded anew")
+            self._aside(self._noting_failure(name, model))
+        if model.broken:
+            raise restarting()
         model.users += 1
         try:
             if not model.loaded:
@@ -231,28 +169,25 @@ class Models:
     async def reload(self) -> None:
         """Load all that are there anew, each beside the old one, which then finishes what it has and goes.
         One that cannot be loaded any more stays as it is."""
-        if self._reloading:
-            return
-        self._reloading = True
-        try:
-            await self._reload()
-        finally:
-            self._reloading = False
-
-    async def _reload(self) -> None:
+        self._failures.clear()
         for name in [name for name, model in self._models.items() if model.loaded]:
+            await self._reload(name)
+
+    async def _reload(self, name: str) -> None:
+        if name in self._reloading:
+            return
+        self._reloading.add(name)
+        try:
             fresh = self._made(name)
-            try:
-                await asyncio.wrap_future(fresh.started)
-            except Exception as error:
-                logger.error("the model %s stays as it is: %s", name, error)
-                await fresh.stop()
-                continue
+            if not await self._is_loaded(name, fresh, f"the model {name} stays as it is"):
+                return
             old = self._models.get(name)
             self._models[name] = fresh
             logger.info("the model %s has been loaded anew", name)
             if old is not None:
                 self._aside(self._let_go(old))
+        finally:
+            self._reloading.discard(name)
 
     def reload_soon(self) -> None:
         self._aside(self.reload())
@@ -262,37 +197,76 @@ class Models:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(model.stop() for model in [*self._models.values(), *self._leaving]))
+        await asyncio.gather(*map(self._end, list(self._there)))
 
     def _made(self, name: str) -> Model:
-        return Model(self.sources[name], self._settings, self._metrics)
+        model = Model(self.sources[name], self._settings, self._metrics)
+        self._there.add(model)
+        return model
+
+    async def _end(self, model: Model) -> None:
+        await model.stop()
+        self._there.discard(model)
+
+    async def _is_loaded(self, name: str, model: Model, otherwise: str) -> bool:
+        """When that is known; if it is not, it has gone, and the log says why."""
+        try:
+            await _started(model)
+        except Exception as error:
+            self._failures.setdefault(name, Failure()).again(f"{otherwise}: {error}")
+            if self._models.get(name) is model:
+                del self._models[name]
+            await self._end(model)
+            return False
+        self._failures.pop(name, None)
+        return True
+
+    async def _noting_failure(self, name: str, model: Model) -> None:
+        await self._is_loaded(name, model, f"the model {name} cannot be loaded")
+
+    def _check_failure(self, name: str) -> None:
+        """Raises the 503 of a model that could not be loaded a moment ago."""
+        failure = self._failures.get(name)
+        if failure is not None and failure.left_s:
+            raise _not_loaded(failure.left_s)
 
     async def _loaded(self, name: str, model: Model) -> None:
         if self._is_from_the_start(name):
             raise unavailable("loading", "the model is being loaded")
         try:
-            await asyncio.shield(asyncio.wrap_future(model.started))
+            await _started(model)
+        except Stopped:
+            raise
         except Exception as error:
-            logger.error("the model %s cannot be loaded: %s", name, error)
-            raise unavailable("not_loaded", "the model cannot be loaded: the log says why") from error
+            raise _not_loaded(PAUSE_S) from error
 
     async def _let_go(self, model: Model) -> None:
-        self._leaving.add(model)
         while model.users:
             await asyncio.sleep(0.05)
-        await model.stop()
-        self._leaving.discard(model)
+        await self._end(model)
 
-    async def _unload_idle(self) -> None:
+    async def _look_after(self) -> None:
+        """Now and then: of those that cannot run nothing is waited for, stale ones are loaded anew, idle ones
+        let go."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
+            for model in self._there:
+                model.refuse()
             for name, model in list(self._models.items()):
-                after = self.sources[name].unload_after_s
-                idle = after is not None and time.monotonic() - model.used_at > after
-                if idle and not model.users and model.loaded:
-                    logger.info("the model %s has had no request for %g s and is let go", name, after)
+                failure = self._failures.get(name)
+                if model.stale and not (failure and failure.left_s):
+                    self._aside(self._reload(name))
+                elif self._is_idle(name, model):
                     del self._models[name]
-                    await model.stop()
+                    self._aside(self._end(model))
+
+    def _is_idle(self, name: str, model: Model) -> bool:
+        after = self.sources[name].unload_after_s
+        idle = after is not None and time.monotonic() - model.used_at > after
+        if not idle or model.users or not model.loaded:
+            return False
+        logger.info("the model %s has had no request for %g s and is let go", name, after)
+        return True
 
     def _aside(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -300,9 +274,14 @@ class Models:
         task.add_done_callback(self._tasks.discard)
 
 
-def _run(runtime: Runtime, jobs: Sequence[Job]) -> list[Passed]:
-    """One pass for what all of them want."""
-    heads = sorted({name for job in jobs for name in job.heads})
-    waves, levels = [job.wave for job in jobs], [job.level for job in jobs]
-    passed = runtime.run_windows(waves, [job.layer for job in jobs], heads, levels)
-    return [one.only(job.heads) for job, one in zip(jobs, passed, strict=True)]
+def _not_loaded(retry_after_s: float) -> ServiceError:
+    return unavailable("not_loaded", "the model cannot be loaded: the log says why", retry_after_s)
+
+
+async def _started(model: Model) -> None:
+    """Raises why it cannot be loaded. Whoever waits may leave: that ends nothing but the waiting."""
+    started = asyncio.wrap_future(model.started)
+    started.add_done_callback(
+        lambda future: future.cancelled() or future.exception()
+    )  # somebody has heard it
+    await asyncio.shield(started)

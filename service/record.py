@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.batcher import Ticket
+from service.batches import Ticket
 
 
 @dataclass(eq=False)

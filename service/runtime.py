@@ -22,6 +22,8 @@ class Runtime(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def sha256(self) -> str: ...
+    @property
     def width(self) -> int: ...
     @property
     def num_layers(self) -> int: ...
@@ -66,15 +68,24 @@ class Runtime(Protocol):
 
 @runtime_checkable
 class Elsewhere(Protocol):
-    """A runtime whose model is in another process."""
+    """A runtime whose model is in another process, from `start` to `close`."""
+
+    def start(self, changed: Callable[[], object]) -> None:
+        """Load it; only then the rest of the runtime is there. changed: told when `running` may be another.
+        Raises what loading raises, and OSError if it is closed meanwhile."""
 
     @property
     def running(self) -> bool: ...
     @property
+    def error(self) -> Exception | None:
+        """Why no process could take the place of the last one yet."""
+
+    @property
     def stale(self) -> bool:
         """What it was loaded from is another model now."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """At any time, in any thread: ends what runs and what is being loaded."""
 
 
 Loader: TypeAlias = Callable[[], Runtime]

@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
@@ -22,6 +23,7 @@ from typing import BinaryIO, get_args
 import numpy as np
 
 from service import isolation
+from service.batcher import Stopped
 from service.decoder import BLOCK, END, ENOUGH, ERROR, GO_ON, HEAD, STARTED, WARNING
 from speech_ssl.audio import AudioError, AudioWarning, Limits, Warn
 from speech_ssl.audio.errors import WarningCode
@@ -39,6 +41,9 @@ FILES = 1_000
 START_S = 60.0
 """A decoder that has not started by then never will."""
 
+LOOK_EVERY_S = 0.5
+"""For whether anybody still waits for a decoder that has nothing to say."""
+
 SLOW = "decoding it takes too long"
 
 
@@ -50,6 +55,7 @@ class Decoder:
     """One process, for one thread at a time."""
 
     def __init__(self, memory: int) -> None:
+        self.is_left: Callable[[], bool] = lambda: False
         self.popen = subprocess.Popen(
             [sys.executable, "-P", "-m", "service.decoder", str(memory)],
             stdin=subprocess.PIPE,
@@ -76,7 +82,7 @@ class Decoder:
         busy machine the next one would come no further. Raises _Crashed if it died."""
         if not self._started:
             try:
-                _wait(self._out, select.POLLIN, deadline)
+                self._wait(self._out, select.POLLIN, deadline)
             except _Crashed:
                 self.ready = time.monotonic() < self._began + START_S
                 return False
@@ -136,7 +142,7 @@ class Decoder:
     def _send(self, data: bytes, deadline: float) -> None:
         rest = memoryview(data)
         while rest:
-            _wait(self._in, select.POLLOUT, deadline)
+            self._wait(self._in, select.POLLOUT, deadline)
             try:
                 rest = rest[os.write(self._in, rest[:PIECE]) :]
             except BlockingIOError:
@@ -147,7 +153,7 @@ class Decoder:
     def _receive(self, size: int, deadline: float) -> bytes:
         parts: list[bytes] = []
         while size:
-            _wait(self._out, select.POLLIN, deadline)
+            self._wait(self._out, select.POLLIN, deadline)
             try:
                 part = os.read(self._out, min(size, PIECE))
             except BlockingIOError:
@@ -157,6 +163,16 @@ class Decoder:
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
+
+    def _wait(self, descriptor: int, event: int, deadline: float) -> None:
+        poll = select.poll()  # not select: it fails beyond 1,024 connections
+        poll.register(descriptor, event)
+        while (left_s := deadline - time.monotonic()) > 0:
+            if poll.poll(1000 * min(left_s, LOOK_EVERY_S)):
+                return
+            if self.is_left():
+                raise Stopped
+        raise _Crashed(SLOW)
 
     def _crash(self) -> _Crashed:
         self.ready = False
@@ -178,12 +194,19 @@ class Sandbox:
             self._free.put(Decoder(self._memory))
 
     def stream(
-        self, source: bytes | BinaryIO, *, limits: Limits, due: float = math.inf, warn: Warn | None = None
+        self,
+        source: bytes | BinaryIO,
+        *,
+        limits: Limits,
+        due: float = math.inf,
+        warn: Warn | None = None,
+        left: threading.Event | None = None,
     ) -> Generator[Waveform]:
         """As `speech_ssl.audio.stream`, in any thread; `due`: when nobody waits for it any more, by
-        `time.monotonic`. Raises AudioError, `undecodable` for what killed a decoder or took too long, and
-        TimeoutError where it is due before one has started."""
+        `time.monotonic`; `left`: nobody does now. Raises AudioError, `undecodable` for what killed a decoder
+        or took too long, TimeoutError where it is due before one has started, Stopped where it is left."""
         decoder = self._taken()
+        decoder.is_left = lambda: self._stopped or (left is not None and left.is_set())
         try:
             deadline = min(time.monotonic() + self._timeout_s, due)
             if not decoder.started(deadline):
@@ -221,7 +244,7 @@ class Sandbox:
                 self._free.put(None)
 
     def stop(self) -> None:
-        """End the decoders; those at work end with their file."""
+        """End the decoders; those at work end with the next block or word of theirs, or in a moment."""
         self._stopped = True
         while True:
             try:
@@ -230,14 +253,6 @@ class Sandbox:
                 return
             if decoder is not None:
                 decoder.end()
-
-
-def _wait(descriptor: int, event: int, deadline: float) -> None:
-    poll = select.poll()  # not select: it fails beyond 1,024 connections
-    poll.register(descriptor, event)
-    left = deadline - time.monotonic()
-    if left <= 0 or not poll.poll(1000 * left):
-        raise _Crashed(SLOW)
 
 
 def _pieces(source: bytes | BinaryIO) -> tuple[int, Iterator[bytes]]:

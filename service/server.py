@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import signal
 import socket
 import time
@@ -21,7 +22,8 @@ from service.app import create_app
 from service.engine import Engine
 from service.errors import bad_request
 from service.metrics import Metrics
-from service.models import DEFAULT, Source
+from service.model import Source
+from service.models import DEFAULT
 from service.runtime import load_model
 from service.settings import ModelSettings, Settings
 from service.worker import Load, Threads, Worker, preload
@@ -60,10 +62,15 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self._engine.load_error is not None:
             self.should_exit = True
-        if self._deadline and (not self._engine.in_flight or time.monotonic() >= self._deadline):
+        if self._deadline and (not self._engine.answering or time.monotonic() >= self._deadline):
             self._engine.stopping.set()
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        left_s = math.ceil(self._deadline - time.monotonic())  # for clients that are slow to read
+        self.config.timeout_graceful_shutdown = max(SHUTDOWN_TIMEOUT_S, left_s)
+        await super().shutdown(sockets)
 
 
 class Protocol(H11Protocol):
@@ -126,7 +133,6 @@ def serve(settings: Settings, loads: Mapping[str, Load]) -> None:
         log_config=None,
         access_log=False,  # it has query strings; `service.requests` tells of each request
         server_header=False,
-        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
     )
     with _listening(settings) as listener:
         host, port = listener.getsockname()[:2]

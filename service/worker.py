@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Protocol, TypeAlias
 
-from service.batcher import Again
+from service.batcher import Again, Away
 from service.isolation import keep_imports
 from speech_ssl.inference.card import Card
 from speech_ssl.inference.passed import Passed
@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 STABLE_S = 30.0
 LONGEST_PAUSE_S = 10.0
 """Between two starts of a process that dies within STABLE_S each time."""
-RESTART_S = 20.0
-"""A batch waits so long for the next process."""
 LOAD_TIMEOUT_S = 600.0
 
 LONGEST_TEMPORARY = 75
@@ -137,9 +135,9 @@ class _Child:
 class Worker(Card):
     """The model in its process: what is asked of it alone is answered here, the rest there.
 
-    Raises ValueError or OSError if it cannot be loaded. lost: told of each process that died or hung.
-    timeout_s: of one pass; a process that takes longer is ended. threads: what it shares with others.
-    stale: what it was loaded from has become another model, so that no further process can take its place.
+    lost: told of each process that died or hung. timeout_s: of one pass; a process that takes longer is
+    ended. threads: what it shares with others. error: why the last process has no successor yet. stale: what
+    it was loaded from has become another model, so that there will be none.
     """
 
     def __init__(
@@ -147,12 +145,22 @@ class Worker(Card):
     ) -> None:
         self._load, self._timeout_s, self._lost = load, timeout_s, lost
         self._threads = threads or Threads(cores())
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._child: _Child | None = None
         self._newest: BaseProcess | None = None
-        self._closed = self.stale = False
-        child, card = self._start()
+        self._keeper: threading.Thread | None = None
+        self._told: Callable[[], object] = lambda: None
+        self._closed = threading.Event()
+        self.error: Exception | None = None
+        self.stale = False
+
+    def start(self, changed: Callable[[], object] = lambda: None) -> None:
+        """Load the model. changed: told when `running`, `error` or `stale` may be others. Raises ValueError
+        or OSError if it cannot be loaded or is closed meanwhile."""
+        self._told = changed
+        child, card = self._loaded()
         super().__init__(**{field.name: getattr(card, field.name) for field in fields(Card)})
+        self._use(child)
         self._keeper = threading.Thread(
             target=self._keep, args=[child], name=f"keeper of {self.name}", daemon=True
         )
@@ -173,13 +181,11 @@ class Worker(Card):
         heads: Sequence[str] = (),
         levels: Levels | None = None,
     ) -> list[Passed]:
-        """As the runtime's, for one thread at a time. Raises WorkerLost, and what the model raises as
-        ValueError or RuntimeError."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._child or self._closed or self.stale, RESTART_S)
-            child = self._child
+        """As the runtime's, for one thread at a time. Raises Away if there is no process, WorkerLost if it
+        ends meanwhile, and what the model raises as ValueError or RuntimeError."""
+        child = self._child
         if child is None:
-            raise WorkerLost("the model's process is not running")
+            raise Away("the model's process is not running")
         try:
             with (
                 child.ended_after(self._timeout_s, "the model takes for a batch"),
@@ -195,20 +201,21 @@ class Worker(Card):
         return answer
 
     def close(self) -> None:
-        with self._changed:
-            self._closed = True
+        """In any thread, also while `start` loads."""
+        with self._lock:
+            self._closed.set()
             self._child = None
             if self._newest is not None:
                 self._newest.kill()
-            self._changed.notify_all()
-        self._keeper.join(10)
+        if self._keeper is not None:
+            self._keeper.join(10)
 
-    def _start(self) -> tuple[_Child, Card]:
+    def _loaded(self) -> tuple[_Child, Card]:
         """A new process, with its model. Raises what loading raised, and OSError if it died of it."""
         ours, its = context.Pipe()
         process = context.Process(target=work, args=(its, self._load), name="model", daemon=True)
-        with self._changed:
-            if self._closed:
+        with self._lock:
+            if self._closed.is_set():
                 raise OSError("closed")
             process.start()
             self._newest = process
@@ -223,17 +230,23 @@ class Worker(Card):
         if isinstance(first, Exception):
             process.join()
             raise first
-        with self._changed:
-            self._child = child
-            self._changed.notify_all()
         return child, first
+
+    def _use(self, child: _Child) -> None:
+        with self._lock:
+            if self._closed.is_set():
+                child.process.kill()
+            else:
+                self._child, self.error = child, None
+        self._told()
 
     def _drop(self, child: _Child) -> None:
         """No more is asked of it, and it ends; the keeper does the rest."""
-        with self._changed:
+        with self._lock:
             if self._child is child:
                 self._child = None
         child.process.kill()
+        self._told()
 
     def _keep(self, child: _Child) -> None:
         """Waits for the process to end, and starts the next."""
@@ -242,13 +255,13 @@ class Worker(Card):
             began = time.monotonic()
             child.process.join()
             self._drop(child)
-            if self._closed:
+            if self._closed.is_set():
                 return
             logger.error("the process of %s ended (%s): starting another", self.name, child.process.exitcode)
             self._lost()
             stable = time.monotonic() - began > STABLE_S
             pause_s = 0.0 if stable else min(max(2 * pause_s, 0.1), LONGEST_PAUSE_S)
-            while (fresh := self._restarted(pause_s)) is None and not (self._closed or self.stale):
+            while (fresh := self._restarted(pause_s)) is None and not (self._closed.is_set() or self.stale):
                 pause_s = min(2 * max(pause_s, 0.5), LONGEST_PAUSE_S)
             if fresh is None:
                 return
@@ -256,22 +269,27 @@ class Worker(Card):
 
     def _restarted(self, pause_s: float) -> _Child | None:
         """After a pause; None if it is closed, or cannot be loaded."""
-        with self._changed:
-            if self._changed.wait_for(lambda: self._closed, pause_s):
-                return None
+        if self._closed.wait(pause_s):
+            return None
         try:
-            child, card = self._start()
+            child, card = self._loaded()
         except Exception as error:  # whatever it is, the next try may succeed
-            logger.error("%s cannot be loaded again: %s", self.name, error)
+            self._failed(error)
             return None
         if card.sha256 != self.sha256:
-            logger.error("%s was loaded from what is another model now", self.name)
-            with self._changed:
-                self.stale = True
-                self._changed.notify_all()
-            self._drop(child)
+            self.stale = True
+            child.process.kill()
+            child.process.join()
+            self._failed(ValueError("what it was loaded from is another model now"))
             return None
+        self._use(child)
         return child
+
+    def _failed(self, error: Exception) -> None:
+        if not self._closed.is_set() and str(error) != str(self.error):  # once is enough
+            logger.error("%s cannot be loaded again: %s", self.name, error)
+        self.error = error
+        self._told()
 
 
 def work(connection: Connection, load: Load) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ RATE, HOP, FIELD = 16_000, 320, 400
 class FakeRuntime:
     """Frames are statistics of 400 samples every 320, times the layer. `open_gate` holds every pass."""
 
-    name, width, num_layers, batch_s = "fake", 5, 3, 8.0
+    name, sha256, width, num_layers, batch_s = "fake", "", 5, 3, 8.0
 
     def __init__(self, *, window_s: float = 4.0, slowness: float = 0.0) -> None:
         self.chunker = Chunker.of_seconds(HOP, FIELD, window_s=window_s, context_s=0.5)
@@ -91,7 +92,7 @@ class FakeRuntime:
         assert count >= 1
 
     def card(self) -> Card:
-        return Card(self.name, "", self.width, self.num_layers, self.batch_s, self.chunker, {})
+        return Card(self.name, self.sha256, self.width, self.num_layers, self.batch_s, self.chunker, {})
 
     @staticmethod
     def frames(wave: NDArray[np.float32], layer: int) -> NDArray[np.float32]:
@@ -119,9 +120,12 @@ class Deadly(FakeRuntime):
         return super().run_windows(waves, layers, heads, levels)
 
 
-def load(slowness: float = 0.0, load_time: float = 0.0) -> FakeRuntime:
+def load(slowness: float = 0.0, load_time: float = 0.0, gate: Path | None = None) -> FakeRuntime:
+    """gate: while this file is there, nothing is loaded."""
     logging.getLogger(__name__).warning("slow\nhere")
     time.sleep(load_time)
+    while gate is not None and gate.exists():
+        time.sleep(0.01)
     return Deadly(slowness=slowness)
 
 
@@ -130,10 +134,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--slowness", type=float, default=0.0)
     parser.add_argument("--load-time", type=float, default=0.0)
+    parser.add_argument("--gate", type=Path)
     options = parser.parse_args()
     settings = Settings()
     names = ["default", *settings.models]
-    loading = partial(fakes.load, options.slowness, options.load_time)
+    loading = partial(fakes.load, options.slowness, options.load_time, options.gate)
     serve(settings, {name: loading for name in names})
 
 

@@ -23,7 +23,8 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from service.app import create_app
-from service.models import DEFAULT, Source
+from service.model import Source
+from service.models import DEFAULT
 from service.runtime import Runtime
 from service.server import Protocol
 from service.settings import Settings
@@ -88,6 +89,16 @@ def serving_app(app: FastAPI) -> Iterator[httpx.Client]:
         server.should_exit = True
         thread.join(60)
         assert not thread.is_alive()
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(line) for line in listed.stdout.split()]
+
+
+def of_models(process: Process) -> list[int]:
+    """Its processes that hold models: children of the one that forks them."""
+    return [each for child in children(process.popen.pid) for each in children(child)]
 
 
 class Process:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from service.hearing import Job
-from service.models import _run
+from service.model import _run
 from service.settling import Settling
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime

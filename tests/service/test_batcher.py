@@ -11,15 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import (
-    Batcher,
-    BatchLimits,
-    BatchReport,
-    Overloaded,
-    Stopped,
-    Ticket,
-    TooLarge,
-)
+from service.batcher import Batcher, Overloaded, Stopped, TooLarge
+from service.batches import BatchLimits, BatchReport, Lane, Ticket
 from tests.service.support import until
 
 seconds = st.integers(1, 40).map(lambda quarters: quarters / 4)
@@ -48,7 +41,7 @@ class Worker:
 
 
 def started(worker: Worker, *, queue_s: float = 1e6, batch_s: float = 10.0, padding: float = 0.25, **more):
-    batcher: Batcher[int, int] = Batcher(lambda: worker, BatchLimits(queue_s, batch_s, padding), **more)
+    batcher: Batcher[int, int] = Batcher(lambda: Lane(worker), BatchLimits(queue_s, batch_s, padding), **more)
     batcher.start()
     batcher.started.result(30)
     return batcher
@@ -149,7 +142,7 @@ def test_a_long_file_gets_on_under_a_flood_of_short_clips():
                 another()
         return payloads
 
-    batcher = Batcher(lambda: run, BatchLimits(1e6, 20.0))
+    batcher = Batcher(lambda: Lane(run), BatchLimits(1e6, 20.0))
     long = batcher.ticket()
     windows = [long.submit(number, 20.0) for number in range(5)]
     for _ in range(3):
@@ -187,7 +180,7 @@ def test_the_loop_survives_whatever_is_raised(error):
             raise error
         return payloads
 
-    batcher = Batcher(lambda: run, BatchLimits(100, 10))
+    batcher = Batcher(lambda: Lane(run), BatchLimits(100, 10))
     batcher.start()
     with pytest.raises(type(error)):
         batcher.ticket().submit(1, 1.0).result(30)
@@ -200,7 +193,7 @@ def test_the_loop_survives_too_few_results_and_an_observer_that_fails():
     def observe(report):
         raise ZeroDivisionError
 
-    batcher = Batcher(lambda: lambda payloads: [], BatchLimits(100, 10), observe)
+    batcher = Batcher(lambda: Lane(lambda payloads: []), BatchLimits(100, 10), observe)
     batcher.start()
     for _ in range(2):
         with pytest.raises(RuntimeError, match="0 results for 1 items"):

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import BatchLimits, Item, choose
+from service.batches import BatchLimits, Item, choose
 from service.errors import whole_seconds
 
 seconds = st.integers(1, 40).map(lambda quarters: quarters / 4)

@@ -263,7 +263,7 @@ def test_the_deadline_is_504(fake):
         answer = post(client)
         fake.open_gate.set()
         until(lambda: gauge(client, "queued_audio_seconds") == 0)
-        assert post(client).status_code == 200
+        until(lambda: post(client).status_code == 200)  # a busy machine may need several tries
 
 
 def test_a_stalled_upload_is_408(fake):

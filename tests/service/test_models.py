@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from service.app import create_app
-from service.models import DEFAULT, Source
+from service.model import Source
+from service.models import DEFAULT
 from service.settings import Settings
 from tests.service.fakes import FakeRuntime
 from tests.service.support import Process, encoded, error_of, serving, serving_app, tone, until
@@ -141,6 +142,10 @@ class Broken(Named):
     """Cannot be warmed up, and is elsewhere."""
 
     running, stale, closed = True, False, False
+    error = None
+
+    def start(self, changed: Any) -> None:
+        pass
 
     def run_windows(self, *_: Any, **__: Any) -> Any:
         raise RuntimeError("out of memory")

@@ -14,7 +14,7 @@ import pytest
 
 from service.app import create_app
 from service.auth import made
-from service.models import Source
+from service.model import Source
 from service.settings import Settings
 from service.tensors import PIECE, Tensor
 from speech_ssl import audio

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.worker import Threads, Worker, WorkerLost
+from service.batcher import Away
+from service.worker import Threads, Worker, WorkerLost, context
 from speech_ssl.inference.card import Card
 from speech_ssl.inference.passed import Passed
 from tests.service import fakes
-from tests.service.support import Process, encoded, error_of, tone, until
+from tests.service.support import Process, children, encoded, error_of, of_models, tone, until
 
 URL = "/v1/embeddings"
 FAKE = "tests.service.fakes"
@@ -38,14 +38,10 @@ def post(process: Process, data: bytes) -> tuple[int, object]:
     return answer.status_code, answer.json() if answer.status_code == 200 else error_of(answer)["code"]
 
 
-def children(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
-    return [int(line) for line in listed.stdout.split()]
-
-
-def of_models(process: Process) -> list[int]:
-    """Its processes that hold models: children of the one that forks them."""
-    return [each for child in children(process.popen.pid) for each in children(child)]
+@pytest.fixture(autouse=True, scope="module")
+def imported() -> None:
+    """Processes are forked from one that has what they need, if none has been started before."""
+    context.set_forkserver_preload(["tests.service.fakes"])
 
 
 @pytest.fixture
@@ -56,6 +52,7 @@ def lost() -> list[int]:
 @pytest.fixture
 def worker(lost: list[int]) -> Iterator[Worker]:
     worker = Worker(fakes.load, timeout_s=2.0, lost=lambda: lost.append(1))
+    worker.start()
     yield worker
     worker.close()
     assert worker.pid is not None and not Path(f"/proc/{worker.pid}").exists()
@@ -84,6 +81,7 @@ def test_another_takes_its_place(worker: Worker, lost: list[int], loudness: floa
     wave[0] = loudness
     with pytest.raises(WorkerLost):
         worker.run_windows([wave], [3])
+    until(lambda: worker.running)
     assert len(worker.run_windows([tone(1.0)], [3])) == 1
     assert worker.pid != before and lost == [1]
 
@@ -92,7 +90,7 @@ def test_one_that_dies_with_nothing_to_do_is_replaced_at_once(worker: Worker, lo
     before = worker.pid
     assert before is not None
     os.kill(before, signal.SIGKILL)
-    until(lambda: worker.pid != before and worker.running, 20)
+    until(lambda: worker.pid != before and worker.running)
     assert lost == [1]
 
 
@@ -124,6 +122,7 @@ class Threaded(fakes.FakeRuntime):
 def test_a_pass_is_told_its_threads() -> None:
     threads = Threads(6)
     worker = Worker(Threaded, timeout_s=5, lost=lambda: None, threads=threads)
+    worker.start()
     assert worker.run_windows([tone(1.0)], [3])[0].frames == 6
     with threads.shared():
         assert worker.run_windows([tone(1.0)], [3])[0].frames == 3
@@ -140,7 +139,9 @@ class Hung(fakes.FakeRuntime):
 def test_one_that_takes_nothing_is_ended_too() -> None:
     """More than a pipe holds is sent to a process that has been stopped."""
     worker = Worker(Hung, timeout_s=0.5, lost=lambda: None)
+    worker.start()
     for _ in range(2):
+        until(lambda: worker.running)
         with pytest.raises(WorkerLost):
             worker.run_windows([np.zeros(4_000_000, dtype=np.float32)], [3])
     worker.close()
@@ -160,11 +161,12 @@ def test_another_model_does_not_take_its_place(tmp_path: Path) -> None:
     file = tmp_path / "model"
     file.write_text("one")
     worker = Worker(partial(Versioned, file), timeout_s=5, lost=lambda: None)
+    worker.start()
     assert worker.pid is not None and worker.sha256 == "one"
     file.write_text("two")
     os.kill(worker.pid, signal.SIGKILL)
-    until(lambda: worker.stale, 30)
-    with pytest.raises(WorkerLost, match="not running"):
+    until(lambda: worker.stale)
+    with pytest.raises(Away, match="not running"):
         worker.run_windows([tone(1.0)], [3])
     worker.close()
 
@@ -188,23 +190,40 @@ class Once:
 
 
 def test_one_that_cannot_be_loaded_again_is_told_and_tried_until_it_can(
-    tmp_path: Path, lost: list[int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, lost: list[int]
 ) -> None:
     file = tmp_path / "model"
     with pytest.raises(ValueError, match="model is gone"):
-        Worker(partial(Once, file), timeout_s=5, lost=lambda: None)
+        Worker(partial(Once, file), timeout_s=5, lost=lambda: None).start()
     file.touch()
     worker = Worker(partial(Once, file), timeout_s=5, lost=lambda: lost.append(1))
-    monkeypatch.setattr("service.worker.RESTART_S", 0.2)
+    changes: list[bool] = []
+    worker.start(lambda: changes.append(worker.running))
     file.unlink()
     with pytest.raises(WorkerLost):
         worker.run_windows([], [])
-    with pytest.raises(WorkerLost, match="not running"):
+    with pytest.raises(Away, match="not running"):
         worker.run_windows([], [])
-    assert not worker.running
+    until(lambda: worker.error is not None)
+    assert str(worker.error) == "model is gone" and not worker.running
     file.touch()
-    until(lambda: worker.running, 20)
+    until(lambda: worker.running)
+    assert worker.error is None and changes[0] and not changes[1] and changes[-1]
     worker.close()
+
+
+def test_one_that_is_being_loaded_can_be_closed(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    worker = Worker(partial(fakes.load, gate=gate), timeout_s=5, lost=lambda: None)
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(worker.start)
+        until(lambda: worker.pid is not None)
+        worker.close()
+        with pytest.raises(OSError, match="died while it loaded"):
+            loading.result(60)
+    with pytest.raises(OSError, match="closed"):
+        worker.start()
 
 
 def test_killed_under_load_nobody_else_notices(start: Start) -> None:
@@ -249,7 +268,7 @@ def test_a_clip_that_kills_the_model_fails_alone(start: Start) -> None:
         results = [each.result() for each in answers]
     assert results.pop(3) == (503, "model_lost")
     assert results == [right] * 7
-    assert process.client.get("/health/ready").status_code == 200
+    until(lambda: process.client.get("/health/ready").status_code == 200)
 
 
 def test_no_process_outlives_the_service(start: Start) -> None:
