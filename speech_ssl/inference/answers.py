@@ -244,10 +244,9 @@ def classify(
     order = np.argsort(-clip_K, kind="stable")
     labels = [Label(spec.labels[k], float(clip_K[k])) for k in order[:top_k]]
     heard = [k for k in range(len(spec.labels)) if spec.frames_decide or clip_K[k] >= threshold]
-    smooth_TK = _smoothed(frames_TK, clock.hop_s)
     events = []
     for k in heard:
-        for first, last in _runs(smooth_TK[:, k] >= threshold):
+        for first, last in _runs(_smoothed(frames_TK[:, k], clock.hop_s) >= threshold):
             start, end = clock.span(first, last, len(frames_TK))
             score = float(frames_TK[first : last + 1, k].mean())
             events.append(TimedEvent(spec.labels[k], start, end, score))
@@ -264,12 +263,12 @@ def frame_scores(
     return frames_TK, np.array(edges_s)
 
 
-def _smoothed(frames_TK: NDArray[np.float32], hop_s: float) -> NDArray[np.float32]:
+def _smoothed(frames_T: NDArray[np.float32], hop_s: float) -> NDArray[np.float32]:
     from scipy.ndimage import median_filter
 
     width = 2 * round(SMOOTHING_S / hop_s / 2) + 1
     # Mirrored at the ends: a single frame there, repeated, would outweigh all that are beside it.
-    return np.asarray(median_filter(frames_TK, size=(width, 1), mode="reflect"))
+    return np.asarray(median_filter(frames_T, size=width, mode="reflect"))
 
 
 def _runs(on_T: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,7 @@ from speech_ssl.inference.answers import Choice, Classification, Clock, Decoder,
 from speech_ssl.inference.chunking import Chunker, Window
 from speech_ssl.inference.clips import Whole
 from speech_ssl.inference.levels import Meter
-from speech_ssl.inference.units import dense
+from speech_ssl.inference.units import KEPT, WHOLE, dense
 from speech_ssl.model.specs import CTCSpec, EventsSpec, HeadSpec
 from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE, Waveform
@@ -30,6 +30,15 @@ HEADS: dict[HeadTask, tuple[type[HeadSpec], str, str]] = {
     "transcription": (CTCSpec, "transcribe", "ctc"),
     "classification": (EventsSpec, "classify", "events"),
 }
+
+
+def output_bytes(spec: object) -> int:
+    """Of a head's outputs of one frame, and of what is made of them on the way to an answer."""
+    if isinstance(spec, CTCSpec):
+        units = len(spec.vocabulary)
+        return 5 * units if units <= WHOLE else 7 * KEPT + 8  # with a byte for each to be looked through
+    assert isinstance(spec, EventsSpec)
+    return 4 * (3 if spec.pooling == "attentive" else 2) * len(spec.labels)  # and their probabilities
 
 
 @dataclass

@@ -11,6 +11,9 @@ from speech_ssl.model.specs import EventsSpec
 
 Array = NDArray[np.float32]
 
+LABELS, ROWS = 16, 1024
+"""Looked at together: of hundreds of labels, over an hour, each copy is a gigabyte."""
+
 
 def frame_logits(outputs_TO: Array, spec: EventsSpec) -> Array:
     """Logits of each label in each frame: (T, K)."""
@@ -24,9 +27,21 @@ def clip_logits(outputs_TO: Array, spec: EventsSpec) -> Array:
         return np.asarray(logits_TK.max(0))
     if spec.pooling == "mean":
         return np.asarray(logits_TK.mean(0))
-    return np.asarray((logits_TK * softmax(outputs_TO[:, len(spec.labels) :], axis=0)).sum(0))
+    attention_TK = outputs_TO[:, len(spec.labels) :]
+    logits_K = np.empty(len(spec.labels), dtype=np.float32)
+    for first in range(0, len(logits_K), LABELS):
+        some = slice(first, first + LABELS)
+        logits_K[some] = (logits_TK[:, some] * softmax(attention_TK[:, some], axis=0)).sum(0)
+    return logits_K
 
 
 def probabilities(logits_NK: Array, spec: EventsSpec) -> Array:
     """Of labels: they sum to 1 where labels are exclusive."""
-    return np.asarray(softmax(logits_NK, axis=-1) if spec.exclusive else expit(logits_NK))
+    if not spec.exclusive:
+        return np.asarray(expit(logits_NK))
+    rows_NK = logits_NK.reshape(-1, logits_NK.shape[-1])
+    shares_NK = np.empty_like(rows_NK)
+    for first in range(0, len(rows_NK), ROWS):
+        some = slice(first, first + ROWS)
+        shares_NK[some] = softmax(rows_NK[some], axis=-1)
+    return shares_NK.reshape(logits_NK.shape)
