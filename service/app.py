@@ -83,7 +83,7 @@ def create_app(
     app.add_middleware(GuardBody, engine=engine, settings=settings)
     if settings.api_keys is not None:
         keys = Keys.read(settings.api_keys)
-        shares = Shares(settings.key_max_requests, settings.key_max_queue_s)
+        shares = Shares(settings.key_max_requests, settings.key_max_queue_s, settings.key_max_streams)
         app.add_middleware(RequireKey, keys=keys, shares=shares, public_page=settings.public_page)
     hosts = Hosts.of("*" if settings.allowed_hosts is None and settings.api_keys else settings.allowed_hosts)
     app.add_middleware(GuardOrigin, hosts=hosts)

@@ -93,7 +93,7 @@ class RequireKey:
             return
         with ExitStack() as stack:
             try:
-                stack.enter_context(self.shares.of(name))
+                stack.enter_context(self.shares.of(name, live=scope["type"] == "websocket"))
             except Overloaded as error:
                 await refuse(as_service_error(error), scope, receive, send)
                 return

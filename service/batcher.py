@@ -1,10 +1,10 @@
 """Batches measured in seconds of audio, made out of what is waiting for whoever is free to run one.
 
-A request holds a `Ticket` and submits windows to it. Each item has a virtual start time: the queue's
-clock at the request's arrival, plus the seconds that the request has submitted before. The clock
-advances by the seconds run, divided among the requests present (weighted fair queueing with equal
-weights). So short requests are served in order of arrival, the later windows of a long one do not stand
-in their way, and the long one still gets its share under a flood of short ones.
+A request holds a `Ticket` and submits windows to it. Each item has a virtual start time: where the
+request's item before it ends, or the queue's clock if that is later, so that nothing is saved up by having
+been idle. The clock advances by the seconds run, divided among the requests that have something waiting or
+running (weighted fair queueing with equal weights). So short requests are served in order of arrival, the
+later windows of a long one do not stand in their way, and the long one still gets its share under a flood.
 """
 
 from __future__ import annotations
@@ -168,10 +168,11 @@ class Batcher(Generic[P, R]):
         with self._changed:
             if self._stopped or ticket not in self._tickets:
                 raise Stopped
-            rank = (round(ticket.arrived + ticket.submitted_s, 3), ticket.items, self._order)
+            start = max(self._clock, ticket.next_start)
+            rank = (round(start, 3), ticket.items, self._order)
             self._waiting.append(Item(payload, seconds, rank, ticket, future, now))
-            self._order += 1
-            ticket.items += 1
+            self._order, ticket.next_start = self._order + 1, start + seconds
+            ticket.items, ticket.pending = ticket.items + 1, ticket.pending + 1
             ticket.submitted_s += seconds
             ticket.first_submit = ticket.first_submit or now
             taken = min(seconds, ticket.reserved_s)
@@ -256,7 +257,8 @@ class Batcher(Generic[P, R]):
         batch = choose(self._waiting, self.limits)
         chosen = set(map(id, batch))
         self._waiting = [item for item in self._waiting if id(item) not in chosen]
-        self._clock += sum(item.seconds for item in batch) / max(1, len(self._tickets))
+        busy = sum(1 for ticket in self._tickets if ticket.pending)
+        self._clock += sum(item.seconds for item in batch) / max(1, busy)
         return batch
 
     def _taken_again(self, lane: Lane[P, R]) -> list[Item[P, R]]:
@@ -319,6 +321,7 @@ class Batcher(Generic[P, R]):
         with self._changed:
             self._queued_s -= item.seconds
             item.ticket.finished_s += item.seconds
+            item.ticket.pending -= 1
             item.ticket.last_finish = time.monotonic()
 
 

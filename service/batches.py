@@ -44,8 +44,8 @@ class Ticket(Generic[P, R]):
 
     def __init__(self, batcher: Batcher[P, R], clock: float) -> None:
         self._batcher = batcher
-        self.arrived = clock
-        self.items = 0
+        self.next_start = clock
+        self.items = self.pending = 0
         self.submitted_s = 0.0
         self.finished_s = 0.0
         self.reserved_s = 0.0

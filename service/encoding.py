@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from service.engine import Hearing, Result
 from service.hearing import Vectors
+from service.holding import held
 from service.schemas import AudioWarning, Embedding, EmbeddingOptions
 from speech_ssl import audio
 
+PIECE_BYTES = 64 << 10
 PIECE_ROWS = 48  # a multiple of 3, so that pieces of base64 join without padding
 
 
@@ -28,11 +31,40 @@ class Answer:
     warnings: Sequence[audio.AudioWarning] = ()
 
 
+class InPieces(Response):
+    """Handed over as it is taken: of one that is slow, the connection has a piece, not a copy of it all."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        size = len(self.body)
+        for start in range(0, max(size, 1), PIECE_BYTES):
+            piece, more = self.body[start : start + PIECE_BYTES], start + PIECE_BYTES < size
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
+
+
+class Long(StreamingResponse):
+    """Made while it is sent. Of a client that has left, nothing stays in cycles, which are seldom collected:
+    it was all that the model gave."""
+
+    def __init__(self, text: Generator[str], headers: dict[str, str], media_type: str) -> None:
+        super().__init__(text, headers=headers, media_type=media_type)
+        self._text = text
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._text.close()
+
+
 def response_of(answer: Answer, result: Result) -> Response:
+    """Of what the request at hand holds, the answer is left."""
     headers = timing(result) | warning_codes(result)
-    if answer.long:
-        return StreamingResponse(answer.text, headers=headers, media_type=answer.media_type)
-    return Response("".join(answer.text), headers=headers, media_type=answer.media_type)
+    if isinstance(answer.text, Generator) and answer.long:
+        return Long(answer.text, headers, answer.media_type)
+    body = "".join(answer.text).encode()
+    held().only(len(body))
+    return InPieces(body, headers=headers, media_type=answer.media_type)
 
 
 def timing(result: Result) -> dict[str, str]:

@@ -21,6 +21,7 @@ from service.batcher import Stopped, TooLarge
 from service.batches import Ticket
 from service.errors import as_service_error, unavailable
 from service.hearing import Clip, Heard, Job, Wanted, Windows
+from service.holding import Holding, held
 from service.metrics import Metrics
 from service.model import Model, Source
 from service.models import Models
@@ -76,10 +77,11 @@ class Engine:
 
     def __init__(self, settings: Settings, sources: Mapping[str, Source], metrics: Metrics) -> None:
         self.settings = settings
-        self.in_flight = self.answering = 0
+        self.requests = self.streams = self.answering = 0
         self.started_at = int(time.time())
         self.draining = False
         self.stopping = asyncio.Event()
+        self.holding = Holding(settings.max_answer_bytes)
         self.models = Models(sources, settings, metrics)
         self._metrics = metrics
         self._decoders = Pool(settings.decode_threads, "decoder")
@@ -97,10 +99,19 @@ class Engine:
             max_rate=settings.max_rate,
         )
         metrics.gauge("queued_audio_seconds", "Audio waiting and running.", lambda: self.models.queued_s)
-        metrics.gauge("in_flight_requests", "POST requests being served.", lambda: self.in_flight)
+        metrics.gauge(
+            "in_flight_requests", "POST requests and live streams being served.", lambda: self.in_flight
+        )
+        metrics.gauge("held_bytes", "Outputs of models and answers that are held.", lambda: self.holding.size)
+        metrics.gauge("live_streams", "Live streams being served.", lambda: self.streams)
         loaded = {name: partial(self.models.is_running, name) for name in sources}
         metrics.gauges("model_loaded", "1 if the model is loaded and its process runs.", "model", loaded)
         metrics.gauge("ready", "1 if requests are taken.", lambda: float(self.ready))
+
+    @property
+    def in_flight(self) -> int:
+        """Requests and streams that are being served."""
+        return self.requests + self.streams
 
     def start(self) -> Future[None]:
         """Begin to load; the future ends when the default model is ready, or with why it is not."""
@@ -179,6 +190,7 @@ class Engine:
                 current().audio_s += len(wave) / SAMPLE_RATE
                 self._check_frames(seconds, wanted)
                 plan = await self._planned(runtime, wave)
+                held().more(wanted.clip_bytes(runtime, plan))
                 windows = self._submit(ticket, wave, plan, wanted)
                 clips.append(Clip(file.name, len(wave), windows, warnings))
                 self._note(warnings)
@@ -231,7 +243,7 @@ class Engine:
             self._check_samples(file.source)
             reserve(len(file.source) / SAMPLE_RATE)
             return file.source, ()
-        blocks, warnings = [], list[AudioWarning]()
+        blocks, warnings = deque[Waveform](), list[AudioWarning]()
         stream = self._sandbox.stream(
             file.source, limits=self._limits, due=due, warn=warnings.append, left=left
         )
@@ -243,7 +255,7 @@ class Engine:
                 blocks.append(block)
         if not blocks:
             raise AudioError("empty", "no audio in it")
-        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks), warnings
+        return blocks[0] if len(blocks) == 1 else _joined(blocks), warnings
 
     def _check_samples(self, wave: Waveform) -> None:
         """As those of a file are. Raises AudioError."""
@@ -279,3 +291,14 @@ class Engine:
             job = Job(part, wanted.layer, wanted.heads, window.level)
             windows.append((window, ticket.submit(job, len(part) / SAMPLE_RATE)))
         return windows
+
+
+def _joined(blocks: deque[Waveform]) -> Waveform:
+    """Each is let go when it has been copied: an hour is not held twice."""
+    whole: Waveform = np.empty(sum(map(len, blocks)), dtype=np.float32)
+    at = 0
+    while blocks:
+        block = blocks.popleft()
+        whole[at : at + len(block)] = block
+        at += len(block)
+    return whole

@@ -13,13 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ServiceError
+from service.runtime import Runtime
 from speech_ssl.audio import AudioWarning
+from speech_ssl.inference.card import output_bytes
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.clips import Whole
+from speech_ssl.inference.joining import Joining
 from speech_ssl.inference.passed import Passed
 from speech_ssl.inference.pooling import Pool
 from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
 
+FRAME_BYTES = 4
+"""Of each number of a vector."""
+LOUDNESS_BYTES, TEXT_BYTES = 16, 32
+"""For each frame; of words, their times and their probabilities as JSON 50 frames have a kilobyte."""
 Vectors: TypeAlias = NDArray[np.float32]
 Windows: TypeAlias = deque[tuple[Window, "Future[Passed]"]]
 
@@ -32,6 +39,13 @@ class Wanted:
     layer: int | None = None
     pooling: Literal["mean", "max", "none"] = "mean"
     heads: tuple[str, ...] = ()
+
+    def clip_bytes(self, runtime: Runtime, plan: Sequence[Window]) -> int:
+        """Of what is held for a clip until its answer is made, and of the text of that."""
+        of_frame = LOUDNESS_BYTES + TEXT_BYTES + sum(output_bytes(runtime.heads[name]) for name in self.heads)
+        if self.layer is not None and self.pooling == "none":
+            of_frame += FRAME_BYTES * runtime.width
+        return FRAME_BYTES * runtime.width + of_frame * sum(window.keep for window in plan)
 
 
 @dataclass(frozen=True)
@@ -76,16 +90,17 @@ class Clip:
     async def heard(self, wanted: Wanted) -> Heard:
         """Pooled as windows come in: the frames of a long clip are never held together."""
         pool = Pool(wanted.pooling) if wanted.layer is not None and wanted.pooling != "none" else None
-        kept: list[Passed] = []
+        joining = Joining(sum(window.keep for window, _ in self.windows))
         async for part in self.parts():
+            self.check([*part.numbers, part.frames])
             if pool is not None:
                 pool.add(part.frames)
                 part = part.without_frames()
-            kept.append(part)
-        joined = Passed.joined(kept)
+            joining.add(part)
+        joined = joining.result()
         vectors = None if wanted.layer is None else joined.frames if pool is None else pool.result()
         whole = Whole(joined.without_frames(), self.samples / SAMPLE_RATE)
-        self.check([*joined.numbers, *([] if vectors is None else [vectors])])
+        self.check([] if vectors is None or pool is None else [vectors])
         return Heard(vectors, whole, self.warnings)
 
     def check(self, arrays: Sequence[Vectors]) -> None:

@@ -49,12 +49,22 @@ def storage() -> Iterator[None]:
         raise ServiceError(503, "storage_failed", message, headers={"Retry-After": "10"}) from error
 
 
-def write_answer(path: Path, answer: Answer) -> None:
-    """What follows `"result": ` in a line of the results. All of it or nothing, also if the power fails."""
+def results_full() -> ServiceError:
+    message = "there is no room left for results: delete jobs whose results have been read"
+    return ServiceError(507, "results_full", message, headers={"Retry-After": "30"})
+
+
+def write_answer(path: Path, answer: Answer, most: int) -> None:
+    """What follows `"result": ` in a line of the results. All of it or nothing, also if the power fails.
+    Raises ServiceError for one of more than `most` bytes."""
     part = path.with_suffix(".part")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.writelines(_in_line(answer))
+        with part.open("wb") as file:
+            for piece in _in_line(answer):
+                data = piece.encode()
+                if (most := most - len(data)) < 0:
+                    raise results_full()
+                file.write(data)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

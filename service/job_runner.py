@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -18,7 +19,7 @@ from service.answering import Options
 from service.encoding import Answer
 from service.engine import Engine, File
 from service.errors import ServiceError, as_service_error
-from service.job_files import storage, write_answer
+from service.job_files import results_full, storage, write_answer
 from service.job_uploads import finished
 from service.jobs import STATUSES, Job, JobFile, NewJob, Store
 from service.metrics import Metrics
@@ -26,6 +27,7 @@ from service.models import DEFAULT
 from service.record import Record, recording
 from service.schemas_jobs import OPTIONS
 from service.settings import Settings
+from service.shares import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +87,9 @@ class Jobs:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
         self._store = self._thread.submit(Store, folder).result()
         self._counts = self._thread.submit(self._store.counts).result()
-        self._receiving = 0
+        self._receiving: Counter[str] = Counter()
+        self._turns = Turns()
+        self._taken: set[str] = set()
         self._wake = asyncio.Event()
         self._current: dict[str, _Running] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -118,21 +122,42 @@ class Jobs:
     @asynccontextmanager
     async def receiving(self, owner: str, key: str | None) -> AsyncIterator[tuple[str, Path]]:
         """An id and a folder for a job that is to come; the folder goes if the job does not come to be.
-        Raises ServiceError if there are too many, those that are still being sent included."""
-        self._receiving += 1
+        Raises ServiceError if there are too many, those that are still being sent included, or too much in
+        their results."""
+        self._receiving[owner] += 1
         try:
-            live = self._count("queued") + self._count("running") + self._receiving
-            known = key is not None and await self.call(lambda store: store.has_key(owner, key))
-            if live > self._settings.max_jobs and not known:
-                message = f"there are {self._settings.max_jobs} jobs: try again when one has ended"
-                raise ServiceError(429, "too_many_jobs", message, headers={"Retry-After": "30"})
+            if key is None or not await self.call(lambda store: store.has_key(owner, key)):
+                await self._check_number(owner)
+                await self._results_left(owner)
             job = await self.call(Store.opened)
             try:
                 yield job, self._store.folder(job)
             finally:
                 await self.call(lambda store: store.forget(job))
         finally:
-            self._receiving -= 1
+            self._receiving[owner] -= 1
+
+    async def _check_number(self, owner: str) -> None:
+        """Those that wait, run and are being sent. Raises ServiceError."""
+        most, of_one = self._settings.max_jobs, self._settings.key_max_jobs
+        own = await self.call(lambda store: store.live(owner)) + self._receiving[owner]
+        every = self._count("queued") + self._count("running") + self._receiving.total()
+        if own > _share(owner, most, of_one):
+            message = f"there are {own - 1} jobs of this key: try again when one of them has ended"
+        elif every > most:
+            message = f"there are {most} jobs: try again when one has ended"
+        else:
+            return
+        raise ServiceError(429, "too_many_jobs", message, headers={"Retry-After": "30"})
+
+    async def _results_left(self, owner: str) -> int:
+        """Bytes that there is room for. Raises ServiceError if there is none."""
+        most, of_one = self._settings.max_result_bytes, self._settings.key_max_result_bytes
+        own, every = await self.call(lambda store: store.result_bytes(owner))
+        left = min(_share(owner, most, of_one) - own, most - every)
+        if left <= 0:
+            raise results_full()
+        return left
 
     async def add(self, new: NewJob) -> Job:
         job = await self.call(lambda store: store.add(new))
@@ -162,13 +187,27 @@ class Jobs:
         while True:
             self._wake.clear()
             try:
-                job = await _patiently(lambda: self.call(Store.claim))
-                if job is None:
+                if not await self._turn():
                     await self._wake.wait()
-                else:
-                    await self._run(job)
             except Exception:  # the next job must be run all the same
                 logger.exception("a job cannot go on before the service starts again")
+
+    async def _turn(self) -> bool:
+        """One file of the oldest job of whoever's turn it is, if there is one that no other worker has."""
+        waiting = await _patiently(lambda: self.call(Store.waiting))
+        oldest: dict[str, str] = {}
+        for owner, id in waiting:
+            if id not in self._taken:
+                oldest.setdefault(owner, id)
+        if not oldest:
+            return False
+        with self._turns.of_one(list(oldest)) as owner:
+            id = oldest[owner]
+            self._taken.add(id)
+            if (job := await _patiently(lambda: self.call(lambda store: store.claim(id)))) is not None:
+                await self._run(job)
+            self._taken.discard(id)  # not if it failed: it would only do so again
+        return True
 
     async def _sweep(self) -> None:
         keep_s = self._settings.job_keep_s
@@ -177,8 +216,8 @@ class Jobs:
             await asyncio.sleep(min(SWEEP_S, keep_s))
 
     async def _run(self, job: Job) -> None:
-        """Until no file of it is left to run, be it because it was cancelled."""
-        while file := await _patiently(lambda: self.call(lambda store: store.begin_file(job.id))):
+        """Its next file, if there is one; it ends with the last."""
+        if file := await _patiently(lambda: self.call(lambda store: store.begin_file(job.id))):
             record = Record(job.id)
             with recording(record):
                 running = _Running(asyncio.create_task(self._run_file(job, file)), record)
@@ -218,20 +257,29 @@ class Jobs:
             await self.call(lambda store: store.leave_file(job.id, file.position))
 
     async def _answer_file(self, job: Job, file: JobFile) -> None:
+        await self._results_left(job.owner)  # before it costs anything
         folder = self._store.folder(job.id)
         try:
             source = (folder / str(file.position)).open("rb")
         except FileNotFoundError:
             lost = "its audio is no longer in the folder of jobs"
             raise ServiceError(500, "file_lost", lost, param=_param(file)) from None
-        with source:
+        with source, self._engine.holding.of_one():
             text = await answer(self._engine, job, _param(file), source)
-        await finished(partial(_write, folder / f"{file.position}.json", text))
+            left = await self._results_left(job.owner)
+            await finished(partial(_write, folder / f"{file.position}.json", text, left))
 
 
-def _write(path: Path, text: Answer) -> None:
+def _write(path: Path, text: Answer, most: int) -> None:
     with storage():
-        write_answer(path, text)
+        write_answer(path, text, most)
+
+
+def _share(owner: str, most: int, of_one: int | None) -> int:
+    """Of what there is for all: half, where there are keys and nothing else is said."""
+    if not owner:
+        return most
+    return min(most, max(1, most // 2) if of_one is None else of_one)
 
 
 def _param(file: JobFile) -> str:
@@ -251,11 +299,11 @@ async def _patiently(attempt: Callable[[], Awaitable[T]]) -> T:
 
 
 def _is_for_now(refusal: ServiceError) -> bool:
-    """Not what would only come again: of a file that takes its model down, of a model that has failed to load
-    so often that the next try is far off."""
+    """Not what would only come again: of a file that takes its model down, of a key whose results fill its
+    share, of a model that has failed to load so often that the next try is far off."""
     if refusal.code == "not_loaded":
         return _asked_s(refusal) <= LONGEST_WAIT_S
-    return refusal.status in FOR_NOW and refusal.code != "model_lost"
+    return refusal.status in FOR_NOW and refusal.code not in ("model_lost", "results_full")
 
 
 async def _wait(refusal: ServiceError) -> None:

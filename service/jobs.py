@@ -23,41 +23,10 @@ from typing import Any, Literal, get_args
 
 from service.errors import ServiceError, bad_request
 from service.job_files import locked, made_folder
+from service.job_schema import opened, size_of
 
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
 STATUSES: tuple[Status, ...] = get_args(Status)
-VERSION = 1
-SCHEMA = f"""
-BEGIN;
-CREATE TABLE jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    owner TEXT NOT NULL,
-    key TEXT,
-    digest TEXT NOT NULL,
-    task TEXT NOT NULL,
-    model TEXT NOT NULL,
-    options TEXT NOT NULL,
-    status TEXT NOT NULL DEFAULT 'queued',
-    created REAL NOT NULL,
-    started REAL,
-    ended REAL
-);
-CREATE UNIQUE INDEX by_key ON jobs (owner, key) WHERE key IS NOT NULL;
-CREATE INDEX by_owner ON jobs (owner, number);
-CREATE INDEX by_status ON jobs (status, number);
-CREATE TABLE files (
-    job INTEGER NOT NULL REFERENCES jobs (number) ON DELETE CASCADE,
-    position INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    status TEXT NOT NULL DEFAULT 'waiting',
-    attempts INTEGER NOT NULL DEFAULT 0,
-    error TEXT,
-    PRIMARY KEY (job, position)
-) WITHOUT ROWID;
-PRAGMA user_version = {VERSION};
-COMMIT;
-"""
 _JOB = """
 SELECT *,
     (SELECT count(*) FROM files WHERE job = number) AS files,
@@ -88,6 +57,7 @@ class Job:
     """Times are Unix seconds. `answered` and `refused` are what has become of its files so far."""
 
     id: str
+    owner: str
     task: str
     model: str
     options: str
@@ -123,15 +93,7 @@ class Store:
         try:
             made_folder(self.files)
             self._lock = locked(folder)
-            self._db = sqlite3.connect(folder / "jobs.sqlite3")
-            self._db.row_factory = sqlite3.Row
-            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-                self._db.execute(f"PRAGMA {pragma}")
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                self._db.executescript(SCHEMA)
-            elif version != VERSION:
-                raise ValueError(f"it was written by another version of the service (its form is {version})")
+            self._db = opened(folder / "jobs.sqlite3", self.files)
             self._recover()
         except (OSError, sqlite3.Error, ValueError) as error:
             self.close()
@@ -207,19 +169,36 @@ class Store:
         """Jobs by status."""
         return dict(self._db.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall())
 
-    def claim(self) -> Job | None:
-        """The oldest that waits: it runs now."""
-        row = self._db.execute(
-            "SELECT id FROM jobs WHERE status = 'queued' ORDER BY number LIMIT 1"
+    def live(self, owner: str) -> int:
+        """Jobs that wait or run."""
+        (count,) = self._db.execute(
+            "SELECT count(*) FROM jobs WHERE owner = ? AND ended IS NULL", (owner,)
         ).fetchone()
-        if row is None:
-            return None
+        return int(count)
+
+    def result_bytes(self, owner: str) -> tuple[int, int]:
+        """Of the answers that are kept: an owner's, and all."""
+        own, every = self._db.execute(
+            "SELECT coalesce(sum(bytes) FILTER (WHERE owner = ?), 0), coalesce(sum(bytes), 0)"
+            " FROM files JOIN jobs ON number = job WHERE bytes > 0",
+            (owner,),
+        ).fetchone()
+        return int(own), int(every)
+
+    def waiting(self) -> list[tuple[str, str]]:
+        """Owner and id of each job that waits or runs, the oldest first."""
+        rows = self._db.execute("SELECT owner, id FROM jobs WHERE ended IS NULL ORDER BY number")
+        return [(row["owner"], row["id"]) for row in rows]
+
+    def claim(self, job: str) -> Job | None:
+        """It runs now; None if it has ended."""
         with self._db:
-            self._db.execute(
-                "UPDATE jobs SET status = 'running', started = coalesce(started, ?) WHERE id = ?",
-                (time.time(), row["id"]),
-            )
-        return self.get(row["id"])
+            changed = self._db.execute(
+                "UPDATE jobs SET status = 'running', started = coalesce(started, ?)"
+                " WHERE id = ? AND ended IS NULL",
+                (time.time(), job),
+            ).rowcount
+        return self.get(job) if changed else None
 
     def begin_file(self, job: str) -> JobFile | None:
         """The next without an answer, of a job that runs; this attempt is counted."""
@@ -249,21 +228,23 @@ class Store:
 
     def end_file(self, job: str, position: int, error: str | None) -> None:
         """Its answer is on the disk, or there is an error; neither, if the job has been cancelled."""
+        size = 0 if error is not None else size_of(self.folder(job), position)
         with self._db:
             self._db.execute(
-                "UPDATE files SET status = ?, error = ? WHERE status = 'waiting' AND position = ?"
+                "UPDATE files SET status = ?, error = ?, bytes = ? WHERE status = 'waiting' AND position = ?"
                 " AND job = (SELECT number FROM jobs WHERE id = ? AND status = 'running')",
-                ("done" if error is None else "failed", error, position, job),
+                ("done" if error is None else "failed", error, size, position, job),
             )
         (self.folder(job) / str(position)).unlink(missing_ok=True)
 
     def end(self, job: str) -> None:
-        """All its files have been through; failed is a job of which none has an answer."""
+        """If all its files have been through; failed is a job of which none has an answer."""
         with self._db:
             self._db.execute(
                 "UPDATE jobs SET ended = ?, status = CASE WHEN EXISTS"
                 " (SELECT 1 FROM files WHERE job = number AND status = 'done') THEN 'done' ELSE 'failed' END"
-                " WHERE id = ? AND status = 'running'",
+                " WHERE id = ? AND status = 'running'"
+                " AND NOT EXISTS (SELECT 1 FROM files WHERE job = number AND status = 'waiting')",
                 (time.time(), job),
             )
 

@@ -21,11 +21,13 @@ import numpy as np
 from service.batcher import Overloaded
 from service.batches import Ticket
 from service.engine import Engine
-from service.hearing import Job, Windows
+from service.hearing import Job, Wanted, Windows
+from service.holding import held
 from service.model import Model
 from speech_ssl.audio import AudioError
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.clips import Whole
+from speech_ssl.inference.joining import Joining
 from speech_ssl.inference.levels import Level
 from speech_ssl.inference.passed import Passed
 from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
@@ -35,7 +37,7 @@ logger = logging.getLogger(__name__)
 SETTLED_S = 30.0
 """Of audio, after which its level changes slowly."""
 SAMPLE_BYTES = 4
-IN_MEMORY = 8 << 20
+IN_MEMORY = 1 << 20
 """Bytes of a stream, to be heard again; the rest is in a temporary file."""
 AT_ONCE = 8
 """Windows of a stream that are heard again."""
@@ -50,6 +52,9 @@ class Live:
     ) -> None:
         self._model, self._ticket, self._heads = model, ticket, tuple(heads)
         self._reserve = engine.reserving(ticket)
+        self._held, self._wanted = held(), Wanted(heads=self._heads)
+        # Events are told of all that has been heard, from a copy of it.
+        self._copies = 1 + any(hasattr(model.runtime.heads[name], "labels") for name in heads)
         self._most_s = engine.settings.max_clip_s
         self._blocks: list[Waveform] = []
         self._begin = 0  # of the blocks, in samples of the clip
@@ -78,7 +83,7 @@ class Live:
         return (self.samples - self._begin) / SAMPLE_RATE
 
     def add(self, block: Waveform) -> None:
-        """Raises AudioError `too_long`, Overloaded, Stopped."""
+        """Raises AudioError `too_long`, Overloaded, TooLarge, Stopped."""
         if self.seconds + len(block) / SAMPLE_RATE > self._most_s:
             raise AudioError("too_long", f"longer than {self._most_s:g} s")
         self._reserve(len(block) / SAMPLE_RATE)
@@ -113,7 +118,7 @@ class Live:
     async def next_part(self) -> Passed:
         """The next window's, without what overlaps; kept for the end."""
         window, future = self._windows.popleft()
-        part = (await asyncio.wrap_future(future)).kept(window.skip, window.keep)
+        part = _own(window, await asyncio.wrap_future(future))
         self._kept.append(part)
         self._heard.append(window)
         return part
@@ -134,8 +139,8 @@ class Live:
         return [one.kept(window.skip, window.keep) for window, one in zip(windows, passed, strict=True)]
 
     async def whole(self, patience_s: float) -> Whole:
-        """At the end, when all parts have been had: as the finished clip is heard. What takes longer than
-        `patience_s` to hear again stays as it was."""
+        """Once, at the end, when all parts have been had: as the finished clip is heard. What takes longer
+        than `patience_s` to hear again stays as it was."""
         level = None if self._level is None or len(self._heard) == 1 else self._level.moments
         again = [number for number, window in enumerate(self._heard) if window.level is not level]
         if not self._all_there:
@@ -143,7 +148,8 @@ class Live:
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 await self._hear_again(again, level)
-        return Whole(Passed.joined(self._kept), self.seconds)
+        kept, self._kept = self._kept, []
+        return Whole(Passed.joined(kept), self.seconds)
 
     async def _hear_again(self, numbers: Sequence[int], level: Moments | None) -> None:
         waiting, running = deque(numbers), Windows()
@@ -155,7 +161,7 @@ class Live:
                 wave = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
                 running.append((window, self._run(self._ticket, wave, window)))
             window, future = running.popleft()
-            self._kept[number] = (await asyncio.wrap_future(future)).kept(window.skip, window.keep)
+            self._kept[number] = _own(window, await asyncio.wrap_future(future))
 
     def close(self) -> None:
         self._all.close()
@@ -176,6 +182,7 @@ class Live:
         return [replace(window, level=self._level.moments) for window in plan]
 
     def _submit(self, windows: Sequence[Window]) -> None:
+        self._held.more(self._copies * self._wanted.clip_bytes(self._model.runtime, windows))
         for window in windows:
             self._windows.append((window, self._run(self._ticket, self._wave(window), window)))
             self._submitted += 1
@@ -193,3 +200,10 @@ class Live:
         if len(self._blocks) > 1:
             self._blocks = [np.concatenate(self._blocks)]
         return self._blocks[0]
+
+
+def _own(window: Window, passed: Passed) -> Passed:
+    """What is kept of a window, without what overlaps being held for it."""
+    joining = Joining(window.keep)
+    joining.add(passed.kept(window.skip, window.keep))
+    return joining.result()

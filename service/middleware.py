@@ -17,6 +17,7 @@ from service.encoding import milliseconds
 from service.engine import Engine
 from service.errors import ServiceError, as_service_error, bad_request, overloaded, refuse
 from service.metrics import Metrics
+from service.pace import Pace, stalled
 from service.record import Record, recording
 from service.routes_jobs import PATH as JOBS
 from service.settings import Settings
@@ -61,8 +62,9 @@ class Observe:
         if self.bare_errors is not None:
             exchange.record.bare_errors = f"{scope['path']}/".startswith(f"{self.bare_errors}/")
         span = self._span(exchange)
-        work = int(exchange.method in ("POST", "WEBSOCKET"))
-        self.engine.in_flight += work
+        work, stream = int(exchange.method == "POST"), int(exchange.method == "WEBSOCKET")
+        self.engine.requests += work
+        self.engine.streams += stream
         self.engine.answering += 1
         with recording(exchange.record):
             try:
@@ -78,7 +80,8 @@ class Observe:
                     raise
                 await refusal.response()(scope, receive, exchange.send)
             finally:
-                self.engine.in_flight -= work
+                self.engine.requests -= work
+                self.engine.streams -= stream
                 self.engine.answering -= 1
                 self._tell(exchange, span)
 
@@ -191,7 +194,8 @@ class _Exchange:
 
 
 class GuardBody:
-    """Limits the bytes of a body, of all bodies together, and the pauses of who sends one.
+    """Limits the bytes of a body, of all bodies together, and how slowly they may come; what is held for an
+    answer is let go at its end.
 
     A length that is declared is judged before a byte is read; the others are counted. What goes to the disk
     as it comes has a limit of its own, and is not held.
@@ -204,9 +208,16 @@ class GuardBody:
         self.pending = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
+        with self.engine.holding.of_one():
+            if scope["type"] == "http":
+                await self._guarded(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = _Body(self, receive, self._goes_to_disk(scope))
         try:
             self._check_declared(scope, body.to_disk)
@@ -233,7 +244,7 @@ class GuardBody:
         if not declared.isdecimal():
             raise bad_request("the Content-Length is not a number")
         self.check(int(declared), to_disk)
-        if scope["method"] == "POST" and self.engine.in_flight > self.settings.max_requests:
+        if scope["method"] == "POST" and self.engine.requests > self.settings.max_requests:
             raise overloaded(1.0)
 
 
@@ -241,6 +252,7 @@ class _Body:
     def __init__(self, guard: GuardBody, receive: Receive, to_disk: bool) -> None:
         self._guard = guard
         self._receive = receive
+        self._pace = Pace(guard.settings.min_upload_rate, guard.settings.upload_idle_timeout_s)
         self._whole = False
         self._size = 0
         self.to_disk = to_disk
@@ -249,14 +261,15 @@ class _Body:
     async def receive(self) -> Message:
         if self._whole:
             return await self._receive()
+        began = time.monotonic()
         try:
-            async with asyncio.timeout(self._guard.settings.upload_idle_timeout_s):
+            async with asyncio.timeout(self._pace.left_s):
                 message = await self._receive()
         except TimeoutError as error:
-            close = {"Connection": "close"}
-            raise ServiceError(408, "upload_stalled", "the upload stalled", headers=close) from error
+            raise stalled(self._guard.settings) from error
         self._whole = not message.get("more_body", False)
         count = len(message.get("body", b""))
+        self._pace.moved(count, time.monotonic() - began)
         self._size += count
         if not self.to_disk:
             self.held += count

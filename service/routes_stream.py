@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, closing
 from functools import partial
@@ -20,6 +21,7 @@ from service.engine import Engine
 from service.errors import ServiceError, bad_request, failed_midway, overloaded
 from service.json_reader import json_object
 from service.live import Live
+from service.pace import Pace, stalled
 from service.record import current
 from service.runtime import Runtime
 from service.schemas import Usage
@@ -69,7 +71,7 @@ async def stream(socket: WebSocket) -> None:
 async def _served(socket: WebSocket, engine: Engine) -> None:
     options = StreamOptions.model_validate(once(socket.query_params.multi_items()))
     engine.check_room()
-    if engine.in_flight > engine.settings.max_requests:
+    if engine.streams > engine.settings.max_streams:
         raise overloaded(1.0)
     timeout_s = engine.settings.request_timeout_s
     async with AsyncExitStack() as stack:
@@ -116,16 +118,18 @@ async def _limited(live: Live, limit: asyncio.Timeout, timeout_s: float) -> None
 async def _listen(socket: WebSocket, live: Live, options: StreamOptions, engine: Engine) -> None:
     """Until the client leaves. Raises ServiceError, WebSocketDisconnect, and as `Live.add`."""
     convert = _converter(options.sample_rate)
+    pace = Pace(engine.settings.min_upload_rate, engine.settings.upload_idle_timeout_s)
     while True:
-        patience_s = None if live.ended else engine.settings.upload_idle_timeout_s
+        began = time.monotonic()
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(None if live.ended else pace.left_s):
                 message = await socket.receive()
         except TimeoutError as error:
-            raise ServiceError(408, "upload_stalled", "the stream stalled") from error
+            raise stalled(engine.settings) from error
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1000))
         data = message.get("bytes")
+        pace.moved(len(data or b""), time.monotonic() - began)
         if live.ended:
             raise bad_request("the clip has been ended", code="malformed_message")
         if data is None:

@@ -13,20 +13,17 @@ from collections.abc import Mapping
 from functools import partial
 from types import FrameType
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service import logs
+from service import connections, logs
 from service.app import create_app
 from service.engine import Engine
-from service.errors import bad_request
 from service.metrics import Metrics
 from service.model import Source
 from service.models import DEFAULT
 from service.runtime import load_model
 from service.settings import ModelSettings, Settings
-from service.worker import Load, Threads, Worker, preload
+from service.worker import Load, Threads, Worker, give_memory_back, preload
 
 logger = logging.getLogger(__name__)
 
@@ -73,39 +70,6 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-class Protocol(H11Protocol):
-    """What is not HTTP gets the JSON error too; a client that takes nothing of its answer is cut off."""
-
-    answer_idle_timeout_s = 30.0
-    _impatience: asyncio.TimerHandle | None = None
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._impatience = self.loop.call_later(self.answer_idle_timeout_s, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        self._be_patient()
-        super().resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._be_patient()
-        super().connection_lost(exc)
-
-    def _be_patient(self) -> None:
-        if self._impatience is not None:
-            self._impatience.cancel()
-            self._impatience = None
-
-    def send_400_response(self, msg: str) -> None:
-        body = bad_request(msg, code="malformed_http").body()
-        headers = [("content-type", "application/json"), ("connection", "close")]
-        headers.append(("content-length", str(len(body))))
-        response = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
-        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
-
-
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises ValueError if the address or a model cannot be used."""
     all_models = {DEFAULT: ModelSettings(source=settings.model), **settings.models}
@@ -120,14 +84,16 @@ def run(settings: Settings) -> None:
 def serve(settings: Settings, loads: Mapping[str, Load]) -> None:
     """`loads`: of each model in `settings.models`, and of "default". They run in processes of their own."""
     logs.configure(settings)
+    give_memory_back()
     threads = preload()
     metrics = Metrics()
     app = create_app(settings, _sources(settings, loads, metrics, threads), metrics)
     engine: Engine = app.state.engine
+    http, ws = connections.protocols(settings)
     config = uvicorn.Config(
         app,
-        http=type("Protocol", (Protocol,), {"answer_idle_timeout_s": settings.answer_idle_timeout_s}),
-        ws="websockets-sansio",
+        http=http,
+        ws=ws,
         ws_max_size=MAX_MESSAGE_BYTES,
         lifespan="on",
         log_config=None,

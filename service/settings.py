@@ -150,8 +150,22 @@ class Settings(BaseSettings):
     key_max_requests: int | None = Field(
         default=None, ge=1, description="POST requests of one key being served at a time; above: 429."
     )
+    key_max_streams: int | None = Field(
+        default=None, ge=1, description="Live streams of one key at a time; above: 429."
+    )
     key_max_queue_s: float | None = Field(
         default=None, gt=0, description="Seconds of audio in the requests of one key; above: 429."
+    )
+
+    key_max_jobs: int | None = Field(
+        default=None,
+        ge=1,
+        description="Jobs of one key being sent, waiting and running; above: 429. Unset: half of `max_jobs`.",
+    )
+    key_max_result_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Bytes of results of one key's jobs; above: 507. Unset: half of `max_result_bytes`.",
     )
 
     max_body_bytes: int = Field(
@@ -163,10 +177,19 @@ class Settings(BaseSettings):
         description="Bytes of a body that is JSON, with audio as base64 or numbers in it; above: 413.",
     )
     max_pending_bytes: int = Field(
-        default=512 * MIB, ge=1, description="Bytes of all bodies being held at a time; above: 429."
+        default=256 * MIB, ge=1, description="Bytes of all bodies being held at a time; above: 429."
+    )
+    max_answer_bytes: int = Field(
+        default=512 * MIB,
+        ge=1,
+        description="Bytes of what models gave for all requests and streams, and of answers being sent; "
+        "above: 429, or 422 for one request.",
     )
     max_requests: int = Field(
         default=256, ge=1, description="POST requests being served at a time; above: 429."
+    )
+    max_streams: int = Field(
+        default=64, ge=1, description="Live streams at a time, beside the requests; above: `overloaded`."
     )
     max_files: int = Field(default=64, ge=1, description="Files in one request; above: 400.")
 
@@ -214,14 +237,38 @@ class Settings(BaseSettings):
         description="From a request's last byte to its answer; above: 504. A request may ask for less with "
         "`X-Request-Timeout`, in seconds.",
     )
+    head_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=DAY_S,
+        description="From a connection, or the end of the answer before, to the end of a request's head; "
+        "above: 408 if it has begun, and the connection is closed.",
+    )
+    min_upload_rate: int = Field(
+        default=1_000,
+        ge=1,
+        description="Minimum rate of a body and of a live stream, in bytes a second; below, for "
+        "`upload_idle_timeout_s`: 408.",
+    )
     upload_idle_timeout_s: float = Field(
-        default=30.0, gt=0, le=DAY_S, description="Longest pause of a client that is sending; above: 408."
+        default=30.0,
+        gt=0,
+        le=DAY_S,
+        description="How long a client may send less than `min_upload_rate`, and so its longest pause; "
+        "above: 408.",
+    )
+    min_answer_rate: int = Field(
+        default=4_000,
+        ge=1,
+        description="Minimum rate at which an answer is taken, in bytes a second; below, for "
+        "`answer_idle_timeout_s`: cut off.",
     )
     answer_idle_timeout_s: float = Field(
         default=30.0,
         gt=0,
         le=DAY_S,
-        description="Longest pause of a client that is being answered; above: cut off.",
+        description="How long a client may take less of its answer than `min_answer_rate`, and so its "
+        "longest pause; above: cut off.",
     )
     drain_timeout_s: float = Field(
         default=30.0, ge=0, le=DAY_S, description="After SIGTERM, how long requests may take to finish."
@@ -236,7 +283,13 @@ class Settings(BaseSettings):
     max_job_bytes: int = Field(
         default=1024 * MIB, ge=1, description="Bytes of one job, in place of those of a body; above: 413."
     )
-    job_workers: int = Field(default=1, ge=1, description="Jobs run at a time, each file by file.")
+    max_result_bytes: int = Field(
+        default=8192 * MIB,
+        ge=1,
+        description="Bytes of results of all jobs that are kept; above: 507, for new jobs and for files that "
+        "are still to be run.",
+    )
+    job_workers: int = Field(default=1, ge=1, description="Files of jobs run at a time, each of another job.")
     job_keep_s: float = Field(
         default=7 * 86400.0,
         gt=0,

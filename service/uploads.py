@@ -98,8 +98,8 @@ class _WholeParser(MultiPartParser):
 
 
 async def body_of(request: Request) -> bytes:
-    """Raises ServiceError for an empty one."""
-    body = await request.body()
+    """Can be had once: the request does not keep it. Raises ServiceError for an empty one."""
+    body = b"".join([chunk async for chunk in request.stream()])
     if not body:
         raise bad_request("the body is empty", code="empty")
     return body

@@ -37,8 +37,8 @@ LOAD_TIMEOUT_S = 600.0
 
 LONGEST_TEMPORARY = 75
 """Bytes: a socket's path may have 107, of which multiprocessing's own folder and file take 32."""
-MALLOC_LIMITS = ((-3, 32 << 20), (-1, 1 << 30))
-"""Of glibc: M_MMAP_THRESHOLD, as high as it goes, and M_TRIM_THRESHOLD."""
+KEPT, GIVEN_BACK = ((-3, 32 << 20), (-1, 1 << 30)), ((-3, 256 << 10),)
+"""Of glibc: M_MMAP_THRESHOLD, as high as it goes, or always the same; and M_TRIM_THRESHOLD."""
 
 context = multiprocessing.get_context("forkserver")
 
@@ -317,9 +317,19 @@ def work(connection: Connection, load: Load) -> None:
 def keep_memory() -> None:
     """What a pass frees is for the next one: given back to the system and taken again page by page, as glibc
     does by itself, it costs 8 % of the processor's time."""
+    _set_malloc(KEPT)
+
+
+def give_memory_back() -> None:
+    """In the service's own process, where audio and answers come and go: what is freed is the system's again,
+    and not between what is still held."""
+    _set_malloc(GIVEN_BACK)
+
+
+def _set_malloc(limits: Sequence[tuple[int, int]]) -> None:
     with suppress(OSError, AttributeError):  # of another C library
         mallopt = ctypes.CDLL(None).mallopt
-        for limit, size in MALLOC_LIMITS:
+        for limit, size in limits:
             mallopt(limit, size)
 
 

@@ -28,9 +28,10 @@ RATE, HOP, FIELD = 16_000, 320, 400
 class FakeRuntime:
     """Frames are statistics of 400 samples every 320, times the layer. `open_gate` holds every pass."""
 
-    name, sha256, width, num_layers, batch_s = "fake", "", 5, 3, 8.0
+    name, sha256, num_layers, batch_s = "fake", "", 3, 8.0
 
-    def __init__(self, *, window_s: float = 4.0, slowness: float = 0.0) -> None:
+    def __init__(self, *, window_s: float = 4.0, slowness: float = 0.0, width: int = 5) -> None:
+        self.width = width  # a multiple of 5: the statistics again and again
         self.chunker = Chunker.of_seconds(HOP, FIELD, window_s=window_s, context_s=0.5)
         self.slowness = slowness  # seconds of a pass for each second of audio
         self.open_gate = threading.Event()
@@ -81,7 +82,7 @@ class FakeRuntime:
             if self.poison and any(np.abs(wave).max() > 0.99 for wave in waves):
                 raise self.poison("a sample this loud")
             return [
-                Passed(self.frames(wave, self.check_layer(layer)), {})
+                Passed(np.tile(self.frames(wave, self.check_layer(layer)), self.width // 5), {})
                 for wave, layer in zip(waves, layers, strict=True)
             ]
         finally:
@@ -120,13 +121,15 @@ class Deadly(FakeRuntime):
         return super().run_windows(waves, layers, heads, levels)
 
 
-def load(slowness: float = 0.0, load_time: float = 0.0, gate: Path | None = None) -> FakeRuntime:
+def load(
+    slowness: float = 0.0, load_time: float = 0.0, gate: Path | None = None, width: int = 5
+) -> FakeRuntime:
     """gate: while this file is there, nothing is loaded."""
     logging.getLogger(__name__).warning("slow\nhere")
     time.sleep(load_time)
     while gate is not None and gate.exists():
         time.sleep(0.01)
-    return Deadly(slowness=slowness)
+    return Deadly(slowness=slowness, width=width)
 
 
 def main() -> None:
@@ -135,10 +138,11 @@ def main() -> None:
     parser.add_argument("--slowness", type=float, default=0.0)
     parser.add_argument("--load-time", type=float, default=0.0)
     parser.add_argument("--gate", type=Path)
+    parser.add_argument("--width", type=int, default=5)
     options = parser.parse_args()
     settings = Settings()
     names = ["default", *settings.models]
-    loading = partial(fakes.load, options.slowness, options.load_time, options.gate)
+    loading = partial(fakes.load, options.slowness, options.load_time, options.gate, options.width)
     serve(settings, {name: loading for name in names})
 
 

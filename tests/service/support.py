@@ -23,10 +23,10 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from service.app import create_app
+from service.connections import protocols
 from service.model import Source
 from service.models import DEFAULT
 from service.runtime import Runtime
-from service.server import Protocol
 from service.settings import Settings
 
 START_S = 300  # of a process, on a machine that is busy with other things
@@ -73,9 +73,8 @@ def serving(
 
 @contextmanager
 def serving_app(app: FastAPI) -> Iterator[httpx.Client]:
-    config = uvicorn.Config(
-        app, port=0, http=Protocol, log_config=None, lifespan="on", ws="websockets-sansio"
-    )
+    http, ws = protocols(app.state.engine.settings)
+    config = uvicorn.Config(app, port=0, http=http, ws=ws, log_config=None, lifespan="on")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

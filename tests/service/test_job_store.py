@@ -3,7 +3,9 @@ the form, cut anywhere."""
 
 from __future__ import annotations
 
+import sqlite3
 import tempfile
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,11 +53,17 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def claim(self) -> None:
-        waiting = [id for id, job in self.jobs.items() if job.status == "queued"]
-        job = self.store.claim()
-        assert (job and job.id) == (waiting[0] if waiting else None)
-        if job:
-            self.jobs[job.id].status = "running"
+        live = [(job.owner, id) for id, job in self.jobs.items() if not job.over]
+        assert self.store.waiting() == live
+        for owner in ("", "anna"):
+            assert self.store.live(owner) == [each for each, _ in live].count(owner)
+        for id, expected in self.jobs.items():
+            if expected.status == "queued":
+                job = self.store.claim(id)
+                assert job is not None and (job.status, job.owner) == ("running", expected.owner)
+                expected.status = "running"
+                break
+        assert not any(self.store.claim(id) for id, job in self.jobs.items() if job.over)
 
     @precondition(lambda self: any(job.status == "running" for job in self.jobs.values()))
     @rule(which=ANY, ok=strategies.booleans())
@@ -63,14 +71,14 @@ class StoreMachine(RuleBasedStateMachine):
         running = [id for id, job in self.jobs.items() if job.status == "running"]
         id = running[which % len(running)]
         job, file = self.jobs[id], self.store.begin_file(id)
+        self.store.end(id)  # only if nothing waits
         if file is None:
             assert "waiting" not in job.files
-            self.store.end(id)
             job.status = "done" if "done" in job.files else "failed"
             return
         assert file.position == job.files.index("waiting")
         if ok:
-            (self.store.folder(id) / f"{file.position}.json").write_text("{}")
+            (self.store.folder(id) / f"{file.position}.json").write_text('{"a": 1}')
         self.store.end_file(id, file.position, None if ok else '{"error": {}}')
         job.files[file.position] = "done" if ok else "failed"
 
@@ -135,6 +143,12 @@ class StoreMachine(RuleBasedStateMachine):
                 elif status == "waiting" and not job.over:
                     wanted.append(f"{id}/{position}")
         assert kept(self.folder) == sorted(wanted)
+        answers = {
+            owner: 8 * sum(j.files.count("done") for j in self.jobs.values() if j.owner == owner)
+            for owner in ("", "anna")
+        }
+        for owner, size in answers.items():
+            assert self.store.result_bytes(owner) == (size, sum(answers.values()))
         assert sum(self.store.counts().values()) == len(self.jobs)
 
     def teardown(self) -> None:
@@ -144,6 +158,21 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStore = StoreMachine.TestCase
 TestStore.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+
+def test_sizes_of_results_that_an_earlier_version_left(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        id = store.opened()
+        store.add(NewJob(id, "anna", None, "", "embedding", "fake", "{}", ["a", "b"]))
+        assert store.claim(id) and store.begin_file(id)
+        (store.folder(id) / "0.json").write_text("12345")
+        store.end_file(id, 0, None)
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite3")) as connection:
+        connection.executescript("ALTER TABLE files DROP COLUMN bytes; PRAGMA user_version = 1")
+    with closing(Store(tmp_path)) as store:
+        assert store.result_bytes("anna") == (5, 5) and store.result_bytes("ben") == (0, 5)
+        assert store.get(id).files == 2
+
 
 PARTS = [b"", b"\r\n--x", b"\r\n--xx\r\n", b"RIFF" * 40, b"-" * 70, b"\r\n\r\n--"]
 

@@ -273,7 +273,7 @@ def test_a_file_that_the_service_dies_of_is_given_up(fake: FakeRuntime, tmp_path
     id = left_by_another(tmp_path)
     for _ in range(3):
         with closing(Store(tmp_path)) as store:  # which does not leave the file, as if it had died
-            assert store.claim() and store.begin_file(id)
+            assert store.claim(id) and store.begin_file(id)
     with serving(fake, jobs_dir=tmp_path) as client:
         assert finished(client, id)["status"] == "done"
         first, second = results(client, id)

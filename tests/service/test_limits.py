@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from service.app import create_app
-from service.server import Protocol
 from service.settings import Settings
 from tests.service.fakes import FakeRuntime
 from tests.service.support import encoded, error_of, serving, serving_app, tone, until
@@ -274,9 +273,9 @@ def test_a_stalled_upload_is_408(fake):
         assert post(client).status_code == 200
 
 
-def test_a_client_that_does_not_read_is_cut_off(fake, monkeypatch):
-    monkeypatch.setattr(Protocol, "answer_idle_timeout_s", 0.3)
-    with serving(fake, max_requests=1, max_frames_s=4000) as client, suppress(ConnectionResetError):
+def test_a_client_that_does_not_read_is_cut_off(fake):
+    limits = {"max_requests": 1, "max_frames_s": 4000, "answer_idle_timeout_s": 0.3}
+    with serving(fake, **limits) as client, suppress(ConnectionResetError):
         clip = encoded(tone(3500.0, rate=4_000), rate=4_000, format="FLAC", subtype="PCM_16")
         connection = open_request(client, clip, query="?pooling=none")
         until(lambda: post(client).status_code == 429)

@@ -122,10 +122,10 @@ def observed(app: Any, scope: dict[str, Any], messages: list[Message]) -> list[M
     async def send(message: Message) -> None:
         sent.append(message)
 
-    engine: Any = SimpleNamespace(in_flight=0)
+    engine: Any = SimpleNamespace(requests=0, streams=0)
     whole = {"type": "http", "method": "POST", "path": "/", "headers": []} | scope
     asyncio.run(Observe(app, engine, Metrics())(whole, receive, send))
-    assert engine.in_flight == 0
+    assert engine.requests == engine.streams == 0
     return sent
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -248,6 +250,36 @@ def test_limits(answering_artifact: Path) -> None:
             last = told(stream)[-1]
             assert (last["error"]["code"], last["closed"]) == ("upload_stalled", 1008)
         until(lambda: "speech_ssl_queued_audio_seconds 0.0" in client.get("/metrics").text, 20)
+
+
+def test_streams_have_places_of_their_own_and_a_minimum_rate(answering_artifact: Path) -> None:
+    runtime = Runtime(load_artifact(answering_artifact))
+    with serving(runtime, max_requests=1, max_streams=2) as client:
+        with opened(client) as one, opened(client) as other:
+            for stream in (one, other):
+                assert json.loads(stream.recv())["type"] == "ready"
+            assert asked(client, "transcriptions", encoded(np.zeros(16_000, np.int16)))["text"] is not None
+            with opened(client) as third:
+                last = told(third)[-1]
+                assert (last["error"]["code"], last["closed"]) == ("overloaded", 1013)
+        until(lambda: "speech_ssl_live_streams 0.0" in client.get("/metrics").text, 20)
+    slow = {"upload_idle_timeout_s": 0.5, "min_upload_rate": 4_000}
+    with serving(runtime, **slow) as client, opened(client) as stream:
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(2000):  # a sample now and then is no pause, and yet too little
+                stream.send(bytes(2))
+                time.sleep(0.02)
+        assert told(stream)[-1]["error"]["code"] == "upload_stalled"
+
+
+def test_what_streams_have_heard_is_held_within_a_limit(answering_artifact: Path) -> None:
+    runtime = Runtime(load_artifact(answering_artifact), window_s=2.0, context_s=0.5)
+    with serving(runtime, max_answer_bytes=200_000) as client, opened(client) as stream:
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(200):
+                stream.send(np.zeros(16_000, dtype="<i2").tobytes())
+        assert told(stream)[-1]["error"]["code"] == "too_long"
+        until(lambda: "speech_ssl_held_bytes 0.0" in client.get("/metrics").text, 20)
 
 
 def test_a_full_queue_refuses_a_stream_and_one_that_is_left_gives_its_room_back(
