@@ -78,7 +78,7 @@ _CODES = {
     401: ("missing_api_key", "invalid_api_key"),
     403: ("cross_origin",),
     404: ("model_not_found", "version_not_found", "job_not_found", "not_found"),
-    408: ("upload_stalled",),
+    408: ("upload_stalled", "request_stalled"),
     409: ("idempotency_key_reused",),
     413: ("body_too_large",),
     415: ("unsupported_format", "unsupported_content_type", "unsupported_charset"),
@@ -96,7 +96,7 @@ _CODES = {
     501: ("jobs_off",),
     503: ("draining", "loading", "restarting", "not_loaded", "model_lost", "storage_failed"),
     504: ("deadline_exceeded",),
-    507: ("storage_full",),
+    507: ("storage_full", "results_full"),
 }
 _STATUSES = {code: status for status, codes in _CODES.items() for code in codes}
 """Of errors that come without one. Others are 400, or the service's own fault."""

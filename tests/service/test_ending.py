@@ -71,7 +71,7 @@ def test_results_that_are_being_read_come_whole(start: Start, tmp_path: Path) ->
     with closing(Store(tmp_path)) as store:
         job = store.opened()
         store.add(NewJob(job, "", None, "", "embedding", "fake", "{}", ["a"]))
-        assert store.claim()
+        assert store.claim(job)
         (store.folder(job) / "0.json").write_text(text)
         store.end_file(job, 0, None)
         store.end(job)

@@ -14,7 +14,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.app import create_app
-from service.batcher import Batcher, BatchLimits, Overloaded
+from service.batcher import Batcher, Overloaded
+from service.batches import BatchLimits, Lane
 from service.settings import Settings
 from service.shares import Shares, Turns
 from tests.service.fakes import FakeRuntime
@@ -29,7 +30,7 @@ class Held:
         self.gate = threading.Event()
         self.entered = threading.Semaphore(0)
         self.ran: list[str] = []
-        self.batcher: Batcher[str, str] = Batcher(lambda: self.run, BatchLimits(1e6, 1.0))
+        self.batcher: Batcher[str, str] = Batcher(lambda: Lane(self.run), BatchLimits(1e6, 1.0))
         self.batcher.start()
 
     def run(self, payloads: list[str]) -> list[str]:

@@ -122,7 +122,7 @@ def observed(app: Any, scope: dict[str, Any], messages: list[Message]) -> list[M
     async def send(message: Message) -> None:
         sent.append(message)
 
-    engine: Any = SimpleNamespace(requests=0, streams=0)
+    engine: Any = SimpleNamespace(requests=0, streams=0, answering=0)
     whole = {"type": "http", "method": "POST", "path": "/", "headers": []} | scope
     asyncio.run(Observe(app, engine, Metrics())(whole, receive, send))
     assert engine.requests == engine.streams == 0
