@@ -35,6 +35,7 @@ LONGEST_PAUSE_S = 10.0
 """Between two starts of a process that dies within STABLE_S each time."""
 LOAD_TIMEOUT_S = 600.0
 
+PRELOADED = ["speech_ssl.inference.runtime", "service.logs"]
 LONGEST_TEMPORARY = 75
 """Bytes: a socket's path may have 107, of which multiprocessing's own folder and file take 32."""
 KEPT, GIVEN_BACK = ((-3, 32 << 20), (-1, 1 << 30)), ((-3, 256 << 10),)
@@ -104,7 +105,7 @@ def preload() -> Threads:
     keep_imports()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     threads = os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
-    context.set_forkserver_preload(["speech_ssl.inference.runtime", "service.logs"])
+    context.set_forkserver_preload(PRELOADED)
     return Threads(int(threads) if threads.isdecimal() and int(threads) else cores())
 
 

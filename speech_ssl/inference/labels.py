@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
 
 from speech_ssl.model.specs import EventsSpec
 
@@ -31,17 +30,29 @@ def clip_logits(outputs_TO: Array, spec: EventsSpec) -> Array:
     logits_K = np.empty(len(spec.labels), dtype=np.float32)
     for first in range(0, len(logits_K), LABELS):
         some = slice(first, first + LABELS)
-        logits_K[some] = (logits_TK[:, some] * softmax(attention_TK[:, some], axis=0)).sum(0)
+        logits_K[some] = (logits_TK[:, some] * _softmax(attention_TK[:, some], axis=0)).sum(0)
     return logits_K
 
 
 def probabilities(logits_NK: Array, spec: EventsSpec) -> Array:
     """Of labels: they sum to 1 where labels are exclusive."""
     if not spec.exclusive:
-        return np.asarray(expit(logits_NK))
+        return _sigmoid(logits_NK)
     rows_NK = logits_NK.reshape(-1, logits_NK.shape[-1])
     shares_NK = np.empty_like(rows_NK)
     for first in range(0, len(rows_NK), ROWS):
         some = slice(first, first + ROWS)
-        shares_NK[some] = softmax(rows_NK[some], axis=-1)
+        shares_NK[some] = _softmax(rows_NK[some], axis=-1)
     return shares_NK.reshape(logits_NK.shape)
+
+
+def _softmax(x: Array, axis: int) -> Array:
+    """Not scipy's, whose import takes as long as all others of the service's process together."""
+    shares = np.exp(x - x.max(axis, keepdims=True))
+    return np.asarray(shares / shares.sum(axis, keepdims=True))
+
+
+def _sigmoid(x: Array) -> Array:
+    y = np.negative(x)
+    np.logaddexp(0, y, out=y)
+    return np.exp(np.negative(y, out=y), out=y)

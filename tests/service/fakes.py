@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from service import worker
 from service.server import serve
 from service.settings import Settings
 from speech_ssl.inference.card import Card
@@ -142,6 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     settings = Settings()
     names = ["default", *settings.models]
+    worker.PRELOADED = [__spec__.name]  # PyTorch, which it does not need, takes seconds
     loading = partial(fakes.load, options.slowness, options.load_time, options.gate, options.width)
     serve(settings, {name: loading for name in names})
 
