@@ -4,9 +4,9 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-import hypothesis
 import pytest
 import torch
 
@@ -19,11 +19,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for processes that tes
 # What tests compare is computed in fp32, whatever this processor would choose. That is the matter of
 # tests/test_precision.py and tests/inference/test_arithmetic.py.
 arithmetic.native = lambda device: "fp32"
-# What is tested is what comes out, not how soon on a busy machine.
-hypothesis.settings.register_profile(
-    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.load_profile("patient")
+with suppress(ModuleNotFoundError):  # the environment with fairseq2 has none, nor tests that use it
+    from hypothesis import HealthCheck, settings
+
+    # What is tested is what comes out, not how soon on a busy machine.
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)
