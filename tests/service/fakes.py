@@ -143,7 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     settings = Settings()
     names = ["default", *settings.models]
-    worker.PRELOADED = [__spec__.name]  # PyTorch, which it does not need, takes seconds
+    worker.PRELOADED = ["service.logs"]  # PyTorch, which it does not need, takes seconds
     loading = partial(fakes.load, options.slowness, options.load_time, options.gate, options.width)
     serve(settings, {name: loading for name in names})
 
