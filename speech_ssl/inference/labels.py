@@ -47,7 +47,7 @@ def probabilities(logits_NK: Array, spec: EventsSpec) -> Array:
 
 
 def _softmax(x: Array, axis: int) -> Array:
-    """Not scipy's, whose import takes as long as all others of the service's process together."""
+    """Not scipy's: the service's process would take a sixth longer to start."""
     shares = np.exp(x - x.max(axis, keepdims=True))
     return np.asarray(shares / shares.sum(axis, keepdims=True))
 

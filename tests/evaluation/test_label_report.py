@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from importlib import resources, util
 from pathlib import Path
 
 import numpy as np
@@ -294,3 +295,9 @@ def test_confusions_in_words():
         "7 of 10 test clips are right; most often \u201cb\u201d is taken for \u201ca\u201d (50%"
     )
     assert confusion_sentence(Confusion(("a",), ((3,),))) == "3 of 3 test clips are right."
+
+
+def test_the_command_that_the_page_tells_is_there() -> None:
+    template = (resources.files("speech_ssl") / "assets" / "label_report.html").read_text(encoding="utf-8")
+    (module,) = re.findall(r"python -m (\S+)", template)
+    assert util.find_spec(f"{module}.__main__")
