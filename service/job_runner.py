@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -21,7 +20,7 @@ from service.engine import Engine, File
 from service.errors import ServiceError, as_service_error
 from service.job_files import results_full, storage, write_answer
 from service.job_uploads import finished
-from service.jobs import STATUSES, Job, JobFile, NewJob, Store
+from service.jobs import STATUSES, Job, JobFile, NewJob, Store, new_id
 from service.metrics import Metrics
 from service.models import DEFAULT
 from service.record import Record, recording
@@ -87,7 +86,7 @@ class Jobs:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
         self._store = self._thread.submit(Store, folder).result()
         self._counts = self._thread.submit(self._store.counts).result()
-        self._receiving: Counter[str] = Counter()
+        self._receiving: dict[str, str] = {}  # the owners of what is being sent, by id
         self._turns = Turns()
         self._taken: set[str] = set()
         self._wake = asyncio.Event()
@@ -111,37 +110,38 @@ class Jobs:
     async def call(self, work: Callable[[Store], T]) -> T:
         """In the store's thread. Raises ServiceError."""
 
-        def working() -> T:
+        def working() -> tuple[T, dict[str, int]]:
             with storage():
-                value = work(self._store)
-                self._counts = self._store.counts()
-                return value
+                return work(self._store), self._store.counts()
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, working)
+        value, self._counts = await asyncio.get_running_loop().run_in_executor(self._thread, working)
+        return value
 
     @asynccontextmanager
     async def receiving(self, owner: str, key: str | None) -> AsyncIterator[tuple[str, Path]]:
         """An id and a folder for a job that is to come; the folder goes if the job does not come to be.
         Raises ServiceError if there are too many, those that are still being sent included, or too much in
         their results."""
-        self._receiving[owner] += 1
+        id = new_id()
+        self._receiving[id] = owner
         try:
             if key is None or not await self.call(lambda store: store.has_key(owner, key)):
                 await self._check_number(owner)
                 await self._results_left(owner)
-            job = await self.call(Store.opened)
+            folder = await self.call(lambda store: store.opened(id))
             try:
-                yield job, self._store.folder(job)
+                yield id, folder
             finally:
-                await self.call(lambda store: store.forget(job))
+                await self.call(lambda store: store.forget(id))
         finally:
-            self._receiving[owner] -= 1
+            self._receiving.pop(id, None)
 
     async def _check_number(self, owner: str) -> None:
         """Those that wait, run and are being sent. Raises ServiceError."""
         most, of_one = self._settings.max_jobs, self._settings.key_max_jobs
-        own = await self.call(lambda store: store.live(owner)) + self._receiving[owner]
-        every = self._count("queued") + self._count("running") + self._receiving.total()
+        live = await self.call(lambda store: store.live(owner))
+        own = live + sum(each == owner for each in self._receiving.values())
+        every = self._count("queued") + self._count("running") + len(self._receiving)
         if own > _share(owner, most, of_one):
             message = f"there are {own - 1} jobs of this key: try again when one of them has ended"
         elif every > most:
@@ -161,6 +161,7 @@ class Jobs:
 
     async def add(self, new: NewJob) -> Job:
         job = await self.call(lambda store: store.add(new))
+        self._receiving.pop(new.id, None)  # it counts once: from here on among those that wait
         self._wake.set()
         return job
 

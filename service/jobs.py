@@ -84,6 +84,10 @@ class JobFile:
     error: str | None
 
 
+def new_id() -> str:
+    return f"job_{secrets.token_urlsafe(18)}"
+
+
 class Store:
     """Raises sqlite3.Error and OSError where the disk is full or gone."""
 
@@ -109,11 +113,10 @@ class Store:
         """`job`: an id of ours, never what a client named."""
         return self.files / job
 
-    def opened(self) -> str:
-        """The id of a job to come, with its folder."""
-        job = f"job_{secrets.token_urlsafe(18)}"
+    def opened(self, job: str) -> Path:
+        """The folder of a job to come."""
         made_folder(self.folder(job))
-        return job
+        return self.folder(job)
 
     def forget(self, job: str) -> None:
         """The folder of a job that did not come to be."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.jobs import NewJob, Store
+from service.jobs import NewJob, Store, new_id
 from service.pool import Pool
 from tests.service.job_client import accepted, clip
 from tests.service.support import Process, children, encoded, of_models, tone, until
@@ -69,7 +69,7 @@ def test_results_that_are_being_read_come_whole(start: Start, tmp_path: Path) ->
     """By a client that takes longer than the 5 s for answers that are late, within the time to drain."""
     text = json.dumps("x" * (32 << 20))
     with closing(Store(tmp_path)) as store:
-        job = store.opened()
+        store.opened(job := new_id())
         store.add(NewJob(job, "", None, "", "embedding", "fake", "{}", ["a"]))
         assert store.claim(job)
         (store.folder(job) / "0.json").write_text(text)

@@ -16,7 +16,7 @@ import pytest
 
 from service.app import create_app
 from service.batcher import Away
-from service.jobs import NewJob, Store
+from service.jobs import NewJob, Store, new_id
 from service.model import Source
 from service.models import DEFAULT
 from service.settings import Settings
@@ -128,7 +128,7 @@ def test_its_pauses_grow_and_the_same_cause_is_told_once(
 def left_by_another(folder: Path, files: int) -> str:
     """A job for the further model that an earlier process took."""
     with closing(Store(folder)) as store:
-        id = store.opened()
+        store.opened(id := new_id())
         for position in range(files):
             (store.folder(id) / str(position)).write_bytes(clip())
         store.add(NewJob(id, "", None, "", "embedding", "further", "{}", ["a"] * files))

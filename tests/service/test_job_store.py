@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from service.errors import ServiceError
 from service.job_uploads import Form
-from service.jobs import NewJob, Store
+from service.jobs import NewJob, Store, new_id
 from tests.service.job_client import kept
 
 ANY = strategies.integers(0, 1 << 16)
@@ -44,7 +44,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(files=strategies.integers(1, 3), owner=strategies.sampled_from(["", "anna"]))
     def add(self, files: int, owner: str) -> None:
-        id = self.store.opened()
+        self.store.opened(id := new_id())
         for position in range(files):
             (self.store.folder(id) / str(position)).write_bytes(b"audio")
         names = [f"{position}.wav" for position in range(files)]
@@ -109,7 +109,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def die(self) -> None:
-        self.store.opened()  # a job that was being sent
+        self.store.opened(new_id())  # a job that was being sent
         for id, job in self.jobs.items():
             (self.store.folder(id) / "0.part").write_text("half")
             if job.status == "running":
@@ -162,7 +162,7 @@ TestStore.settings = settings(max_examples=25, stateful_step_count=25, deadline=
 
 def test_sizes_of_results_that_an_earlier_version_left(tmp_path: Path) -> None:
     with closing(Store(tmp_path)) as store:
-        id = store.opened()
+        store.opened(id := new_id())
         store.add(NewJob(id, "anna", None, "", "embedding", "fake", "{}", ["a", "b"]))
         assert store.claim(id) and store.begin_file(id)
         (store.folder(id) / "0.json").write_text("12345")

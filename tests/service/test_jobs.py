@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.app import create_app
-from service.jobs import NewJob, Store
+from service.jobs import NewJob, Store, new_id
 from service.settings import Settings
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime
@@ -283,7 +283,7 @@ def test_a_file_that_the_service_dies_of_is_given_up(fake: FakeRuntime, tmp_path
 def left_by_another(folder: Path) -> str:
     """A job of two files that an earlier process took."""
     with closing(Store(folder)) as store:
-        id = store.opened()
+        store.opened(id := new_id())
         for position in range(2):
             (store.folder(id) / str(position)).write_bytes(clip())
         store.add(NewJob(id, "", None, "", "embedding", "fake", "{}", ["a", "b"]))
