@@ -260,8 +260,8 @@ def of_fairseq(family: str, tiny: bool, python: Path | None) -> Row:
     return compared(family, "fairseq", converted.encoder, theirs, head)
 
 
-Source = tuple[Mapping[str, Any], Callable[[str, bool, Path | None], Row]]
-SOURCES: dict[str, Source] = {
+Peer = tuple[Mapping[str, Any], Callable[[str, bool, Path | None], Row]]
+SOURCES: dict[str, Peer] = {
     "transformers": (FAMILIES, of_transformers),
     "torchaudio": (TORCHAUDIO, of_torchaudio),
     "fairseq2": (FAIRSEQ2, of_fairseq2),

@@ -49,7 +49,7 @@ from speech_ssl.evaluation.probes.representations import (
     random_encoder,
 )
 from speech_ssl.evaluation.probes.tasks import Outcome, Problem, Task, solve, solve_layers
-from speech_ssl.extraction.progress import Progress
+from speech_ssl.extraction.progress import ProgressLine
 from speech_ssl.inference.runtime import named_artifact
 
 SEED = 0
@@ -107,7 +107,7 @@ def smoke() -> tuple[Task, ...]:
 VARIANTS = {f.__name__: f for f in (keyword, intent, emotion, speaker, verification, all, smoke)}
 
 
-class Job(NamedTuple):
+class Probed(NamedTuple):
     """A task, and the manifest that it is tried on. data: what to call that in tables."""
 
     task: Task
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
-def run(jobs: Sequence[Job], artifact: Artifact, out: Path, device: str) -> None:
+def run(jobs: Sequence[Probed], artifact: Artifact, out: Path, device: str) -> None:
     """Probe everything, print the table and write the files."""
     started = time.monotonic()
     representations = {
@@ -210,10 +210,10 @@ def _row(data: str, problem: Problem, found: Cached) -> Row:
 
 
 def _read(
-    job: Job, clips: Sequence[Utterance], representations: Mapping[str, Representation], min_samples: int
+    job: Probed, clips: Sequence[Utterance], representations: Mapping[str, Representation], min_samples: int
 ) -> Cached:
     """Features of all clips; the first of those that cannot be read are named."""
-    progress = Progress(f"{job.task.name}, {job.data}", sum(clip.duration_s for clip in clips))
+    progress = ProgressLine(f"{job.task.name}, {job.data}", sum(clip.duration_s for clip in clips))
     try:
         found = cached(
             clips,
@@ -228,7 +228,9 @@ def _read(
     return found
 
 
-def _report(job: Job, found: Cached, rows: Sequence[Row], seconds: Mapping[str, float]) -> dict[str, object]:
+def _report(
+    job: Probed, found: Cached, rows: Sequence[Row], seconds: Mapping[str, float]
+) -> dict[str, object]:
     problems = [
         {
             "name": row.problem.name,
@@ -299,10 +301,10 @@ def _halves(clip: Utterance) -> Iterable[Utterance]:
         yield replace(clip, start=start, end=end, id=f"{clip.id}#{start:g}", speaker=clip.id)
 
 
-def _jobs(variant: str, manifests: Sequence[str]) -> list[Job]:
+def _jobs(variant: str, manifests: Sequence[str]) -> list[Probed]:
     """Each manifest is a data set of its own; those of `all` say which task they are for."""
     tasks = {task.name: task for task in VARIANTS[variant]()}
-    jobs: list[Job] = []
+    jobs: list[Probed] = []
     for given in manifests:
         name, equals, path = given.partition("=")
         if variant == "all" and not (equals and name in tasks):
@@ -312,7 +314,7 @@ def _jobs(variant: str, manifests: Sequence[str]) -> list[Job]:
         chosen, path = ([tasks[name]], Path(path)) if variant == "all" else (tasks.values(), Path(given))
         utterances = read_manifest(path)
         data = path.resolve().parent.name
-        jobs += [Job(task, data, utterances) for task in chosen]
+        jobs += [Probed(task, data, utterances) for task in chosen]
     return jobs
 
 

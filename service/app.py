@@ -8,39 +8,36 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from service import (
-    errors,
-    routes,
-    routes_audio,
-    routes_jobs,
-    routes_playground,
-    routes_stream,
-    routes_v2,
-    tracing,
-)
+from service import errors
 from service.auth import Keys, RequireKey
-from service.engine import Engine
-from service.job_runner import Jobs
+from service.edge import tracing
+from service.edge.middleware import GuardBody, Observe
+from service.edge.origins import GuardOrigin, Hosts
+from service.jobs import routes as routes_jobs
+from service.jobs.runner import Jobs
 from service.metrics import Metrics
-from service.middleware import GuardBody, Observe
-from service.model import Source
-from service.models import DEFAULT
-from service.origins import GuardOrigin, Hosts
-from service.runtime import Runtime
+from service.models.engine import Engine
+from service.models.model import ModelSource
+from service.models.registry import DEFAULT
+from service.models.runtime import ModelRuntime
+from service.open_inference import routes as routes_v2
+from service.playground import routes as routes_playground
 from service.settings import Settings
 from service.shares import Shares
+from service.stream import routes as routes_stream
+from service.v1 import routes, routes_audio
 
 DESCRIPTION = "Self-supervised representations of audio: vectors of clips and of their frames."
 
 
 def create_app(
-    settings: Settings, models: Runtime | Mapping[str, Source], metrics: Metrics | None = None
+    settings: Settings, models: ModelRuntime | Mapping[str, ModelSource], metrics: Metrics | None = None
 ) -> FastAPI:
     """`models`: one, ready when the application has started; or where they come from, by name and with one
     called "default": while that is being loaded, the application answers 503. Raises ValueError and OSError
     for a file of keys, and ValueError for an address for traces, that cannot be used."""
     metrics = metrics or Metrics()
-    sources = models if isinstance(models, Mapping) else {DEFAULT: Source(lambda: models)}
+    sources = models if isinstance(models, Mapping) else {DEFAULT: ModelSource(lambda: models)}
     engine = Engine(settings, sources, metrics)
     traces = tracing.from_environment()
     jobs = Jobs(settings, engine, metrics, settings.jobs_dir) if settings.jobs_dir is not None else None
@@ -80,7 +77,8 @@ def create_app(
     app.include_router(routes_v2.router)
     app.include_router(routes_playground.router)
     errors.install(app)
-    app.add_middleware(GuardBody, engine=engine, settings=settings)
+    to_disk = None if jobs is None else routes_jobs.PATH
+    app.add_middleware(GuardBody, engine=engine, settings=settings, to_disk=to_disk)
     if settings.api_keys is not None:
         keys = Keys.read(settings.api_keys)
         shares = Shares(settings.key_max_requests, settings.key_max_queue_s, settings.key_max_streams)

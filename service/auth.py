@@ -23,8 +23,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.batcher import Overloaded
+from service.edge.origins import OPEN, same_origin
 from service.errors import ServiceError, as_service_error, refuse
-from service.origins import OPEN, same_origin
 from service.shares import Shares
 
 PAGE = "/playground/"

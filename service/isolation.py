@@ -11,7 +11,6 @@ import site
 import sys
 from pathlib import Path
 
-import service
 import speech_ssl
 
 KEPT = (
@@ -54,5 +53,5 @@ def import_path() -> list[str]:
     given = [Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     kept = [str(path.absolute()) for path in given if path.is_absolute() or path.resolve() != Path.cwd()]
     installed = {*site.getsitepackages(), site.getusersitepackages()}
-    homes = {str(Path(package.__file__ or "").parents[1]) for package in (service, speech_ssl)}
+    homes = {str(Path(file or "").parents[1]) for file in (__file__, speech_ssl.__file__)}
     return kept + sorted(homes.intersection(sys.path) - installed.union(kept))

@@ -41,6 +41,10 @@ class Record:
         return [(t.first_start, t.last_finish) for t in self.tickets if t.first_start and t.last_finish]
 
 
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.1f}"
+
+
 _current: ContextVar[Record | None] = ContextVar("record", default=None)
 
 

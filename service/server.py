@@ -15,15 +15,15 @@ from types import FrameType
 
 import uvicorn
 
-from service import connections, logs
 from service.app import create_app
-from service.engine import Engine
+from service.edge import connections, logs
 from service.metrics import Metrics
-from service.model import Source
-from service.models import DEFAULT
-from service.runtime import load_model
+from service.models.engine import Engine
+from service.models.model import ModelSource
+from service.models.registry import DEFAULT
+from service.models.runtime import load_model
+from service.models.worker import Load, Threads, Worker, give_memory_back, preload
 from service.settings import ModelSettings, Settings
-from service.worker import Load, Threads, Worker, give_memory_back, preload
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def serve(settings: Settings, loads: Mapping[str, Load]) -> None:
 
 def _sources(
     settings: Settings, loads: Mapping[str, Load], metrics: Metrics, threads: Threads
-) -> dict[str, Source]:
+) -> dict[str, ModelSource]:
     sources = {}
     for name, load in loads.items():
         started = partial(
@@ -125,7 +125,7 @@ def _sources(
         unload_after_s = None if chosen is None else chosen.unload_after_s
         device = (chosen and chosen.device) or settings.device
         copies = settings.processes or (min(COPIES, threads.count) if device == "cpu" else 1)
-        sources[name] = Source(started, preloaded, unload_after_s, copies)
+        sources[name] = ModelSource(started, preloaded, unload_after_s, copies)
     return sources
 
 

@@ -33,7 +33,7 @@ from speech_ssl.cli_output import (
 )
 
 if TYPE_CHECKING:
-    from speech_ssl.extraction.progress import Progress
+    from speech_ssl.extraction.progress import ProgressLine
 
 MODEL = "Folder of an artifact or of transformers, or OWNER/NAME of the Hugging Face hub."
 _model = click.option("--model", default="default", show_default=True, help=MODEL)
@@ -150,7 +150,7 @@ def transcribe(files: tuple[str, ...], model: str, as_json: bool, **options: Any
         said = f"{decoder.skipped} words are left out, as {decoder.example!r}: the model cannot spell them"
         print(f"{options['lexicon']}: {said}", file=sys.stderr)
 
-    def lines(path: str, progress: Progress) -> Iterator[str]:
+    def lines(path: str, progress: ProgressLine) -> Iterator[str]:
         (said,) = runtime.transcribe([path], head=head, decoder=decoder)
         progress.advance(said.duration_s)
         tell(said.warnings, progress)
@@ -182,7 +182,7 @@ def classify(files: tuple[str, ...], model: str, as_json: bool, **options: Any) 
     head = runtime.check_head("classification", options["head"])
     top_k = 1 if options["top_k"] is None and not as_json else options["top_k"]
 
-    def lines(path: str, progress: Progress) -> Iterator[str]:
+    def lines(path: str, progress: ProgressLine) -> Iterator[str]:
         (heard,) = runtime.classify([path], head=head, top_k=top_k, threshold=options["threshold"])
         progress.advance(heard.duration_s)
         tell(heard.warnings, progress)

@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from speech_ssl.checkpoints.artifact import Artifact
-    from speech_ssl.extraction.progress import Progress
+    from speech_ssl.extraction.progress import ProgressLine
     from speech_ssl.inference import Runtime
     from speech_ssl.types import AudioWarning
 
 PoolOption = Literal["mean", "max", "none"]
 
 
-def each(what: str, files: Sequence[str], lines: Callable[[str, Progress], Iterator[str]]) -> int:
+def each(what: str, files: Sequence[str], lines: Callable[[str, ProgressLine], Iterator[str]]) -> int:
     """Print the lines of each file. One that fails is named, and the others are done all the same."""
-    from speech_ssl.extraction.progress import Progress
+    from speech_ssl.extraction.progress import ProgressLine
 
-    progress = Progress(what, sum(map(_duration, files)))
+    progress = ProgressLine(what, sum(map(_duration, files)))
     failed = 0
     for path in files:
         try:
@@ -77,7 +77,7 @@ def told_of(artifact: Artifact) -> Iterator[str]:
 
 
 def embedding(
-    runtime: Runtime, layer: int, pool: PoolOption, as_json: bool, path: str, progress: Progress
+    runtime: Runtime, layer: int, pool: PoolOption, as_json: bool, path: str, progress: ProgressLine
 ) -> Iterator[str]:
     """The lines of output for one file."""
     from speech_ssl.inference.pooling import Pool
@@ -114,7 +114,7 @@ def _tabbed(head: tuple[str, ...], values: NDArray[np.float32]) -> str:
     return "\t".join((*head, *map(str, values)))
 
 
-def tell(warnings: Iterable[AudioWarning], progress: Progress) -> None:
+def tell(warnings: Iterable[AudioWarning], progress: ProgressLine) -> None:
     """Each on a line of stderr."""
     for warning in warnings:
         progress.hide()

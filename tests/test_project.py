@@ -228,7 +228,7 @@ def test_wheel_holds_assets_and_type_marker(tmp_path):
     names = set(zipfile.ZipFile(next(out.glob("*.whl"))).namelist())
     prompts = "speech_ssl/assets/prompts"
     wanted = {
-        "service/playground/index.html",
+        "service/playground/static/index.html",
         "speech_ssl/py.typed",
         f"{prompts}/manifest.tsv",
         f"{prompts}/ATTRIBUTION.md",

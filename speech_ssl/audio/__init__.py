@@ -13,7 +13,7 @@ from speech_ssl.audio.decoding import (
     stream,
 )
 from speech_ssl.audio.errors import AudioError, AudioWarning, Warn
-from speech_ssl.audio.files import Source
+from speech_ssl.audio.files import AudioSource
 from speech_ssl.audio.formats import FORMATS, SUFFIXES, sniff
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "AudioError",
     "AudioWarning",
     "Limits",
-    "Source",
+    "AudioSource",
     "Warn",
     "decode",
     "duration",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from speech_ssl.audio import files, libsndfile
 from speech_ssl.audio.errors import DAMAGED, AudioError, AudioWarning, Flaw, Warn
-from speech_ssl.audio.files import Source, name_of
+from speech_ssl.audio.files import AudioSource, name_of
 from speech_ssl.audio.formats import FORMATS, TABLE, Format
 from speech_ssl.audio.libsndfile import UNKNOWN
 from speech_ssl.audio.links import Link, links_of
@@ -25,7 +25,7 @@ from speech_ssl.types import SAMPLE_RATE, Waveform
 if TYPE_CHECKING:
     from speech_ssl.audio import ffmpeg
 
-    Clip: TypeAlias = libsndfile.Clip | ffmpeg.Clip
+    OpenAudio: TypeAlias = libsndfile.SndfileReader | ffmpeg.FFmpegReader
 
 BLOCK_SAMPLES = 1 << 16
 OPPOSITE = Flaw(
@@ -49,7 +49,7 @@ class Limits:
 
 
 def stream(
-    source: Source,
+    source: AudioSource,
     *,
     limits: Limits = Limits(),
     start_s: float = 0.0,
@@ -76,7 +76,7 @@ def stream(
 
 
 def decode(
-    source: Source,
+    source: AudioSource,
     *,
     limits: Limits = Limits(),
     start_s: float = 0.0,
@@ -169,7 +169,7 @@ class _Decoding:
             where = f" after {self.start_s:g} s" if self.start_s else ""
             raise AudioError("empty", f"{self.name}: no audio in it{where}")
 
-    def _mono_blocks(self, clip: Clip, link: Link) -> Iterator[Waveform]:
+    def _mono_blocks(self, clip: OpenAudio, link: Link) -> Iterator[Waveform]:
         """Blocks of one recording at its own rate, counted and checked."""
         name, rate, before_s = self.name, clip.samplerate, self.heard_s
         start = max(round((self.start_s - self._at_s) * rate), 0)
@@ -208,7 +208,7 @@ def _warning(name: str, flaw: Flaw, seconds: float) -> AudioWarning:
     return AudioWarning(flaw.code, f"{name}: {flaw.message.format(seconds)}")
 
 
-def _opened(link: Link, name: str, limits: Limits) -> Clip:
+def _opened(link: Link, name: str, limits: Limits) -> OpenAudio:
     """By the library that reads it. Raises AudioError."""
     try:
         clip = _clip(link, name)
@@ -224,13 +224,13 @@ def _opened(link: Link, name: str, limits: Limits) -> Clip:
     return clip
 
 
-def _clip(link: Link, name: str) -> Clip:
+def _clip(link: Link, name: str) -> OpenAudio:
     """What libsndfile reads at all it reads sooner, and with seeking; but it knows fewer codecs."""
     form = TABLE[link.kind]
     refusal: AudioError | None = None
     if form.libsndfile:
         try:
-            return libsndfile.Clip(link.view, name)
+            return libsndfile.SndfileReader(link.view, name)
         except AudioError as error:
             if not form.demuxer:
                 raise
@@ -240,7 +240,7 @@ def _clip(link: Link, name: str) -> Clip:
     except ImportError as error:
         raise _without_ffmpeg(form, name, refusal, error) from error
     try:
-        return ffmpeg.Clip(link.view, link.kind, name)
+        return ffmpeg.FFmpegReader(link.view, link.kind, name)
     except AudioError as error:
         if refusal is None or error.code == "unsupported_format":
             raise
@@ -262,7 +262,7 @@ def _without_ffmpeg(form: Format, name: str, refusal: AudioError | None, error: 
     )
 
 
-def _check_header(clip: Clip, name: str, limits: Limits) -> None:
+def _check_header(clip: OpenAudio, name: str, limits: Limits) -> None:
     if not 1 <= clip.channels <= limits.max_channels:
         raise AudioError(
             "too_many_channels", f"{name}: {clip.channels} channels, at most {limits.max_channels} are read"
@@ -272,11 +272,11 @@ def _check_header(clip: Clip, name: str, limits: Limits) -> None:
         raise AudioError("bad_rate", f"{name}: a sample rate of {clip.samplerate} Hz, {wanted} is read")
 
 
-def _block_size(clip: Clip) -> int:
+def _block_size(clip: OpenAudio) -> int:
     return BLOCK_SAMPLES // int(clip.channels) or 1
 
 
-def _go_to(clip: Clip, frame: int) -> int:
+def _go_to(clip: OpenAudio, frame: int) -> int:
     """The frame that is read next: that one, or the end."""
     if not frame or (clip.can_seek and frame < clip.frames < UNKNOWN and clip.seek(frame)):
         return frame
@@ -289,7 +289,7 @@ def _go_to(clip: Clip, frame: int) -> int:
     return at
 
 
-def _read(clip: Clip, frames: int) -> NDArray[np.float32]:
+def _read(clip: OpenAudio, frames: int) -> NDArray[np.float32]:
     """At most `frames` frames, shape (frames, channels); none at the end."""
     return clip.read(out=np.empty((frames, clip.channels), dtype=np.float32))
 

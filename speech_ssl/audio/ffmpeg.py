@@ -66,8 +66,8 @@ NO_FRAME: tuple[None, int] = (None, 0)
 FULL_SCALE = {np.uint8: 2.0**7, np.int16: 2.0**15, np.int32: 2.0**31, np.float32: 1.0, np.float64: 1.0}
 
 
-class Clip:
-    """One file's sound track, with what `libsndfile.Clip` has. Raises AudioError."""
+class FFmpegReader:
+    """One file's sound track, with what `libsndfile.SndfileReader` has. Raises AudioError."""
 
     can_seek = False
     frames = 0  # not known: they are counted

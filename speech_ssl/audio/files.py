@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 
 from speech_ssl.audio.errors import AudioError
 
-Source: TypeAlias = str | Path | bytes | BinaryIO
+AudioSource: TypeAlias = str | Path | bytes | BinaryIO
 """A path, the bytes of a file, or an open binary file (read from its beginning)."""
 
 LEAST_WINDOW, MOST_WINDOW = 1 << 12, 1 << 18
@@ -143,7 +143,7 @@ def patched(begin: int, end: int, changes: Sequence[tuple[int, bytes]]) -> list[
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[File]:
+def opened(source: AudioSource) -> Iterator[File]:
     """Raises AudioError for what is no regular file, and OSError."""
     if isinstance(source, str | Path):
         # Unbuffered, for the descriptor's position has to be the file's.
@@ -163,7 +163,7 @@ def _regular(path: str | Path) -> io.FileIO:
     return file
 
 
-def name_of(source: Source) -> str:
+def name_of(source: AudioSource) -> str:
     if isinstance(source, str | Path):
         return str(source)
     name = getattr(source, "name", None)

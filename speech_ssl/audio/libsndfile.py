@@ -25,7 +25,7 @@ class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it comes without
         return bool(super().seekable())
 
 
-class Clip:
+class SndfileReader:
     """One recording. frames: as its header claims; beyond 2^40 it does not say.
 
     flaw: what was found to be wrong with it, so far. Raises AudioError.

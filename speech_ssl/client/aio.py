@@ -28,7 +28,7 @@ from speech_ssl.client.calls import (
 from speech_ssl.client.errors import ServiceError, Unavailable
 from speech_ssl.client.inputs import Audio, Resendable, opened, read_aside, resendable
 from speech_ssl.client.jobs import FIRST_POLL_S, LONGEST_POLL_S, Job, JobTask, result_reader
-from speech_ssl.client.many import Done, Progress, Shown, Window, number_of
+from speech_ssl.client.many import Done, ProgressBar, Shown, Window, number_of
 from speech_ssl.client.retrying import Deadline, Retrying, may_pass
 from speech_ssl.client.streaming import delta_of
 
@@ -126,7 +126,7 @@ class AsyncClient:
         does. Clips are taken from `audios` as there is room. progress: True for a bar, or plain lines where
         stderr is no terminal; or a function to call after each."""
         window = Window(partial(self.embed, **options), workers)
-        return self._many(window, audios, Progress(progress, number_of(audios)))
+        return self._many(window, audios, ProgressBar(progress, number_of(audios)))
 
     def analyze_many(
         self,
@@ -138,10 +138,10 @@ class AsyncClient:
     ) -> AsyncGenerator[Done[Analysis], None]:
         """`analyze` for each, as `embed_many`."""
         window = Window(partial(self.analyze, **options), workers)
-        return self._many(window, audios, Progress(progress, number_of(audios)))
+        return self._many(window, audios, ProgressBar(progress, number_of(audios)))
 
     async def _many(
-        self, window: Window[T], audios: Iterable[Audio], progress: Progress
+        self, window: Window[T], audios: Iterable[Audio], progress: ProgressBar
     ) -> AsyncGenerator[Done[T], None]:
         try:
             for step in window.steps(audios):
@@ -163,7 +163,7 @@ class AsyncClient:
     async def wait(self, id: str, *, timeout: float | None = None, progress: Shown = False) -> Job:
         """Until it is over, be it done, failed or cancelled. progress: as for `embed_many`. Raises TimedOut
         after `timeout`, and the job goes on."""
-        with closing(Progress(progress, None)) as shown:
+        with closing(ProgressBar(progress, None)) as shown:
             async for job in self.watch(id, timeout=timeout):
                 shown.show(job.progress.counts)
         return job

@@ -90,7 +90,7 @@ class Window(Generic[T]):
             return Done(index, audio, None, error)
 
 
-class Progress:
+class ProgressBar:
     """`shown`: True for a bar on a terminal and a plain line now and then elsewhere, both on stderr, or a
     function that is given the counts as they change."""
 

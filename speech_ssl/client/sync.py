@@ -28,7 +28,7 @@ from speech_ssl.client.calls import (
 )
 from speech_ssl.client.inputs import Audio
 from speech_ssl.client.jobs import Job, JobTask
-from speech_ssl.client.many import Done, Progress, Shown, Window, number_of
+from speech_ssl.client.many import Done, ProgressBar, Shown, Window, number_of
 from speech_ssl.client.retrying import Retrying
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ class Client:
     ) -> Generator[Done[Embedding], None, None]:
         """As that of `AsyncClient`."""
         ask = partial(self._aio.embed, **options)
-        return self._many(Window(ask, workers), audios, Progress(progress, number_of(audios)))
+        return self._many(Window(ask, workers), audios, ProgressBar(progress, number_of(audios)))
 
     def analyze_many(
         self,
@@ -128,10 +128,10 @@ class Client:
     ) -> Generator[Done[Analysis], None, None]:
         """As that of `AsyncClient`."""
         ask = partial(self._aio.analyze, **options)
-        return self._many(Window(ask, workers), audios, Progress(progress, number_of(audios)))
+        return self._many(Window(ask, workers), audios, ProgressBar(progress, number_of(audios)))
 
     def _many(
-        self, window: Window[T], audios: Iterable[Audio], progress: Progress
+        self, window: Window[T], audios: Iterable[Audio], progress: ProgressBar
     ) -> Generator[Done[T], None, None]:
         try:
             for step in window.steps(audios):
@@ -153,7 +153,7 @@ class Client:
 
     def wait(self, id: str, *, timeout: float | None = None, progress: Shown = False) -> Job:
         """As that of `AsyncClient`."""
-        with closing(Progress(progress, None)) as shown:
+        with closing(ProgressBar(progress, None)) as shown:
             for job in self.watch(id, timeout=timeout):
                 shown.show(job.progress.counts)
         return job

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from speech_ssl.data.batching import DataConfig, EpochPlan, plan_epoch, plan_evaluation
 from speech_ssl.data.manifest import Utterance
-from speech_ssl.data.reading import Clip, Read, Reader, Request, Targets
+from speech_ssl.data.reading import Cut, Read, Reader, Request, Targets
 from speech_ssl.data.source import FileSource, Source
 from speech_ssl.types import AudioWarning, Batch
 
@@ -257,7 +257,7 @@ def _durations(utterances: Sequence[Utterance]) -> np.ndarray[tuple[int], np.dty
 
 
 def _request(utterances: Sequence[Utterance], plan: EpochPlan, number: int) -> Request:
-    return tuple(Clip(i, utterances[i], start_s, stop_s) for i, start_s, stop_s in plan[number])
+    return tuple(Cut(i, utterances[i], start_s, stop_s) for i, start_s, stop_s in plan[number])
 
 
 _STREAMS: weakref.WeakSet[Generator[tuple[Batch, LoaderState], None, None]] = weakref.WeakSet()

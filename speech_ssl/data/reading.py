@@ -19,7 +19,7 @@ Targets: TypeAlias = Callable[[Utterance], Sequence[int]]
 like one that cannot be read. Picklable, for workers call it."""
 
 
-class Clip(NamedTuple):
+class Cut(NamedTuple):
     """What a worker is asked to read: it holds no list of utterances, each request brings its own."""
 
     number: int
@@ -28,13 +28,13 @@ class Clip(NamedTuple):
     stop_s: float
 
 
-Request: TypeAlias = tuple[Clip, ...]
+Request: TypeAlias = tuple[Cut, ...]
 
 
 class LeftOut(NamedTuple):
     """A clip that is not in its batch. silent: it can be read, but nothing is to be heard in it."""
 
-    clip: Clip
+    clip: Cut
     reason: str
     silent: bool = False
 
@@ -42,7 +42,7 @@ class LeftOut(NamedTuple):
 class Told(NamedTuple):
     """What is wrong with the audio of a clip that is in its batch."""
 
-    clip: Clip
+    clip: Cut
     warning: AudioWarning
 
 
@@ -90,7 +90,7 @@ class Reader(Dataset[Read]):
         targets = () if self._targets is None else collate_targets(units)
         return Read(batch.wave_BS, batch.lengths_B, tuple(names), tuple(left_out), tuple(told), *targets)
 
-    def _wave(self, clip: Clip) -> tuple[Waveform, list[AudioWarning]]:
+    def _wave(self, clip: Cut) -> tuple[Waveform, list[AudioWarning]]:
         warnings: list[AudioWarning] = []
         wave = self._source.read(clip.utterance, clip.start_s, clip.stop_s, warn=warnings.append)
         if len(wave) < self._min_samples:

@@ -32,7 +32,7 @@ ALIVE = "alive"
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class DecodeTask:
     """A file to decode, or the part of it between two times in seconds. `clip` names it in the answers."""
 
     clip: int
@@ -70,7 +70,7 @@ class Decoders:
     Use it in a `with`: the processes end with the block.
     """
 
-    def __init__(self, jobs: Iterable[Job], chunker: Chunker, *, workers: int, ahead_s: float) -> None:
+    def __init__(self, jobs: Iterable[DecodeTask], chunker: Chunker, *, workers: int, ahead_s: float) -> None:
         self._jobs, self._chunker = iter(jobs), chunker
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
@@ -125,7 +125,7 @@ class Decoders:
                 self._stop(worker)
             self._queue.put(None)
 
-    def _next_job(self) -> Job | None:
+    def _next_job(self) -> DecodeTask | None:
         with self._lock:
             return None if self._closing else next(self._jobs, None)
 
@@ -153,7 +153,7 @@ class _Worker:
         theirs.close()  # so that the end of the process is the end of the stream
         self.alive, self._stalled = True, False
 
-    def answers(self, job: Job) -> Iterator[Event]:
+    def answers(self, job: DecodeTask) -> Iterator[Event]:
         index = 0
         try:
             self._connection.send(job)
@@ -254,7 +254,7 @@ def _decode_jobs(connection: Connection, chunker: Chunker) -> None:
         return
 
 
-def _blocks(job: Job, connection: Connection, warn: Warn | None = None) -> Iterator[Waveform]:
+def _blocks(job: DecodeTask, connection: Connection, warn: Warn | None = None) -> Iterator[Waveform]:
     told = time.monotonic()
     for block in audio.stream(job.path, start_s=job.start_s, stop_s=job.stop_s, warn=warn):
         yield block
@@ -263,7 +263,7 @@ def _blocks(job: Job, connection: Connection, warn: Warn | None = None) -> Itera
             told = time.monotonic()
 
 
-def _decode(job: Job, connection: Connection, chunker: Chunker) -> None:
+def _decode(job: DecodeTask, connection: Connection, chunker: Chunker) -> None:
     windows = stop = 0
     warnings: list[AudioWarning] = []
     try:

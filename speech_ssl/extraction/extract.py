@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.data.source import cut_short
-from speech_ssl.extraction.decoding import Decoded, Decoders, Event, Failed, Job
+from speech_ssl.extraction.decoding import Decoded, Decoders, DecodeTask, Event, Failed
 from speech_ssl.extraction.parquet import Shard, Store
-from speech_ssl.extraction.progress import Progress
+from speech_ssl.extraction.progress import ProgressLine
 from speech_ssl.extraction.records import Record
 from speech_ssl.extraction.rows import Row, Settings, Stamp
 from speech_ssl.inference.batching import Piece, batches
@@ -103,7 +103,7 @@ class Extraction:
             done_before = len(store.done)
             # The longest first: batches of equal length, and no long file alone at the end.
             todo = sorted((u for u in mine if u.id not in store.done), key=lambda u: -u.duration_s)
-            progress = Progress("extract", sum(u.duration_s for u in todo))
+            progress = ProgressLine("extract", sum(u.duration_s for u in todo))
             for line in news:
                 progress.say(line)
             assembly = _Assembly(todo, self.pooling, store, progress)
@@ -156,7 +156,7 @@ class _Assembly:
     """Puts the windows of clips together into rows, in whatever order they come."""
 
     def __init__(
-        self, utterances: list[Utterance], pooling: ExtractPooling, store: Store, progress: Progress
+        self, utterances: list[Utterance], pooling: ExtractPooling, store: Store, progress: ProgressLine
     ) -> None:
         self._utterances, self._pooling = utterances, pooling
         self._store, self._progress = store, progress
@@ -165,10 +165,10 @@ class _Assembly:
         self.audio_s = 0.0  # of finished clips
         self.warned = 0
 
-    def jobs(self) -> Iterator[Job]:
+    def jobs(self) -> Iterator[DecodeTask]:
         for number, utterance in enumerate(self._utterances):
             self._stamps[number] = Stamp.of(utterance.path)
-            yield Job(number, str(utterance.path), utterance.start or 0.0, utterance.end)
+            yield DecodeTask(number, str(utterance.path), utterance.start or 0.0, utterance.end)
 
     def pieces(self, events: Iterable[Event]) -> Iterator[Piece]:
         """Pass the windows on; take note of clips that end or fail."""

@@ -10,7 +10,7 @@ from tqdm import tqdm
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}{postfix}]"
 
 
-class Progress:
+class ProgressLine:
     """Counts seconds of audio on stderr. The first plain line comes after `every_s`, so that short work
     says nothing."""
 

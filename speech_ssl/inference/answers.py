@@ -30,7 +30,7 @@ class Hypothesis(Protocol):
     def text(self) -> str: ...
 
 
-Decoder = Callable[[NDArray[np.float32]], Hypothesis]
+TextDecoder = Callable[[NDArray[np.float32]], Hypothesis]
 """Log-probabilities of units (T, V) to a text: a beam search, for one."""
 
 
@@ -134,7 +134,7 @@ def transcribe(
     log_probs_TV: Outputs,
     spec: CTCSpec,
     clock: Clock,
-    decoder: Decoder | None,
+    decoder: TextDecoder | None,
     loudness_TE: Loudness | None = None,
 ) -> Transcript:
     """The best path, or what the decoder makes of it, with the times of its words. Of a large vocabulary the
@@ -213,7 +213,7 @@ def _decoded(
     log_probs_TV: Outputs,
     vocabulary: Vocabulary,
     hop_s: float,
-    decoder: Decoder,
+    decoder: TextDecoder,
     loudness_TE: Loudness | None,
 ) -> tuple[str, list[Word]]:
     between = SPACE if vocabulary.spaced or SPACE in vocabulary.symbols else ""

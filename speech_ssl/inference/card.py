@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from speech_ssl.checkpoints.ngram import NGram
 from speech_ssl.inference import answers
-from speech_ssl.inference.answers import Choice, Classification, Clock, Decoder, Transcript
+from speech_ssl.inference.answers import Choice, Classification, Clock, TextDecoder, Transcript
 from speech_ssl.inference.chunking import Chunker, Window
-from speech_ssl.inference.clips import Whole
+from speech_ssl.inference.clips import ClipOutput
 from speech_ssl.inference.levels import Meter
 from speech_ssl.inference.units import KEPT, WHOLE, dense
 from speech_ssl.model.specs import CTCSpec, EventsSpec, HeadSpec
@@ -115,7 +115,7 @@ class Card:
         """What the model normalises clips by; None: by nothing that is of a whole clip."""
         return self.chunker.meter
 
-    def clock(self, whole: Whole) -> Clock:
+    def clock(self, whole: ClipOutput) -> Clock:
         return Clock(self.hop / SAMPLE_RATE, self.min_samples / SAMPLE_RATE, whole.duration_s)
 
     def search(self, head: str) -> BeamSearch | None:
@@ -138,7 +138,7 @@ class Card:
             return None
 
     def transcript(
-        self, whole: Whole, head: str, decoder: Decoder | None = None, *, best_path: bool = False
+        self, whole: ClipOutput, head: str, decoder: TextDecoder | None = None, *, best_path: bool = False
     ) -> Transcript:
         """What a head heard said in a clip that has been run: by the decoder, else by the language model that
         came with the head, else by the best path. best_path: by that in any case."""
@@ -150,7 +150,7 @@ class Card:
         said = answers.transcribe(passed.heads[head], spec, self.clock(whole), decoder, passed.loudness)
         return replace(said, warnings=whole.warnings)
 
-    def settled(self, whole: Whole, head: str) -> int:
+    def settled(self, whole: ClipOutput, head: str) -> int:
         """How many of a clip's first frames have a text that no later frame can change. To a language model
         all is one sentence."""
         if self.search(head) is not None:
@@ -159,7 +159,7 @@ class Card:
         assert isinstance(spec, CTCSpec)
         return answers.settled(whole.passed.heads[head], spec)
 
-    def classification(self, whole: Whole, head: str, choice: Choice) -> Classification:
+    def classification(self, whole: ClipOutput, head: str, choice: Choice) -> Classification:
         spec = self.heads[head]
         assert isinstance(spec, EventsSpec)
         heard = answers.classify(dense(whole.passed.heads[head]), spec, self.clock(whole), choice)

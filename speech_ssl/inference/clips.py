@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from speech_ssl.audio import AudioError
-from speech_ssl.inference.passed import Passed
+from speech_ssl.inference.window_output import WindowOutput
 from speech_ssl.types import AudioWarning, Waveform
 
 Clip: TypeAlias = Waveform | str | Path
@@ -26,10 +26,10 @@ Key: TypeAlias = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class ClipOutput:
     """What the model gave for a whole clip, and what is wrong with its audio."""
 
-    passed: Passed
+    passed: WindowOutput
     duration_s: float
     warnings: tuple[AudioWarning, ...] = ()
 
@@ -39,15 +39,15 @@ class Memory:
     Frames are not kept."""
 
     def __init__(self) -> None:
-        self._wholes: OrderedDict[Key, Whole] = OrderedDict()
+        self._wholes: OrderedDict[Key, ClipOutput] = OrderedDict()
         self._seconds, self.nbytes = 0.0, 0
 
-    def get(self, keys: Sequence[Key | None]) -> list[Whole] | None:
+    def get(self, keys: Sequence[Key | None]) -> list[ClipOutput] | None:
         """One for each key, if all are there."""
         found = [whole for key in keys if key is not None and (whole := self._wholes.get(key))]
         return found if len(found) == len(keys) else None
 
-    def put(self, keys: Sequence[Key | None], wholes: Sequence[Whole]) -> None:
+    def put(self, keys: Sequence[Key | None], wholes: Sequence[ClipOutput]) -> None:
         for key, whole in zip(keys, wholes, strict=True):
             kept = replace(whole, passed=whole.passed.without_frames())
             size = kept.passed.nbytes

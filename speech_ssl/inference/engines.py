@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from speech_ssl.inference.arithmetic import Precision, check_precision, computing, fitted
-from speech_ssl.inference.passed import NO_FRAMES, Passed
 from speech_ssl.inference.units import KEPT, WHOLE, Outputs, TopUnits
+from speech_ssl.inference.window_output import NO_FRAMES, WindowOutput
 from speech_ssl.inference.word_times import Loudness, loudness_of
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.heads import CTCHead
@@ -52,7 +52,7 @@ class TorchEngine:
         heads: Sequence[str] = (),
         levels: Levels | None = None,
         units: Sequence[int] | None = None,
-    ) -> list[Passed]:
+    ) -> list[WindowOutput]:
         """One pass: each wave's frames at its own layer, 0 to N (None: no frames), and the outputs of
         the heads named. levels: of the clips that waves are windows of; None: waves are clips. units: of
         heads that transcribe these alone, in this order; None: all, or the likeliest of many. No wave may
@@ -74,7 +74,7 @@ class TorchEngine:
         heads: Sequence[str],
         levels: Levels,
         units: Sequence[int] | None,
-    ) -> list[Passed]:
+    ) -> list[WindowOutput]:
         lengths = [len(wave) for wave in waves]
         padded = np.zeros((len(waves), max(lengths)), dtype=np.float32)
         for row, wave in zip(padded, waves, strict=True):
@@ -92,7 +92,7 @@ class TorchEngine:
             outputs = {name: _Outputs(self.heads[name], states, frames_B, units) for name in heads}
             counts = [self.encoder.frame_count(length) for length in lengths]
             return [
-                Passed(
+                WindowOutput(
                     NO_FRAMES if layer is None else _rows(states[layer], i, count),
                     {name: outputs[name].of(i, count) for name in heads},
                     self._loudness(waves[i], count) if heads else NO_FRAMES,

@@ -7,22 +7,24 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from speech_ssl.inference.passed import Passed
 from speech_ssl.inference.units import Outputs, TopUnits
+from speech_ssl.inference.window_output import WindowOutput
 
 Rows = NDArray[np.float32] | NDArray[np.integer]
 
 
 class Joining:
-    """As `Passed.joined`, of parts that come one by one and have so many frames in all. Each is copied to its
-    place and not kept: that would be the whole windows that they were cut from, and all again when joined."""
+    """As `WindowOutput.joined`, of parts that come one by one and have so many frames in all.
+
+    Each is copied to its place and not kept: that would be the whole windows that they were cut from, and all
+    again when joined."""
 
     def __init__(self, frames: int) -> None:
         self._frames, self._at = frames, 0
-        self._first: Passed | None = None
+        self._first: WindowOutput | None = None
         self._whole: list[Rows] = []
 
-    def add(self, part: Passed) -> None:
+    def add(self, part: WindowOutput) -> None:
         """The next. All parts have the same layer and heads."""
         rows = list(_rows_of(part))
         if self._first is None:
@@ -37,16 +39,16 @@ class Joining:
                 whole[self._at : self._at + count] = each
         self._at += count
 
-    def result(self) -> Passed:
+    def result(self) -> WindowOutput:
         """Of all that have been added."""
         assert self._first is not None and self._at in (0, self._frames)  # 0: there is nothing of any frame
         frames, loudness, *others = self._whole
         rest = iter(others)
         heads = {name: _filled(outputs, rest) for name, outputs in self._first.heads.items()}
-        return Passed(frames, heads, loudness)  # type: ignore[arg-type]
+        return WindowOutput(frames, heads, loudness)  # type: ignore[arg-type]
 
 
-def _rows_of(part: Passed) -> Iterator[Rows]:
+def _rows_of(part: WindowOutput) -> Iterator[Rows]:
     """All that has a row for each frame."""
     yield part.frames
     yield part.loudness

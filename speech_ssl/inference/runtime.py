@@ -19,17 +19,17 @@ from speech_ssl.audio import Warn
 from speech_ssl.checkpoints.artifact import Artifact, ArtifactError, load_artifact
 from speech_ssl.checkpoints.opening import open_checkpoint
 from speech_ssl.inference import answers
-from speech_ssl.inference.answers import Analysis, Choice, Classification, Decoder, Task, Transcript
+from speech_ssl.inference.answers import Analysis, Choice, Classification, Task, TextDecoder, Transcript
 from speech_ssl.inference.arithmetic import Precision
 from speech_ssl.inference.batching import Piece, batches
 from speech_ssl.inference.card import Card
 from speech_ssl.inference.chunking import Chunker, Window
-from speech_ssl.inference.clips import Clip, Memory, Whole, checked_clips, key_of, naming
+from speech_ssl.inference.clips import Clip, ClipOutput, Memory, checked_clips, key_of, naming
 from speech_ssl.inference.engines import TorchEngine
 from speech_ssl.inference.levels import Meter
-from speech_ssl.inference.passed import Passed
 from speech_ssl.inference.pooling import Pool
 from speech_ssl.inference.units import WHOLE, dense
+from speech_ssl.inference.window_output import WindowOutput
 from speech_ssl.model.specs import CTCSpec, EventsSpec
 from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE, AudioWarning, Features, Levels, Pooling, Waveform
@@ -121,7 +121,7 @@ class Runtime(Card):
         heads: Sequence[str] = (),
         levels: Levels | None = None,
         units: Sequence[int] | None = None,
-    ) -> list[Passed]:
+    ) -> list[WindowOutput]:
         """`encode_windows`, with the outputs of heads from the same pass; layer None: without the frames.
         units: of heads that transcribe only these; None: all, or the likeliest of each frame where there are
         more than 256."""
@@ -138,7 +138,7 @@ class Runtime(Card):
         return [self._features(whole) for whole in self._wholes(checked_clips(waves), layer)]
 
     def transcribe(
-        self, waves: Sequence[Clip], *, head: str | None = None, decoder: Decoder | None = None
+        self, waves: Sequence[Clip], *, head: str | None = None, decoder: TextDecoder | None = None
     ) -> list[Transcript]:
         """What is said in each clip, and when each word is.
 
@@ -221,7 +221,7 @@ class Runtime(Card):
         layer: int = -1,
         speech_head: str | None = None,
         sounds_head: str | None = None,
-        decoder: Decoder | None = None,
+        decoder: TextDecoder | None = None,
         top_k: int | None = None,
         threshold: float = 0.5,
     ) -> list[Analysis]:
@@ -246,13 +246,13 @@ class Runtime(Card):
         layer: int | None,
         heads: Sequence[str] = (),
         units: Sequence[int] | None = None,
-    ) -> list[Whole]:
+    ) -> list[ClipOutput]:
         """Each clip's frames of a layer (None: no frames) and outputs, put together from its windows."""
         for index, clip in enumerate(clips):
             if not isinstance(clip, str | Path):
                 with naming(f"clip {index}"):
                     self.plan(len(clip))
-        parts: list[dict[int, Passed]] = [{} for _ in clips]
+        parts: list[dict[int, WindowOutput]] = [{} for _ in clips]
         ends = [0] * len(clips)
         warnings: list[list[AudioWarning]] = [[] for _ in clips]
         pieces = self._pieces(clips, warnings)
@@ -264,11 +264,11 @@ class Runtime(Card):
                 parts[piece.clip][piece.index] = one.kept(piece.window.skip, piece.window.keep)
                 ends[piece.clip] = max(ends[piece.clip], piece.window.stop)
         return [
-            Whole(Passed.joined([part[i] for i in sorted(part)]), end / SAMPLE_RATE, tuple(told))
+            ClipOutput(WindowOutput.joined([part[i] for i in sorted(part)]), end / SAMPLE_RATE, tuple(told))
             for part, end, told in zip(parts, ends, warnings, strict=True)
         ]
 
-    def _heard(self, waves: Sequence[Clip], layer: int | None = None) -> list[Whole]:
+    def _heard(self, waves: Sequence[Clip], layer: int | None = None) -> list[ClipOutput]:
         """All heads' outputs for each clip; the frames of a layer too, if they are wanted."""
         clips = checked_clips(waves)
         keys = [key_of(clip) for clip in clips]
@@ -278,7 +278,7 @@ class Runtime(Card):
             self._memory.put(keys, known)
         return known
 
-    def _features(self, whole: Whole) -> Features:
+    def _features(self, whole: ClipOutput) -> Features:
         return Features(whole.passed.frames, whole.duration_s, self.hop / SAMPLE_RATE, whole.warnings)
 
     def stream(

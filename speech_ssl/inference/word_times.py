@@ -111,7 +111,7 @@ def words_of(
     half = _step(said, hop_s) / 2
     starts = [max(min(first.start, first.middle - half), 0) for first, *_ in said]
     ends = [min(max(last.stop, last.middle + half), frames) for *_, last in said]
-    heard = None if loudness_TE is None or not loudness_TE.size else Heard(loudness_TE, hop_s)
+    heard = None if loudness_TE is None or not loudness_TE.size else Quiet(loudness_TE, hop_s)
     if heard is not None and said:
         starts[0] = heard.start(0, said[0][0], starts[0])
         ends[-1] = heard.end(said[-1][-1], frames, ends[-1])
@@ -152,7 +152,7 @@ def _step(words: Sequence[Sequence[Span]], hop_s: float) -> float:
     return min(statistics.median(steps), LONGEST_STEP_S / hop_s) if steps else USUAL_STEP_S / hop_s
 
 
-class Heard:
+class Quiet:
     """Where a recording is quiet. Places are in frames, as those of spans."""
 
     def __init__(self, loudness_TE: Loudness, hop_s: float) -> None:

@@ -51,7 +51,7 @@ class Objective(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tuning:
+class FineTuneConfig:
     """How an encoder is trained further, with labels (wav2vec 2.0, section 4.3 and appendix B).
 
     Defaults: the paper's for ten hours of transcribed speech (table 6).
@@ -79,7 +79,7 @@ class Tuning:
 class Tuned(Objective):
     """An encoder and a head that are trained with labels."""
 
-    def __init__(self, encoder: Encoder, head: nn.Module, tuning: Tuning) -> None:
+    def __init__(self, encoder: Encoder, head: nn.Module, tuning: FineTuneConfig) -> None:
         super().__init__()
         self.encoder, self.head, self.tuning = encoder, head, tuning
         if not tuning.train_frontend:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.specs import CTCSpec
-from speech_ssl.objectives.base import Floor, Tuned, Tuning
+from speech_ssl.objectives.base import FineTuneConfig, Floor, Tuned
 from speech_ssl.types import Batch, Frames, LossSum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CTCConfig(Tuning):
+class CTCConfig(FineTuneConfig):
     vocabulary: tuple[str, ...] = ()
     """The blank, then characters. A recipe leaves it empty: it is made from the manifest."""
 

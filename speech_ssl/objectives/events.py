@@ -19,7 +19,7 @@ from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.heads import EventsHead, clip_logits, frame_logits
 from speech_ssl.model.linear_start import STRONG, WEIGHT_DECAYS, Pooled, fit_linear
 from speech_ssl.model.specs import EventPooling, EventsSpec
-from speech_ssl.objectives.base import Tuned, Tuning
+from speech_ssl.objectives.base import FineTuneConfig, Tuned
 from speech_ssl.objectives.views import add_noise, mixup, random_gain, time_shift
 from speech_ssl.types import SAMPLE_RATE, Batch, Frames, LossSum
 
@@ -28,7 +28,7 @@ BINS, FARTHEST = 1024, 20.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EventsConfig(Tuning):
+class EventsConfig(FineTuneConfig):
     labels: tuple[str, ...] = ()
     """A recipe leaves it empty: they are read off the manifest."""
     exclusive: bool = True
@@ -52,7 +52,7 @@ class EventsConfig(Tuning):
     shift_s: float = 0.0
 
     def __post_init__(self) -> None:
-        Tuning.__post_init__(self)
+        FineTuneConfig.__post_init__(self)
         if self.timed and (self.exclusive or self.mixup or self.shift_s or self.pooling != "max"):
             raise ValueError(
                 "timed events overlap, must not be moved, and teach no attention: exclusive, mixup and "

@@ -29,7 +29,7 @@ NONE = Limits()
 every_format = pytest.mark.parametrize("form", FORMATS_AV, ids=NAMES)
 
 
-def refusal(source: audio.Source, limits: Limits = NONE) -> AudioError:
+def refusal(source: audio.AudioSource, limits: Limits = NONE) -> AudioError:
     with pytest.raises(AudioError) as caught:
         decode(source, limits=limits)
     return caught.value

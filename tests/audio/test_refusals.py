@@ -22,7 +22,7 @@ from tests.sounds import FORMATS, RATE, count_frames, encoded, noise
 NONE = Limits()
 
 
-def refusal(source: audio.Source, limits: Limits = NONE) -> AudioError:
+def refusal(source: audio.AudioSource, limits: Limits = NONE) -> AudioError:
     with pytest.raises(AudioError) as caught:
         decode(source, limits=limits)
     return caught.value

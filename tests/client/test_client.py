@@ -14,7 +14,7 @@ import scipy.io.wavfile
 
 from service.app import create_app
 from service.auth import made
-from service.models import DEFAULT, Source
+from service.models.registry import DEFAULT, ModelSource
 from service.settings import Settings
 from speech_ssl.client import (
     Audio,
@@ -128,7 +128,7 @@ def test_models_tell_their_heads(answering: Client, runtime: Runtime) -> None:
 
 
 def test_models_that_are_not_loaded_are_told_too(fake: FakeRuntime) -> None:
-    sources = {DEFAULT: Source(lambda: fake), "other": Source(FakeRuntime, preload=False)}
+    sources = {DEFAULT: ModelSource(lambda: fake), "other": ModelSource(FakeRuntime, preload=False)}
     with serving_app(create_app(Settings(), sources)) as http, Client(str(http.base_url)) as client:
         until(lambda: http.get("/health/ready").status_code == 200)
         loaded, other = client.models()

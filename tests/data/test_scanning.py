@@ -71,7 +71,7 @@ def test_a_film_is_not_decoded_to_know_how_long_it_is(
 
     for number, form in enumerate(FORMATS_AV):
         (tmp_path / f"{number:02}.m4a").write_bytes(encoded_av(noise(20), 16_000, *form))
-    monkeypatch.setattr(ffmpeg.Clip, "read", None)
+    monkeypatch.setattr(ffmpeg.FFmpegReader, "read", None)
     scan = scan_folder(tmp_path)
     assert not scan.failures
     assert [utterance.duration_s for utterance in scan.utterances] == [pytest.approx(20, abs=0.15)] * len(

@@ -14,7 +14,7 @@ import soundfile
 
 from speech_ssl import audio
 from speech_ssl.extraction import decoding
-from speech_ssl.extraction.decoding import Decoded, Decoders, Failed, Job
+from speech_ssl.extraction.decoding import Decoded, Decoders, DecodeTask, Failed
 from speech_ssl.inference.batching import Piece
 from speech_ssl.inference.chunking import Chunker
 
@@ -41,9 +41,9 @@ def two_minutes(folder: Path) -> str:
 
 def test_windows_of_all_files_in_order(prompts: Path, tmp_path: Path):
     paths = [str(path) for path in sorted((prompts / "audio").glob("*.flac"))[:6]]
-    jobs = [Job(number, path) for number, path in enumerate(paths)]
-    jobs.append(Job(6, str(tmp_path / "absent.wav")))
-    jobs.append(Job(7, paths[0], 0.1, 0.4))
+    jobs = [DecodeTask(number, path) for number, path in enumerate(paths)]
+    jobs.append(DecodeTask(6, str(tmp_path / "absent.wav")))
+    jobs.append(DecodeTask(7, paths[0], 0.1, 0.4))
     pieces: dict[int, list[Piece]] = {}
     ends: dict[int, Decoded | Failed] = {}
     with Decoders(jobs, CHUNKER, workers=2, ahead_s=30.0) as events:
@@ -68,7 +68,12 @@ def test_windows_of_all_files_in_order(prompts: Path, tmp_path: Path):
 def test_a_dead_decoder_fails_its_file_and_is_replaced(prompts: Path, tmp_path: Path):
     """The process is killed in the middle of a file: no more than `ahead_s` of it is decoded by then."""
     good = [str(path) for path in sorted((prompts / "audio").glob("*.flac"))[:4]]
-    jobs = [Job(0, good[0]), Job(1, two_minutes(tmp_path)), Job(2, good[1]), Job(3, good[2])]
+    jobs = [
+        DecodeTask(0, good[0]),
+        DecodeTask(1, two_minutes(tmp_path)),
+        DecodeTask(2, good[1]),
+        DecodeTask(3, good[2]),
+    ]
     ends: dict[int, Decoded | Failed] = {}
     with Decoders(jobs, CHUNKER, workers=1, ahead_s=10.0) as decoders:
         first: list[int] = []
@@ -88,7 +93,7 @@ def test_a_dead_decoder_fails_its_file_and_is_replaced(prompts: Path, tmp_path: 
 def test_a_decoder_that_hangs_is_given_up(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(decoding, "STALL_S", 10.0)
     good = str(next((prompts / "audio").glob("*.flac")))
-    jobs = [Job(0, two_minutes(tmp_path)), Job(1, good)]
+    jobs = [DecodeTask(0, two_minutes(tmp_path)), DecodeTask(1, good)]
     ends = {}
     with Decoders(jobs, CHUNKER, workers=1, ahead_s=10.0) as decoders:
         for number, event in enumerate(decoders):
@@ -100,7 +105,7 @@ def test_a_decoder_that_hangs_is_given_up(prompts: Path, tmp_path: Path, monkeyp
 
 
 def test_decoders_run_ahead_only_so_far(tmp_path: Path):
-    with Decoders([Job(0, two_minutes(tmp_path))], CHUNKER, workers=1, ahead_s=10.0) as decoders:
+    with Decoders([DecodeTask(0, two_minutes(tmp_path))], CHUNKER, workers=1, ahead_s=10.0) as decoders:
         deadline = time.monotonic() + 30
         while decoders._queue._held_s < 10 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -110,7 +115,7 @@ def test_decoders_run_ahead_only_so_far(tmp_path: Path):
 
 def test_leaving_early_ends_the_processes(tmp_path: Path):
     path = two_minutes(tmp_path)
-    jobs = (Job(number, path) for number in count())
+    jobs = (DecodeTask(number, path) for number in count())
     with Decoders(jobs, CHUNKER, workers=2, ahead_s=5.0) as decoders:
         next(event for event in decoders if len(pids(decoders)) == 2)
         running = pids(decoders)

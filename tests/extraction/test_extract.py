@@ -183,7 +183,7 @@ def test_a_decoder_killed_by_a_signal_costs_one_clip(
     started: list[decoding._Worker] = []
     answers = decoding._Worker.answers
 
-    def killing(worker: decoding._Worker, job: decoding.Job):
+    def killing(worker: decoding._Worker, job: decoding.DecodeTask):
         started.append(worker)
         if job.path.endswith("crash.wav"):
             worker.kill()

@@ -6,13 +6,13 @@ import re
 
 import pytest
 
-from speech_ssl.extraction.progress import Progress, Tally
+from speech_ssl.extraction.progress import ProgressLine, Tally
 
 
 def test_plain_lines_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     now = 100.0
     monkeypatch.setattr("speech_ssl.extraction.progress.time.monotonic", lambda: now)
-    progress = Progress("extract", 1200.0)
+    progress = ProgressLine("extract", 1200.0)
     for _ in range(40):  # a second each
         now += 1.0
         progress.advance(15.0, clips=2)
@@ -27,7 +27,7 @@ def test_plain_lines_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 def test_a_manifest_that_claims_too_little(capsys: pytest.CaptureFixture[str]):
-    progress = Progress("extract", 0.0, every_s=0.0)
+    progress = ProgressLine("extract", 0.0, every_s=0.0)
     progress.advance(30.0, failures=2)
     assert re.match(
         r"extract: 100% of 0.0 min of audio, 0 clips, 2 failed, .* 0.0 min left\n", capsys.readouterr().err

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.settling import Settling
+from service.v1.partial_text import Settling
 from speech_ssl.checkpoints.artifact import Artifact, Head, add_head, load_artifact
 from speech_ssl.inference import Runtime
 from speech_ssl.inference.answers import Clock, align_text, settled, transcribe

@@ -20,8 +20,8 @@ from speech_ssl.inference.answers import (
     settled,
     transcribe,
 )
-from speech_ssl.inference.passed import Passed
 from speech_ssl.inference.units import dense
+from speech_ssl.inference.window_output import WindowOutput
 from speech_ssl.model import heads
 from speech_ssl.model.specs import CTCSpec, EventPooling, EventsSpec
 
@@ -69,8 +69,8 @@ def test_flickers_at_the_ends_are_smoothed_away_too(flicker: tuple[int, int, int
 @pytest.mark.parametrize("cut", [10, 45, 50, 51, 69, 90])
 def test_an_event_across_windows_is_one(cut: int) -> None:
     outputs = heard((0, 45, 69))
-    windows = Passed(outputs, {"tags": outputs}), Passed(outputs, {"tags": outputs})
-    whole = Passed.joined([windows[0].kept(0, cut), windows[1].kept(cut, 100 - cut)])
+    windows = WindowOutput(outputs, {"tags": outputs}), WindowOutput(outputs, {"tags": outputs})
+    whole = WindowOutput.joined([windows[0].kept(0, cut), windows[1].kept(cut, 100 - cut)])
     assert told(dense(whole.heads["tags"])) == [("dog", 0.9025, 1.4025)]
 
 

@@ -12,8 +12,8 @@ import speech_ssl
 from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime
-from speech_ssl.inference.clips import REMEMBERED_S, Memory, Whole
-from speech_ssl.inference.passed import Passed
+from speech_ssl.inference.clips import REMEMBERED_S, ClipOutput, Memory
+from speech_ssl.inference.window_output import WindowOutput
 from speech_ssl.types import Waveform
 from tests.narrow import HEADS
 
@@ -167,8 +167,8 @@ def test_silence_and_precisions_give_answers(artifact) -> None:
         assert sum(label.score for label in found.labels) == pytest.approx(1, abs=1e-5)
 
 
-def whole(seconds: float) -> Whole:
-    return Whole(Passed(np.zeros((5, 2), dtype=np.float32), {"a": np.zeros((5, 1))}), seconds)
+def whole(seconds: float) -> ClipOutput:
+    return ClipOutput(WindowOutput(np.zeros((5, 2), dtype=np.float32), {"a": np.zeros((5, 1))}), seconds)
 
 
 def test_memory_is_bounded_and_keeps_no_frames() -> None:

@@ -11,8 +11,8 @@ import torch
 
 from speech_ssl.inference.answers import Choice, Clock, classify
 from speech_ssl.inference.joining import Joining
-from speech_ssl.inference.passed import NO_FRAMES, Passed
 from speech_ssl.inference.units import TopUnits, dense
+from speech_ssl.inference.window_output import NO_FRAMES, WindowOutput
 from speech_ssl.model.heads import clip_logits
 from speech_ssl.model.specs import EventPooling, EventsSpec
 
@@ -23,12 +23,12 @@ def numbers(*shape: int) -> np.ndarray:
     return RANDOM.random(shape, dtype=np.float32)
 
 
-def part(frames: int, *, width: int = 0) -> Passed:
+def part(frames: int, *, width: int = 0) -> WindowOutput:
     log_probs_TK = -np.sort(numbers(frames, 4), axis=1) - 3
     units_TK = RANDOM.integers(0, 1000, (frames, 4))
     top = TopUnits.of(units_TK, log_probs_TK, log_probs_TK[:, 3], 1000)
     x_TD = numbers(frames, width) if width else NO_FRAMES
-    return Passed(x_TD, {"top": top, "all": numbers(frames, 3)}, numbers(frames, 4))
+    return WindowOutput(x_TD, {"top": top, "all": numbers(frames, 3)}, numbers(frames, 4))
 
 
 @pytest.mark.parametrize("counts", [(7,), (3, 5, 1)])
@@ -38,7 +38,7 @@ def test_it_is_what_joining_at_the_end_gives(counts: tuple[int, ...], width: int
     joining = Joining(sum(counts))
     for each in parts:
         joining.add(each)
-    found, expected = joining.result(), Passed.joined(parts)
+    found, expected = joining.result(), WindowOutput.joined(parts)
     assert np.array_equal(found.frames, expected.frames)
     assert np.array_equal(found.loudness, expected.loudness)
     for name in ("top", "all"):
@@ -47,8 +47,8 @@ def test_it_is_what_joining_at_the_end_gives(counts: tuple[int, ...], width: int
 
 def test_nothing_of_any_frame() -> None:
     joining = Joining(9)
-    joining.add(Passed(NO_FRAMES, {}))
-    assert joining.result() == Passed(NO_FRAMES, {})
+    joining.add(WindowOutput(NO_FRAMES, {}))
+    assert joining.result() == WindowOutput(NO_FRAMES, {})
 
 
 def test_no_more_is_held_than_the_result() -> None:
@@ -56,7 +56,7 @@ def test_no_more_is_held_than_the_result() -> None:
     try:
         joining = Joining(40 * 800)
         for _ in range(40):
-            joining.add(Passed(NO_FRAMES, {"a": numbers(1000, 100)}).kept(100, 800))
+            joining.add(WindowOutput(NO_FRAMES, {"a": numbers(1000, 100)}).kept(100, 800))
         size = joining.result().nbytes
         _, most = tracemalloc.get_traced_memory()
     finally:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speech_ssl import audio
-from speech_ssl.extraction.decoding import Decoders, Job
+from speech_ssl.extraction.decoding import Decoders, DecodeTask
 from speech_ssl.inference import Runtime, chunking
 from speech_ssl.inference.chunking import Chunker
 from speech_ssl.inference.levels import Level, Meter
@@ -124,7 +124,7 @@ def test_a_decoder_hands_out_the_level_of_the_part_that_it_decodes(
     path = tmp_path / "clip.wav"
     soundfile.write(path, uneven, 16_000, subtype="FLOAT")
     chunker = Chunker(320, 400, window=100, context=10, meter=Meter())
-    jobs = [Job(0, str(path), 2.0, 9.0), Job(1, str(path), 0.0, 1.0)]
+    jobs = [DecodeTask(0, str(path), 2.0, 9.0), DecodeTask(1, str(path), 0.0, 1.0)]
     levels: dict[int, list[Any]] = {0: [], 1: []}
     with Decoders(jobs, chunker, workers=1, ahead_s=30.0) as events:
         for event in events:

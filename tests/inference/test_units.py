@@ -14,9 +14,9 @@ from speech_ssl import audio
 from speech_ssl.inference import Runtime, beam, beam_words, clips, engines
 from speech_ssl.inference.answers import align_text, settled, transcribe
 from speech_ssl.inference.beam import BeamSearch
-from speech_ssl.inference.clips import REMEMBERED_BYTES, Memory, Whole
-from speech_ssl.inference.passed import Passed
+from speech_ssl.inference.clips import REMEMBERED_BYTES, ClipOutput, Memory
 from speech_ssl.inference.units import KEPT, TopUnits, best_path, blanks, dense
+from speech_ssl.inference.window_output import WindowOutput
 from speech_ssl.model.specs import CTCSpec
 from speech_ssl.text import BLANK, SPACE, Vocabulary
 from speech_ssl.types import Waveform
@@ -96,14 +96,14 @@ def test_a_known_text_is_aligned_by_its_own_units(runtime: Runtime, wave: Wavefo
 
 def test_memory_of_the_last_clips_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch):
     memory = Memory()
-    passed = Passed(np.zeros((0, 0), np.float32), {"ctc": np.zeros((1_000, 300), np.float32)})
+    passed = WindowOutput(np.zeros((0, 0), np.float32), {"ctc": np.zeros((1_000, 300), np.float32)})
     for number in range(100):
-        memory.put([(number,)], [Whole(passed, 1.0)])
+        memory.put([(number,)], [ClipOutput(passed, 1.0)])
         assert memory.nbytes <= REMEMBERED_BYTES
     assert memory.nbytes == sum(whole.passed.nbytes for whole in memory._wholes.values())
     assert 50 < len(memory._wholes) < 60 and memory.get([(99,)]) is not None
     monkeypatch.setattr(clips, "REMEMBERED_BYTES", 1_000)
-    memory.put([("large",)], [Whole(passed, 1.0)])
+    memory.put([("large",)], [ClipOutput(passed, 1.0)])
     assert memory.get([("large",)]) is None
 
 
@@ -173,4 +173,4 @@ def test_a_batch_of_outputs_is_not_held_by_a_part_of_it(runtime: Runtime, wave: 
     assert kept.units_TK.dtype == np.uint16 and kept.log_probs_TK.base is None
     through_a_pipe = ForkingPickler.loads(ForkingPickler.dumps(passed))
     assert np.array_equal(through_a_pipe.heads["ctc"].dense(), kept.dense())
-    assert engines.Passed.joined([passed, passed]).heads["ctc"].shape == (2 * len(kept), len(MANY))
+    assert engines.WindowOutput.joined([passed, passed]).heads["ctc"].shape == (2 * len(kept), len(MANY))

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service import worker
+from service.models import worker
 from service.server import serve
 from service.settings import Settings
 from speech_ssl.inference.card import Card
 from speech_ssl.inference.chunking import Chunker, Window
-from speech_ssl.inference.passed import Passed
+from speech_ssl.inference.window_output import WindowOutput
 from speech_ssl.types import Levels
 
 RATE, HOP, FIELD = 16_000, 320, 400
@@ -71,7 +71,7 @@ class FakeRuntime:
         layers: Sequence[int],
         heads: Sequence[str] = (),
         levels: Levels | None = None,
-    ) -> list[Passed]:
+    ) -> list[WindowOutput]:
         if not self._busy.acquire(blocking=False):
             raise AssertionError("called in two threads at a time")
         try:
@@ -83,7 +83,7 @@ class FakeRuntime:
             if self.poison and any(np.abs(wave).max() > 0.99 for wave in waves):
                 raise self.poison("a sample this loud")
             return [
-                Passed(np.tile(self.frames(wave, self.check_layer(layer)), self.width // 5), {})
+                WindowOutput(np.tile(self.frames(wave, self.check_layer(layer)), self.width // 5), {})
                 for wave, layer in zip(waves, layers, strict=True)
             ]
         finally:
@@ -113,7 +113,7 @@ class Deadly(FakeRuntime):
         layers: Sequence[int],
         heads: Sequence[str] = (),
         levels: Levels | None = None,
-    ) -> list[Passed]:
+    ) -> list[WindowOutput]:
         loudest = max(float(np.abs(wave).max()) for wave in waves)
         if loudest == np.float32(0.9):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -143,7 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     settings = Settings()
     names = ["default", *settings.models]
-    worker.PRELOADED = ["service.logs"]  # PyTorch, which it does not need, takes seconds
+    worker.PRELOADED = ["service.edge.logs"]  # PyTorch, which it does not need, takes seconds
     loading = partial(fakes.load, options.slowness, options.load_time, options.gate, options.width)
     serve(settings, {name: loading for name in names})
 

@@ -23,10 +23,10 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from service.app import create_app
-from service.connections import protocols
-from service.model import Source
-from service.models import DEFAULT
-from service.runtime import Runtime
+from service.edge.connections import protocols
+from service.models.model import ModelSource
+from service.models.registry import DEFAULT
+from service.models.runtime import Runtime
 from service.settings import Settings
 
 START_S = 300  # of a process, on a machine that is busy with other things
@@ -67,7 +67,7 @@ def serving(
     runtime: Runtime | Callable[[], Runtime], **settings: Any
 ) -> AbstractContextManager[httpx.Client]:
     """The application on a real socket, in a thread of this process, so that its model can be handled."""
-    models = {DEFAULT: Source(runtime)} if callable(runtime) else runtime
+    models = {DEFAULT: ModelSource(runtime)} if callable(runtime) else runtime
     return serving_app(create_app(Settings(**settings), models))
 
 

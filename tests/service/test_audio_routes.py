@@ -13,12 +13,12 @@ import httpx
 import numpy as np
 import pytest
 
-from service.hearing import Job
-from service.model import _run
-from service.settling import Settling
+from service.models.clips import WindowTask
+from service.models.model import _run
+from service.v1.partial_text import Settling
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime
-from speech_ssl.inference.passed import Passed
+from speech_ssl.inference.window_output import WindowOutput
 from tests.service.fakes import FakeRuntime
 from tests.service.support import error_of, serving, until
 
@@ -159,9 +159,9 @@ def test_sounds_are_those_of_python(client: httpx.Client, runtime: Runtime, clip
 def test_windows_of_a_clip_join_whoever_shared_their_passes(runtime: Runtime) -> None:
     """Vectors of a long clip, while others are transcribed: 500, once."""
     wave = np.linspace(-1, 1, 16_000, dtype=np.float32)
-    silent, heard = Job(wave, 1, ()), Job(wave, None, ("ctc",))
+    silent, heard = WindowTask(wave, 1, ()), WindowTask(wave, None, ("ctc",))
     alone, (shared, other) = _run(runtime, [silent])[0], _run(runtime, [silent, heard])
-    joined = Passed.joined([alone, shared, alone])
+    joined = WindowOutput.joined([alone, shared, alone])
     assert len(joined.frames) == 3 * len(alone.frames) and not joined.heads
     assert len(other.loudness) == len(other.heads["ctc"]) == len(alone.frames)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.jobs import NewJob, Store, new_id
+from service.jobs.store import NewJob, Store, new_id
 from service.pool import Pool
 from tests.service.job_client import accepted, clip
 from tests.service.support import Process, children, encoded, of_models, tone, until
@@ -50,7 +50,7 @@ def test_nothing_holds_it_up_and_nothing_is_left(start: Start, tmp_path: Path) -
         gate.touch()
         process.popen.send_signal(signal.SIGHUP)
         until(lambda: len(of_models(process)) == 4)
-        decoders = [pid for pid in children(process.popen.pid) if b"service.decoder" in command(pid)]
+        decoders = [pid for pid in children(process.popen.pid) if b"service.decoding.decoder" in command(pid)]
         assert len(decoders) == 2
         for pid in decoders:
             os.kill(pid, signal.SIGSTOP)

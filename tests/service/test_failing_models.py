@@ -16,9 +16,9 @@ import pytest
 
 from service.app import create_app
 from service.batcher import Away
-from service.jobs import NewJob, Store, new_id
-from service.model import Source
-from service.models import DEFAULT
+from service.jobs.store import NewJob, Store, new_id
+from service.models.model import ModelSource
+from service.models.registry import DEFAULT
 from service.settings import Settings
 from tests.service.fakes import FakeRuntime
 from tests.service.job_client import clip, finished, results
@@ -74,7 +74,9 @@ class Shelf:
 
 
 @contextmanager
-def served(default: Source, further: Source | None = None, **settings: Any) -> Iterator[httpx.Client]:
+def served(
+    default: ModelSource, further: ModelSource | None = None, **settings: Any
+) -> Iterator[httpx.Client]:
     sources = {DEFAULT: default} if further is None else {DEFAULT: default, "further": further}
     with serving_app(create_app(Settings(**settings), sources)) as client:
         until(lambda: client.get("/health/ready").status_code == 200)
@@ -93,10 +95,13 @@ def vector(answer: httpx.Response) -> list[float]:
 def test_one_that_cannot_be_loaded_is_left_alone_for_a_while(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("service.models.PAUSE_S", 3600.0)
+    monkeypatch.setattr("service.models.registry.PAUSE_S", 3600.0)
     shelf = Shelf()
     shelf.broken = ValueError("its folder is gone")
-    with caplog.at_level(logging.ERROR), served(Source(Far), Source(shelf, preload=False)) as client:
+    with (
+        caplog.at_level(logging.ERROR),
+        served(ModelSource(Far), ModelSource(shelf, preload=False)) as client,
+    ):
         with ThreadPoolExecutor(4) as pool:
             refused = list(pool.map(lambda _: ask(client, "further"), range(20)))
         for answer in refused:
@@ -112,10 +117,13 @@ def test_one_that_cannot_be_loaded_is_left_alone_for_a_while(
 def test_its_pauses_grow_and_the_same_cause_is_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("service.models.PAUSE_S", 0.1)
+    monkeypatch.setattr("service.models.registry.PAUSE_S", 0.1)
     shelf = Shelf()
     shelf.broken = ValueError("its folder is gone")
-    with caplog.at_level(logging.ERROR), served(Source(Far), Source(shelf, preload=False)) as client:
+    with (
+        caplog.at_level(logging.ERROR),
+        served(ModelSource(Far), ModelSource(shelf, preload=False)) as client,
+    ):
         began = time.monotonic()
         while shelf.tries < 4:
             assert ask(client, "further").status_code == 503
@@ -139,16 +147,16 @@ def test_a_job_waits_for_a_model_that_could_not_be_loaded(tmp_path: Path) -> Non
     shelf = Shelf()
     shelf.broken, shelf.broken_for = ValueError("no memory left"), 2
     id = left_by_another(tmp_path, 2)
-    with served(Source(Far), Source(shelf, preload=False), jobs_dir=tmp_path) as client:
+    with served(ModelSource(Far), ModelSource(shelf, preload=False), jobs_dir=tmp_path) as client:
         assert finished(client, id)["progress"]["files_failed"] == 0 and shelf.tries == 3
 
 
 def test_but_not_for_one_that_never_can(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("service.models.PAUSE_S", 3600.0)
+    monkeypatch.setattr("service.models.registry.PAUSE_S", 3600.0)
     shelf = Shelf()
     shelf.broken = ValueError("its folder is gone")
     id = left_by_another(tmp_path, 20)
-    with served(Source(Far), Source(shelf, preload=False), jobs_dir=tmp_path) as client:
+    with served(ModelSource(Far), ModelSource(shelf, preload=False), jobs_dir=tmp_path) as client:
         assert finished(client, id)["status"] == "failed" and shelf.tries == 1
         assert {line["error"]["code"] for line in results(client, id)} == {"not_loaded"}
 
@@ -171,7 +179,9 @@ class Endless(Far):
 
 def test_the_end_does_not_wait_for_what_is_being_loaded_nor_takes_it_for_a_failure() -> None:
     model, further = Endless(), Endless()
-    app = create_app(Settings(), {DEFAULT: Source(lambda: model), "further": Source(lambda: further)})
+    app = create_app(
+        Settings(), {DEFAULT: ModelSource(lambda: model), "further": ModelSource(lambda: further)}
+    )
     with serving_app(app):
         assert model.begun.wait(30) and further.begun.wait(30)
     assert model.closed.is_set() and further.closed.is_set()
@@ -179,11 +189,14 @@ def test_the_end_does_not_wait_for_what_is_being_loaded_nor_takes_it_for_a_failu
 
 
 def test_a_full_queue_is_told_beside_a_model_that_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.models.PAUSE_S", 3600.0)
+    monkeypatch.setattr("service.models.registry.PAUSE_S", 3600.0)
     shelf, default = Shelf(), Far()
     shelf.broken = ValueError("its folder is gone")
-    further = Source(shelf, preload=False)
-    with served(Source(lambda: default), further, max_queue_s=1.5) as client, ThreadPoolExecutor(1) as pool:
+    further = ModelSource(shelf, preload=False)
+    with (
+        served(ModelSource(lambda: default), further, max_queue_s=1.5) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
         assert error_of(ask(client, "further"))["code"] == "not_loaded"
         default.open_gate.clear()
         held = pool.submit(ask, client)
@@ -198,10 +211,10 @@ def test_only_the_one_that_has_changed_is_loaded_anew_and_less_and_less_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One of its copies goes on answering; then none is left; then it can be loaded."""
-    monkeypatch.setattr("service.models.LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr("service.models.PAUSE_S", 0.1)
+    monkeypatch.setattr("service.models.registry.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("service.models.registry.PAUSE_S", 0.1)
     default, shelf = Shelf(), Shelf()
-    with served(Source(default), Source(shelf, copies=2)) as client:
+    with served(ModelSource(default), ModelSource(shelf, copies=2)) as client:
         right = vector(ask(client, "further"))
         shelf.broken = ValueError("half of it is missing")
         shelf.made[0].running, shelf.made[0].stale = False, True
@@ -222,10 +235,10 @@ def test_only_the_one_that_has_changed_is_loaded_anew_and_less_and_less_often(
 
 def test_copies_of_different_weights_do_not_serve_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is replaced between their loads: one of them serves until the model has been loaded anew."""
-    monkeypatch.setattr("service.models.LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr("service.models.registry.LOOK_EVERY_S", 0.1)
     shelf = Shelf()
     shelf.factors = [1.0, 2.0, 2.0, 2.0]
-    with served(Source(shelf, copies=2)) as client:
+    with served(ModelSource(shelf, copies=2)) as client:
         first = vector(ask(client))
         answers = [first]
         with ThreadPoolExecutor(4) as pool:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from service import decoder, isolation
-from service.sandbox import Sandbox
+from service import isolation
+from service.decoding import decoder
+from service.decoding.sandbox import Sandbox
 from speech_ssl.audio import AudioError, Limits
 from tests.service.support import ROOT, encoded, tone
 
@@ -76,7 +77,7 @@ def test_what_a_decoder_says_is_not_believed(monkeypatch: pytest.MonkeyPatch) ->
         program = f"import os; os.write(1, {began!r}); {lied}"
         lying = partial(_instead, subprocess.Popen, program)
         with monkeypatch.context() as patch:
-            patch.setattr("service.sandbox.subprocess.Popen", lying)
+            patch.setattr("service.decoding.sandbox.subprocess.Popen", lying)
             box = Sandbox(1, 1 << 30, 60.0, lambda: None)
             box.start()
             with pytest.raises(AudioError, match="no sensible answer"):
@@ -86,7 +87,7 @@ def test_what_a_decoder_says_is_not_believed(monkeypatch: pytest.MonkeyPatch) ->
 
 LOAD = """
 from functools import partial
-from service.worker import Worker, preload
+from service.models.worker import Worker, preload
 from tests.service import fakes
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def test_a_full_disk_is_told(fake: FakeRuntime, tmp_path: Path, monkeypatch: pyt
             answer = submit(client, [clip()])
             assert (answer.status_code, error_of(answer)["code"]) == (507, "storage_full")
             assert not list((tmp_path / "files").iterdir())
-        monkeypatch.setattr("service.job_runner.LONGEST_WAIT_S", 0.1)
+        monkeypatch.setattr("service.jobs.runner.LONGEST_WAIT_S", 0.1)
         waiting = threading.Event()
 
         def once_full(path: Path, mode: str = "r", **options: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.jobs import Store
+from service.jobs.store import Store
 from speech_ssl.types import SAMPLE_RATE
 from tests.service.fakes import FakeRuntime
 from tests.service.job_client import URL, accepted, asked, clip, finished, kept, results

@@ -14,8 +14,8 @@ from hypothesis import given, settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from service.errors import ServiceError
-from service.job_uploads import Form
-from service.jobs import NewJob, Store, new_id
+from service.jobs.store import NewJob, Store, new_id
+from service.jobs.uploads import Form
 from tests.service.job_client import kept
 
 ANY = strategies.integers(0, 1 << 16)

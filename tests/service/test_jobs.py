@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.app import create_app
-from service.jobs import NewJob, Store, new_id
+from service.jobs.store import NewJob, Store, new_id
 from service.settings import Settings
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service import json_reader, uploads
 from service.errors import ServiceError
-from service.json_reader import LONG, MAX_DEPTH, MAX_NUMBER, MAX_VALUES, PIECE, Numbers, json_object
-from service.uploads import unwrapped
+from service.v1 import json_reader, uploads
+from service.v1.json_reader import LONG, MAX_DEPTH, MAX_NUMBER, MAX_VALUES, PIECE, Numbers, json_object
+from service.v1.uploads import unwrapped
 
 MIB, SIZE = 1 << 20, 1 << 18
 LIST = b"0.5," * 100

@@ -19,9 +19,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from service.auth import made
-from service.logs import JsonFormatter, TextFormatter
+from service.edge.logs import JsonFormatter, TextFormatter
+from service.edge.middleware import Observe
 from service.metrics import Metrics
-from service.middleware import Observe
 from service.record import Record, recording
 from tests.service.fakes import FakeRuntime
 from tests.service.support import ROOT, encoded, serving, tone, until
@@ -107,7 +107,7 @@ def test_a_failure_is_told_with_its_request(lines, fake):
         headers = {"content-type": "audio/wav", "x-request-id": "mine"}
         assert client.post(URL, content=LOUD, headers=headers).status_code == 500
         until(lines)
-    (request,), (failure,) = lines(), lines("service.middleware")
+    (request,), (failure,) = lines(), lines("service.edge.middleware")
     assert (request["status"], request["code"], request["request_id"]) == (500, "internal_error", "mine")
     assert failure["request_id"] == "mine" and "RuntimeError" in failure["exception"]
 
@@ -149,7 +149,7 @@ def test_an_answer_that_fails_midway_is_a_failure(lines):
 
     with pytest.raises(RuntimeError):
         observed(breaking, {}, [])
-    (request,), (failure,) = lines(), lines("service.middleware")
+    (request,), (failure,) = lines(), lines("service.edge.middleware")
     assert (request["status"], request["code"]) == (500, "internal_error")
     assert "midway" in failure["exception"]
 
@@ -210,7 +210,7 @@ def test_all_of_a_process_is_json_and_tells_no_secrets(start, tmp_path):
 def test_what_python_would_print_is_json_too(failure):
     code = """
 import sys, threading, warnings
-from service import logs
+from service.edge import logs
 from service.settings import Settings
 
 logs.configure(Settings(log_format="json"))

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from service.app import create_app
-from service.model import Source
-from service.models import DEFAULT
+from service.models.model import ModelSource
+from service.models.registry import DEFAULT
 from service.settings import Settings
 from tests.service.fakes import FakeRuntime
 from tests.service.support import Process, encoded, error_of, serving, serving_app, tone, until
@@ -52,7 +52,7 @@ class Shelf:
 
 @contextmanager
 def both(shelf: Shelf, **source: Any) -> Iterator[httpx.Client]:
-    sources = {DEFAULT: Source(lambda: Named("single")), "twice": Source(shelf, **source)}
+    sources = {DEFAULT: ModelSource(lambda: Named("single")), "twice": ModelSource(shelf, **source)}
     with serving_app(create_app(Settings(), sources)) as client:
         until(lambda: client.get("/health/ready").status_code == 200)
         yield client
@@ -77,7 +77,7 @@ def test_each_by_its_name() -> None:
 
 def test_aliases_are_further_names() -> None:
     aliases = {"hf.co/OWNER/NAME": "default", "other": "twice", "twice": "default"}
-    sources = {DEFAULT: Source(lambda: Named("single")), "twice": Source(Shelf())}
+    sources = {DEFAULT: ModelSource(lambda: Named("single")), "twice": ModelSource(Shelf())}
     settings = Settings(models={"twice": {"source": "double"}}, aliases=aliases)
     with serving_app(create_app(settings, sources)) as client:
         until(lambda: client.get("/health/ready").status_code == 200)
@@ -158,7 +158,10 @@ class Broken(Named):
 
 def test_whatever_keeps_a_further_model_from_loading_is_its_own_matter() -> None:
     """The service goes on, and no process of it is left."""
-    sources = {DEFAULT: Source(lambda: Named("single")), "bad": Source(lambda: Broken("bad"), preload=False)}
+    sources = {
+        DEFAULT: ModelSource(lambda: Named("single")),
+        "bad": ModelSource(lambda: Broken("bad"), preload=False),
+    }
     with serving_app(create_app(Settings(), sources)) as client:
         until(lambda: client.get("/health/ready").status_code == 200)
         for _ in range(2):
@@ -175,7 +178,7 @@ def test_one_that_is_preloaded_is_not_let_go() -> None:
 
 def test_a_full_queue_is_its_models_own() -> None:
     shelf = Shelf()
-    sources = {DEFAULT: Source(lambda: Named("single")), "twice": Source(shelf)}
+    sources = {DEFAULT: ModelSource(lambda: Named("single")), "twice": ModelSource(shelf)}
     with serving_app(create_app(Settings(max_queue_s=1.5), sources)) as client, ThreadPoolExecutor(1) as pool:
         until(lambda: client.get("/health/ready").status_code == 200)
         shelf.made[0].open_gate.clear()

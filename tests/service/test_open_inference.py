@@ -14,13 +14,13 @@ import pytest
 
 from service.app import create_app
 from service.auth import made
-from service.model import Source
+from service.models.model import ModelSource
+from service.open_inference.tensors import PIECE, Tensor
 from service.settings import Settings
-from service.tensors import PIECE, Tensor
 from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime
-from speech_ssl.inference.passed import Passed
+from speech_ssl.inference.window_output import WindowOutput
 from speech_ssl.types import Levels
 from tests.service.fakes import FakeRuntime
 from tests.service.support import encoded, serving, serving_app, tone, until
@@ -40,7 +40,7 @@ class Counted(Runtime):
         layers: Sequence[int | None],
         heads: Sequence[str] = (),
         levels: Levels | None = None,
-    ) -> list[Passed]:
+    ) -> list[WindowOutput]:
         self.passes = [*getattr(self, "passes", []), len(waves)]
         return super().run_windows(waves, layers, heads, levels)
 
@@ -133,7 +133,7 @@ def test_while_the_model_is_being_loaded() -> None:
 
 
 def test_a_model_is_loaded_by_who_asks_for_it() -> None:
-    models = {"default": Source(FakeRuntime), "other": Source(FakeRuntime, preload=False)}
+    models = {"default": ModelSource(FakeRuntime), "other": ModelSource(FakeRuntime, preload=False)}
     with serving_app(create_app(Settings(), models)) as client:
         until(lambda: client.get("/v2/health/ready").status_code == 200)
         assert client.get("/v2/models/other/ready").json() == {"name": "other", "ready": True}

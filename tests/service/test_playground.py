@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from service.auth import made
-from service.routes_playground import EXAMPLES, PAGE, TYPES
+from service.playground.routes import EXAMPLES, PAGE, TYPES
 from tests.service.browser import CHROMIUM, Page, browser
 from tests.service.fakes import FakeRuntime
 from tests.service.support import Process, encoded, error_of, serving, tone, until

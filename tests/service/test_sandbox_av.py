@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("av")
 
-from service.sandbox import Sandbox
+from service.decoding.sandbox import Sandbox
 from speech_ssl.audio import AudioError, Limits, decode
 from tests.service.fakes import FakeRuntime
 from tests.service.support import encoded, error_of, serving, tone

@@ -19,8 +19,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from service import live, routes_stream
 from service.auth import made
+from service.stream import live, routes
 from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime
@@ -145,7 +145,7 @@ def test_what_is_not_heard_again_in_time_stays_near(
     client: httpx.Client, speech: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "SETTLED_S", 5.0)
-    monkeypatch.setattr(routes_stream, "AGAIN_PART", 0.0)
+    monkeypatch.setattr(routes, "AGAIN_PART", 0.0)
     final, whole, deltas = answers_of(client, speech)
     assert final["text"] == "".join(deltas) != whole["text"]
     for near, label in zip(final["labels"], whole["labels"], strict=True):
@@ -227,7 +227,7 @@ def test_a_failure_of_the_service_leaves_a_traceback(
     def failing(*_: Any, **__: Any) -> Any:
         raise RuntimeError("lost midway")
 
-    monkeypatch.setattr(routes_stream.Settling, "more", failing)
+    monkeypatch.setattr(routes.Settling, "more", failing)
     with opened(client) as stream:
         stream.send(speech.tobytes())
         stream.send(END)

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from service.batcher import Away
-from service.worker import Threads, Worker, WorkerLost, context
+from service.models.worker import Threads, Worker, WorkerLost, context
 from speech_ssl.inference.card import Card
-from speech_ssl.inference.passed import Passed
+from speech_ssl.inference.window_output import WindowOutput
 from tests.service import fakes
 from tests.service.support import Process, children, encoded, error_of, of_models, tone, until
 
@@ -116,7 +116,7 @@ class Threaded(fakes.FakeRuntime):
         self.threads = count
 
     def run_windows(self, waves: Any, *_: Any) -> Any:
-        return [Passed(np.full((1, 1), self.threads, np.float32), {})]
+        return [WindowOutput(np.full((1, 1), self.threads, np.float32), {})]
 
 
 def test_a_pass_is_told_its_threads() -> None:

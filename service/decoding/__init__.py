@@ -1,0 +1,1 @@
+"""Files to samples, in processes that may die."""

@@ -1,0 +1,1 @@
+"""What surrounds every request, whatever it asks: connections, origins, limits, logs and traces."""

@@ -1,0 +1,148 @@
+"""Connections, from their first byte on: how long a client may take to ask, and to take its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import logging
+import socket
+from contextlib import suppress
+from typing import cast
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from service.edge.pace import Pace
+from service.errors import ServiceError, bad_request
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+UNSENT = 128 << 10
+"""Bytes of an answer that the system takes beyond what is on its way. By itself it takes megabytes, and tells
+when a third is free again: of a client that reads 40 kB a second nothing is then seen for half a minute."""
+LOOKS = 4
+"""At what a client has taken, in the time that it may be slow."""
+
+
+class _Answering(asyncio.Protocol):
+    """Cuts off a client that takes less of its answer than `min_answer_rate`, and has not been better for
+    `answer_idle_timeout_s`; also of what is left when the service has closed."""
+
+    settings: Settings
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    _look_again: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._pace = Pace(self.settings.min_answer_rate, self.settings.answer_idle_timeout_s)
+        # Paused is then who has not taken all, and at most one piece of an answer waits here.
+        self.transport.set_write_buffer_limits(high=0)
+        with suppress(OSError, AttributeError):  # of what is no TCP
+            connection = transport.get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._waiting, self._since = self.transport.get_write_buffer_size(), self.loop.time()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        self._seen()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_looking()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        soon = min(self._pace.left_s, self.settings.answer_idle_timeout_s / LOOKS)
+        self._look_again = self.loop.call_later(soon, self._look)
+
+    def _look(self) -> None:
+        self._seen()
+        if self._pace.left_s <= 0:
+            logger.info("a client that does not take its answer is cut off")
+            self.transport.abort()
+        elif self._waiting:
+            self._watch()
+
+    def _seen(self) -> None:
+        """What has been taken since the last look."""
+        if self._look_again is not None:
+            self._stop_looking()
+            before, began = self._waiting, self._since
+            self._waiting, self._since = self.transport.get_write_buffer_size(), self.loop.time()
+            self._pace.moved(max(before - self._waiting, 0), self._since - began)
+
+    def _stop_looking(self) -> None:
+        if self._look_again is not None:
+            self._look_again.cancel()
+            self._look_again = None
+
+
+class Protocol(_Answering, H11Protocol):
+    """HTTP. What is not gets the JSON error too. From the connection, or the end of an answer, until the next
+    head is all there, it takes `head_timeout_s` at most, the rest of a body that was refused included."""
+
+    _head_due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._await_head()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        """What comes of it does not begin the time anew."""
+        if self.conn.our_state not in (h11.IDLE, h11.DONE):
+            self._stop_waiting()
+        elif self._head_due is None:
+            self._head_due = self.loop.call_later(self.settings.head_timeout_s, self._is_late)
+
+    def _stop_waiting(self) -> None:
+        if self._head_due is not None:
+            self._head_due.cancel()
+            self._head_due = None
+
+    def _is_late(self) -> None:
+        begun, _ = self.conn.trailing_data
+        if self.conn.our_state is h11.IDLE and begun and not self.transport.is_closing():
+            self._refuse(ServiceError(408, "request_stalled", "the head of the request did not come in time"))
+        else:
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(bad_request(msg, code="malformed_http"))
+
+    def _refuse(self, error: ServiceError) -> None:
+        body = error.body()
+        headers = [("content-type", "application/json"), ("connection", "close")]
+        headers.append(("content-length", str(len(body))))
+        reason = http.HTTPStatus(error.status).phrase.encode()
+        response = h11.Response(status_code=error.status, headers=headers, reason=reason)
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+class Stream(_Answering, WebSocketsSansIOProtocol):
+    """A WebSocket. What comes in is the route's affair."""
+
+
+def protocols(settings: Settings) -> tuple[type[Protocol], type[Stream]]:
+    """For HTTP and for WebSockets."""
+    limits = {"settings": settings}
+    return type("Protocol", (Protocol,), limits), type("Stream", (Stream,), limits)

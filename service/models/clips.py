@@ -1,0 +1,108 @@
+"""A request's clips on their way through the model: what is wanted of them, and what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import ServiceError
+from service.models.runtime import ModelRuntime
+from speech_ssl.audio import AudioWarning
+from speech_ssl.inference.card import output_bytes
+from speech_ssl.inference.chunking import Window
+from speech_ssl.inference.clips import ClipOutput
+from speech_ssl.inference.joining import Joining
+from speech_ssl.inference.pooling import Pool
+from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
+
+FRAME_BYTES = 4
+"""Of each number of a vector."""
+LOUDNESS_BYTES, TEXT_BYTES = 16, 32
+"""For each frame; of words, their times and their probabilities as JSON 50 frames have a kilobyte."""
+Vectors: TypeAlias = NDArray[np.float32]
+Windows: TypeAlias = deque[tuple[Window, "Future[WindowOutput]"]]
+
+
+@dataclass(frozen=True)
+class PassRequest:
+    """What one pass is to give of each clip: the frames of a layer (None: none), pooled or not, and the
+    outputs of heads."""
+
+    layer: int | None = None
+    pooling: Literal["mean", "max", "none"] = "mean"
+    heads: tuple[str, ...] = ()
+
+    def clip_bytes(self, runtime: ModelRuntime, plan: Sequence[Window]) -> int:
+        """Of what is held for a clip until its answer is made, and of the text of that."""
+        of_frame = LOUDNESS_BYTES + TEXT_BYTES + sum(output_bytes(runtime.heads[name]) for name in self.heads)
+        if self.layer is not None and self.pooling == "none":
+            of_frame += FRAME_BYTES * runtime.width
+        return FRAME_BYTES * runtime.width + of_frame * sum(window.keep for window in plan)
+
+
+@dataclass(frozen=True)
+class WindowTask:
+    """One window's way through the model. level: as `Window.level`."""
+
+    wave: Waveform
+    layer: int | None
+    heads: tuple[str, ...]
+    level: Moments | None = None
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """What was wanted of one clip. vectors: (D,) pooled, (T, D) frames. whole: the heads' outputs. warnings:
+    of its file."""
+
+    vectors: Vectors | None
+    whole: ClipOutput
+    warnings: Sequence[AudioWarning] = ()
+
+
+@dataclass(frozen=True)
+class QueuedClip:
+    """A clip whose windows are queued. name: for error messages."""
+
+    name: str
+    samples: int
+    windows: Windows
+    warnings: Sequence[AudioWarning] = ()
+
+    async def parts(self) -> AsyncIterator[WindowOutput]:
+        """Its windows' results in order, without what overlaps; each can be had once."""
+        while self.windows:
+            window, future = self.windows.popleft()
+            try:
+                passed = await asyncio.wrap_future(future)
+            except ValueError as error:
+                raise ServiceError(422, "unprocessable", str(error), param=self.name) from error
+            yield passed.kept(window.skip, window.keep)
+
+    async def heard(self, wanted: PassRequest) -> ClipResult:
+        """Pooled as windows come in: the frames of a long clip are never held together."""
+        pool = Pool(wanted.pooling) if wanted.layer is not None and wanted.pooling != "none" else None
+        joining = Joining(sum(window.keep for window, _ in self.windows))
+        async for part in self.parts():
+            self.check([*part.numbers, part.frames])
+            if pool is not None:
+                pool.add(part.frames)
+                part = part.without_frames()
+            joining.add(part)
+        joined = joining.result()
+        vectors = None if wanted.layer is None else joined.frames if pool is None else pool.result()
+        whole = ClipOutput(joined.without_frames(), self.samples / SAMPLE_RATE)
+        self.check([] if vectors is None or pool is None else [vectors])
+        return ClipResult(vectors, whole, self.warnings)
+
+    def check(self, arrays: Sequence[Vectors]) -> None:
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise ServiceError(422, "bad_samples", "the model's answer is not finite", param=self.name)

@@ -1,0 +1,1 @@
+"""Audio while it is being said, over a WebSocket."""
