@@ -230,6 +230,7 @@ def test_wheel_holds_assets_and_type_marker(tmp_path):
     wanted = {
         "service/playground/static/index.html",
         "speech_ssl/py.typed",
+        "speech_ssl/assets/MODEL_CARD.md",
         f"{prompts}/manifest.tsv",
         f"{prompts}/ATTRIBUTION.md",
         f"{prompts}/audio/hello.flac",
