@@ -89,6 +89,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "service.playground": ("speech_ssl", *SERVICE_BASE),
     "recipes": ("speech_ssl",),
     "benchmarks": ("speech_ssl",),
+    "docs": ("speech_ssl",),  # docs/conf.py
     "examples": ("speech_ssl", "recipes"),
     "scripts": ("speech_ssl",),
     "tests": OWN,

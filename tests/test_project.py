@@ -25,7 +25,11 @@ from packaging.utils import canonicalize_name
 import speech_ssl
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    *(path for path in sorted(ROOT.glob("*.md")) if path.name != "LOG.md"),  # it tells of commands that were
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "examples" / "README.md",
+]
 
 
 # Documents
