@@ -27,11 +27,13 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 
 myst_heading_anchors = 4
 nitpicky = True
+suppress_warnings = ["ref.python"]  # answers of the client have the names of those of the runtime
 nitpick_ignore_regex = [
     ("py:.*", r"(?!speech_ssl\.).*"),
     ("py:class", ".*"),
 ]  # annotations name what others document
 
+toc_object_entries = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 default_role = "literal"
