@@ -25,6 +25,7 @@ include_patterns = [
 exclude_patterns = ["**/.*", ".*", "build", "runs", "tests", "service", "recipes"]
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 
+myst_enable_extensions = ["html_image"]
 myst_heading_anchors = 4
 nitpicky = True
 suppress_warnings = ["ref.python"]  # answers of the client have the names of those of the runtime
