@@ -1,4 +1,4 @@
-"""MP3's first frame: it says how many follow, and how much an encoder put before the sound and behind it."""
+"""MP3's first frame: how many frames follow, and the encoder's padding before and after the audio."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from speech_ssl.audio.frames import NO_FRAME, Run, mpeg_frame
 FRAMES_SAID, BYTES_SAID, TABLE_SAID, QUALITY_SAID = 1, 2, 4, 8
 INFO_BYTES = 192
 SLACK_FRAMES = 1
-"""Some writers count the frame that says it."""
+"""Some writers count the info frame itself."""
 LAYER_III = 1
 LAME_TRIMS = 21
-"""Behind its name and its settings, LAME says how much is to be left out at the beginning and the end."""
+"""After its name and its settings, LAME says how much to remove at the beginning and the end."""
 
 
 def is_info(head: bytes) -> bool:
@@ -28,14 +28,14 @@ def _info_at(head: bytes) -> int | None:
 
 
 def _place(head: bytes) -> int:
-    """Behind the header, and room for what says how sound is coded, of which there is none."""
+    """After the header, and the place of the side information, which is empty."""
     mono, version_1 = head[3] >> 6 == 3, head[1] & 0x18 == 0x18
     return 4 + ((17 if mono else 32) if version_1 else (9 if mono else 17))
 
 
 def pieces_of(file: File, run: Run) -> tuple[list[Piece], Flaw | None]:
-    """Frames behind one that says how many they are, for without it a decoder guesses, and stops there; and
-    whether some are missing."""
+    """Frames after one that says how many they are, because without it a decoder guesses, and stops there;
+    and whether some are missing."""
     head = file.read_at(run.begin, INFO_BYTES)
     if head[1] >> 1 & 3 != LAYER_III:  # the others are of one bit rate
         return [Range(run.begin, run.end)], None
@@ -46,7 +46,7 @@ def pieces_of(file: File, run: Run) -> tuple[list[Piece], Flaw | None]:
 
 
 def _info(head: bytes, run: Run) -> bytes:
-    """The first frame again, long enough, with nothing in it but what it says."""
+    """The first frame again, long enough, with nothing in it but this information."""
     frame = bytearray([head[0], head[1] | 1, 0, head[3]])
     for kbits in range(1, 15):
         frame[2] = kbits << 4 | head[2] & 0x0C
@@ -59,8 +59,8 @@ def _info(head: bytes, run: Run) -> bytes:
 
 
 def _changes(head: bytes, run: Run) -> tuple[list[tuple[int, bytes]], Flaw | None]:
-    """What it has to say instead. Of a file that was cut off, not so much may be left out at the end as of
-    the whole one."""
+    """What it has to say instead. In a file that was cut off, less may be removed at the end than in the
+    whole one."""
     field = _place(head) + 8
     changes: list[tuple[int, bytes]] = []
 
