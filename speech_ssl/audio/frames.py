@@ -192,7 +192,7 @@ class Frames:
         return True
 
     def runs(self, begin: int) -> tuple[list[Run], Flaw | None]:
-        """All recordings, and what is wrong at the end of the last. Tags in between are skipped."""
+        """All recordings, and what is wrong at the end of the last. Tags in between are passed over."""
         runs: list[Run] = []
         at, size = begin, self._file.size
         while True:

@@ -34,8 +34,8 @@ def _place(head: bytes) -> int:
 
 
 def pieces_of(file: File, run: Run) -> tuple[list[Piece], Flaw | None]:
-    """Frames after one that says how many they are, because without it a decoder guesses, and stops there;
-    and whether some are missing."""
+    """Frames behind one that says how many they are, for without it a decoder guesses, and stops there; and
+    whether some are missing."""
     head = file.read_at(run.begin, INFO_BYTES)
     if head[1] >> 1 & 3 != LAYER_III:  # the others are of one bit rate
         return [Range(run.begin, run.end)], None
@@ -46,7 +46,7 @@ def pieces_of(file: File, run: Run) -> tuple[list[Piece], Flaw | None]:
 
 
 def _info(head: bytes, run: Run) -> bytes:
-    """The first frame again, long enough, with nothing in it but this information."""
+    """The first frame again, long enough, with nothing in it but what it says."""
     frame = bytearray([head[0], head[1] | 1, 0, head[3]])
     for kbits in range(1, 15):
         frame[2] = kbits << 4 | head[2] & 0x0C
@@ -59,8 +59,8 @@ def _info(head: bytes, run: Run) -> bytes:
 
 
 def _changes(head: bytes, run: Run) -> tuple[list[tuple[int, bytes]], Flaw | None]:
-    """What it has to say instead. In a file that was cut off, less may be removed at the end than in the
-    whole one."""
+    """What it has to say instead. Of a file that was cut off, not so much may be left out at the end as of
+    the whole one."""
     field = _place(head) + 8
     changes: list[tuple[int, bytes]] = []
 
