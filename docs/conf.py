@@ -70,6 +70,12 @@ def list_entries(app: Sphinx, what: str, name: str, thing: object, options: obje
     lines[:] = made
 
 
+def skip_aliases(app: Sphinx, what: str, name: str, thing: object, skip: bool, options: object) -> bool:
+    """Fields of a NamedTuple without words of their own."""
+    return skip or (thing.__doc__ or "").startswith("Alias for field number")
+
+
 def setup(app: Sphinx) -> None:
     app.connect("source-read", add_contents)
     app.connect("autodoc-process-docstring", list_entries)
+    app.connect("autodoc-skip-member", skip_aliases)
