@@ -65,7 +65,7 @@ class _Answering(asyncio.Protocol):
     def _look(self) -> None:
         self._seen()
         if self._pace.left_s <= 0:
-            logger.info("a client that does not take its answer is cut off")
+            logger.info("a client that does not read its answer is disconnected")
             self.transport.abort()
         elif self._waiting:
             self._watch()

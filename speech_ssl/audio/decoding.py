@@ -250,7 +250,7 @@ def _clip(link: Link, name: str) -> OpenAudio:
 def _without_ffmpeg(form: Format, name: str, refusal: AudioError | None, error: ImportError) -> AudioError:
     if refusal is not None:
         hint = (
-            f"; if it is damaged nowhere, pip install 'speech-ssl[av]' for {' and '.join(form.extra)}"
+            f"; if it is not damaged, pip install 'speech-ssl[av]' for {' and '.join(form.extra)}"
             if form.extra
             else ""
         )

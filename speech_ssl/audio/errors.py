@@ -44,10 +44,10 @@ class Flaw(NamedTuple):
     message: str
 
 
-CUT_OFF = Flaw("truncated", "it is cut off after {:.2f} s, which are used")
-DAMAGED = Flaw("truncated", "it is damaged or cut off after {:.2f} s, and only what comes before is used")
+CUT_OFF = Flaw("truncated", "it is cut off after {:.2f} s; what comes before is used")
+DAMAGED = Flaw("truncated", "it is damaged or cut off after {:.2f} s; what comes before is used")
 CHANGED = Flaw(
-    "truncated", "its rate or number of channels changes after {:.2f} s, and only what comes before is used"
+    "truncated", "its rate or number of channels changes after {:.2f} s; what comes before is used"
 )
 UNFINISHED = Flaw(
     "unfinished_header", "its header was not finished; all the {:.2f} s that follow it are used"

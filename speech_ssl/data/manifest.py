@@ -83,7 +83,7 @@ def check_writable(path: Path) -> None:
     if not path.parent.is_dir():
         raise ManifestError(f"{path}: no such folder to write to")
     if path.exists() and not path.is_file():
-        raise ManifestError(f"{path} is no regular file: name the manifest to write")
+        raise ManifestError(f"{path} is not a regular file: name the manifest to write")
     if not os.access(path.parent, os.W_OK):
         raise ManifestError(f"{path}: its folder cannot be written to")
 

@@ -25,8 +25,8 @@ class NonFinite(RuntimeError):
         times = f", the last of {in_a_row} such steps in a row" if in_a_row > 1 else ""
         precision = "" if config.precision == "fp32" else ", or with --set precision=fp32"
         super().__init__(
-            f"the loss or its gradients are not finite at step {step}{times}. The last checkpoint is from "
-            f"before: go on from it with --resume --set peak_lr={config.peak_lr / 2:g}, with --resume --set "
+            f"the loss or its gradients are not finite at step {step}{times}. The last checkpoint is "
+            f"from before: continue with --resume --set peak_lr={config.peak_lr / 2:g}, with --resume --set "
             f"clip_norm={1 if config.clip_norm is None else config.clip_norm / 2:g}{precision}, and look for "
             f"broken audio in {heard}"
         )
