@@ -26,7 +26,7 @@ from service.app import create_app
 from service.edge.connections import protocols
 from service.models.model import ModelSource
 from service.models.registry import DEFAULT
-from service.models.runtime import Runtime
+from service.models.runtime import ModelRuntime
 from service.settings import Settings
 
 START_S = 300  # of a process, on a machine that is busy with other things
@@ -64,9 +64,10 @@ def until(condition: Callable[[], object], timeout: float = 120.0) -> None:
 
 
 def serving(
-    runtime: Runtime | Callable[[], Runtime], **settings: Any
+    runtime: ModelRuntime | Callable[[], ModelRuntime], **settings: Any
 ) -> AbstractContextManager[httpx.Client]:
     """The application on a real socket, in a thread of this process, so that its model can be handled."""
+    settings = {"decode_threads": 1, **settings}  # each is a process, which takes a moment to start
     models = {DEFAULT: ModelSource(runtime)} if callable(runtime) else runtime
     return serving_app(create_app(Settings(**settings), models))
 
