@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,27 @@ def valid_mask(lengths_B: Tensor, size: int) -> Tensor:
     import torch
 
     return torch.arange(size, device=lengths_B.device) < lengths_B[:, None]
+
+
+def pad(waves: Sequence[Waveform]) -> tuple[NDArray[np.float32], list[int]]:
+    """A batch of them, zero-padded to the longest (B, S), and how many samples of each row are real."""
+    lengths = [len(wave) for wave in waves]
+    padded_BS = np.zeros((len(waves), max(lengths, default=0)), dtype=np.float32)
+    for row_S, wave in zip(padded_BS, waves, strict=True):
+        row_S[: len(wave)] = wave
+    return padded_BS, lengths
+
+
+Units = TypeVar("Units", "NDArray[np.integer]", "Tensor")
+
+
+def least_frames(units: Units) -> Units:
+    """The fewest frames that can say units (..., U), padded with zeros, in CTC: one a unit, and a blank
+    between equal ones. Shape (...,)."""
+    said = units != 0
+    repeated = (units[..., 1:] == units[..., :-1]) & said[..., 1:]
+    least: Units = said.sum(-1) + repeated.sum(-1)
+    return least
 
 
 class Frames(NamedTuple):

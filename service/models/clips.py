@@ -6,8 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,9 @@ from service.models.runtime import ModelRuntime
 from speech_ssl.audio import AudioWarning
 from speech_ssl.inference.card import output_bytes
 from speech_ssl.inference.chunking import Window
-from speech_ssl.inference.clips import ClipOutput
-from speech_ssl.inference.joining import Joining
-from speech_ssl.inference.pooling import Pool
 from speech_ssl.inference.window_output import WindowOutput
-from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
+from speech_ssl.inference.windows import ClipOutput, PoolingOrNone, Stitcher
+from speech_ssl.types import Moments, Waveform
 
 FRAME_BYTES = 4
 """Of each number of a vector."""
@@ -37,7 +35,7 @@ class PassRequest:
     outputs of heads."""
 
     layer: int | None = None
-    pooling: Literal["mean", "max", "none"] = "mean"
+    pooling: PoolingOrNone = "mean"
     heads: tuple[str, ...] = ()
 
     def clip_bytes(self, runtime: ModelRuntime, plan: Sequence[Window]) -> int:
@@ -77,31 +75,30 @@ class QueuedClip:
     windows: Windows
     warnings: Sequence[AudioWarning] = ()
 
-    async def parts(self) -> AsyncIterator[WindowOutput]:
-        """Its windows' results in order, without what overlaps; each can be had once."""
+    async def passed(self) -> AsyncIterator[tuple[Window, WindowOutput]]:
+        """Its windows' results in order; each can be had once."""
         while self.windows:
             window, future = self.windows.popleft()
             try:
-                passed = await asyncio.wrap_future(future)
+                yield window, await asyncio.wrap_future(future)
             except ValueError as error:
                 raise ServiceError(422, "unprocessable", str(error), param=self.name) from error
+
+    async def parts(self) -> AsyncIterator[WindowOutput]:
+        """The same without what overlaps."""
+        async for window, passed in self.passed():
             yield passed.kept(window.skip, window.keep)
 
     async def heard(self, wanted: PassRequest) -> ClipResult:
         """Pooled as windows come in: the frames of a long clip are never held together."""
-        pool = Pool(wanted.pooling) if wanted.layer is not None and wanted.pooling != "none" else None
-        joining = Joining(sum(window.keep for window, _ in self.windows))
-        async for part in self.parts():
+        stitcher = Stitcher(wanted.pooling, frames=sum(window.keep for window, _ in self.windows))
+        async for window, passed in self.passed():
+            part = stitcher.add(window, passed)
             self.check([*part.numbers, part.frames])
-            if pool is not None:
-                pool.add(part.frames)
-                part = part.without_frames()
-            joining.add(part)
-        joined = joining.result()
-        vectors = None if wanted.layer is None else joined.frames if pool is None else pool.result()
-        whole = ClipOutput(joined.without_frames(), self.samples / SAMPLE_RATE)
-        self.check([] if vectors is None or pool is None else [vectors])
-        return ClipResult(vectors, whole, self.warnings)
+        vectors = None if wanted.layer is None else stitcher.vectors
+        self.check([] if vectors is None or vectors.ndim > 1 else [vectors])
+        whole = stitcher.clip()
+        return ClipResult(vectors, replace(whole, passed=whole.passed.without_frames()), self.warnings)
 
     def check(self, arrays: Sequence[Vectors]) -> None:
         if not all(np.isfinite(array).all() for array in arrays):

@@ -10,9 +10,9 @@ from speech_ssl import inference
 from speech_ssl.inference.answers import Choice, Classification, TextDecoder, Transcript
 from speech_ssl.inference.card import HeadTask
 from speech_ssl.inference.chunking import Window
-from speech_ssl.inference.clips import ClipOutput
 from speech_ssl.inference.levels import Meter
 from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.inference.windows import ClipOutput
 from speech_ssl.types import Levels, Waveform
 
 

@@ -26,10 +26,9 @@ from service.models.holding import held
 from service.models.model import Model
 from speech_ssl.audio import AudioError
 from speech_ssl.inference.chunking import Window
-from speech_ssl.inference.clips import ClipOutput
-from speech_ssl.inference.joining import Joining
 from speech_ssl.inference.levels import Level
 from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.inference.windows import ClipOutput, Stitcher
 from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
 
 logger = logging.getLogger(__name__)
@@ -60,8 +59,8 @@ class Live:
         self._begin = 0  # of the blocks, in samples of the clip
         self._submitted = 0
         self._windows: Windows = deque()
-        self._kept: list[WindowOutput] = []
-        self._heard: list[Window] = []  # of what is kept
+        self._stitcher = Stitcher()
+        self._heard: list[Window] = []  # that are in it
         self._level = None if (meter := model.runtime.meter) is None else Level(meter)
         self._all: IO[bytes] = SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - see `close`
         self._all_there = True
@@ -118,8 +117,7 @@ class Live:
     async def next_part(self) -> WindowOutput:
         """The next window's, without what overlaps; kept for the end."""
         window, future = self._windows.popleft()
-        part = _own(window, await asyncio.wrap_future(future))
-        self._kept.append(part)
+        part = self._stitcher.add(window, await asyncio.wrap_future(future))
         self._heard.append(window)
         return part
 
@@ -142,33 +140,31 @@ class Live:
         """Once, at the end, when all parts have been had: as the finished clip is heard. What takes longer
         than `patience_s` to hear again stays as it was."""
         level = None if self._level is None or len(self._heard) == 1 else self._level.moments
-        again = [number for number, window in enumerate(self._heard) if window.level is not level]
-        if not self._all_there:
-            again = []
+        again = [window for window in self._heard if window.level is not level and self._all_there]
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 await self._hear_again(again, level)
-        kept, self._kept = self._kept, []
-        return ClipOutput(WindowOutput.joined(kept), self.seconds)
+        whole, self._stitcher = self._stitcher.clip(), Stitcher()
+        return whole
 
-    async def _hear_again(self, numbers: Sequence[int], level: Moments | None) -> None:
-        waiting, running = deque(numbers), Windows()
-        for number in numbers:
+    async def _hear_again(self, windows: Sequence[Window], level: Moments | None) -> None:
+        waiting, running = deque(windows), Windows()
+        for _ in windows:
             while waiting and len(running) < AT_ONCE:
-                window = replace(self._heard[waiting.popleft()], level=level)
+                window = replace(waiting.popleft(), level=level)
                 self._all.seek(window.start * SAMPLE_BYTES)
                 data = self._all.read((window.stop - window.start) * SAMPLE_BYTES)
                 wave = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
                 running.append((window, self._run(self._ticket, wave, window)))
             window, future = running.popleft()
-            self._kept[number] = _own(window, await asyncio.wrap_future(future))
+            self._stitcher.add(window, await asyncio.wrap_future(future))
 
     def close(self) -> None:
         self._all.close()
 
     def with_rest(self, parts: Sequence[WindowOutput], seconds: float) -> ClipOutput:
         """All that has been had, and what is tentative."""
-        return ClipOutput(WindowOutput.joined([*self._kept, *parts]), seconds)
+        return ClipOutput(WindowOutput.joined([*self._stitcher.parts, *parts]), seconds)
 
     def _plan(self) -> list[Window]:
         try:
@@ -202,10 +198,3 @@ class Live:
         if len(self._blocks) > 1:
             self._blocks = [np.concatenate(self._blocks)]
         return self._blocks[0]
-
-
-def _own(window: Window, passed: WindowOutput) -> WindowOutput:
-    """What is kept of a window, without what overlaps being held for it."""
-    joining = Joining(window.keep)
-    joining.add(passed.kept(window.skip, window.keep))
-    return joining.result()

@@ -10,8 +10,8 @@ from service.models.runtime import ModelRuntime
 from service.v1 import logprobs
 from service.v1.schemas_audio import Logprob
 from speech_ssl.inference.answers import Transcript
-from speech_ssl.inference.clips import ClipOutput
 from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.inference.windows import ClipOutput
 
 
 class Delta(NamedTuple):

@@ -12,9 +12,9 @@ from speech_ssl.checkpoints.ngram import NGram
 from speech_ssl.inference import answers
 from speech_ssl.inference.answers import Choice, Classification, Clock, TextDecoder, Transcript
 from speech_ssl.inference.chunking import Chunker, Window
-from speech_ssl.inference.clips import ClipOutput
 from speech_ssl.inference.levels import Meter
 from speech_ssl.inference.units import KEPT, WHOLE, dense
+from speech_ssl.inference.windows import ClipOutput
 from speech_ssl.model.specs import CTCSpec, EventsSpec, HeadSpec
 from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE, Waveform

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,26 +20,19 @@ from speech_ssl.checkpoints.opening import open_checkpoint
 from speech_ssl.inference import answers
 from speech_ssl.inference.answers import Analysis, Choice, Classification, Task, TextDecoder, Transcript
 from speech_ssl.inference.arithmetic import Precision
-from speech_ssl.inference.batching import Piece, batches
 from speech_ssl.inference.card import Card
-from speech_ssl.inference.chunking import Chunker, Window
-from speech_ssl.inference.clips import Clip, ClipOutput, Memory, checked_clips, key_of, naming
+from speech_ssl.inference.chunking import CONTEXT_S, WINDOW_S, Chunker, Window
+from speech_ssl.inference.clips import Clip, checked_clips, naming
 from speech_ssl.inference.engines import TorchEngine
-from speech_ssl.inference.levels import Meter
-from speech_ssl.inference.pooling import Pool
 from speech_ssl.inference.units import WHOLE, dense
-from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.inference.window_output import Layers, WindowOutput
+from speech_ssl.inference.windows import BATCH_S, LOOKAHEAD, ClipOutput, WindowedPass
 from speech_ssl.model.specs import CTCSpec, EventsSpec
 from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE, AudioWarning, Features, Levels, Pooling, Waveform
 
 if TYPE_CHECKING:
     from speech_ssl.inference.beam import BeamSearch
-
-WINDOW_S = 20.0
-CONTEXT_S = 2.0
-BATCH_S = {"cpu": 20.0, "cuda": 160.0}
-LOOKAHEAD = 8  # batches' worth of audio that is gathered to group it by length
 
 
 class Runtime(Card):
@@ -54,8 +46,7 @@ class Runtime(Card):
 
     precision: what is computed in; of "auto" what it has come to here, see `arithmetic.fitted`.
 
-    The answers of all heads for the last clips are kept for a while: `classify` after `transcribe` of the
-    same clips costs no second pass.
+    Each call is a pass of its own: for several answers about the same clips, ask `analyze` once.
     """
 
     sample_rate = SAMPLE_RATE
@@ -72,15 +63,12 @@ class Runtime(Card):
         encoder = artifact.encoder
         modules = {name: head.module for name, head in artifact.heads.items()}
         self._engine = TorchEngine(encoder, device, precision, modules)
-        self._memory = Memory()
         self.device, self.precision = self._engine.device, self._engine.precision
-        chunker = Chunker.of_seconds(
-            encoder.hop,
-            encoder.receptive_field,
+        chunker = Chunker.of(
+            encoder,
             window_s=window_s,
             context_s=context_s,
             multiple=max((head.spec.stride for head in artifact.heads.values()), default=1),
-            meter=Meter.of(encoder.config),
         )
         super().__init__(
             name=artifact.name,
@@ -117,16 +105,22 @@ class Runtime(Card):
     def run_windows(
         self,
         waves: Sequence[Waveform],
-        layers: Sequence[int | None],
+        layers: Sequence[Layers],
         heads: Sequence[str] = (),
         levels: Levels | None = None,
         units: Sequence[int] | None = None,
     ) -> list[WindowOutput]:
-        """`encode_windows`, with the outputs of heads from the same pass; layer None: without the frames.
+        """`encode_windows`, with the outputs of heads from the same pass; layer None: without the frames, of
+        several: all of them, (T, L, D).
         units: of heads that transcribe only these; None: all, or the likeliest of each frame where there are
         more than 256."""
-        chosen = [None if layer is None else self.check_layer(layer) for layer in layers]
+        chosen = [self._checked(layer) for layer in layers]
         return self._engine.run(waves, chosen, heads, levels, units)
+
+    def _checked(self, layer: Layers) -> Layers:
+        if isinstance(layer, tuple):
+            return tuple(map(self.check_layer, layer))
+        return None if layer is None else self.check_layer(layer)
 
     def encode(self, waves: Sequence[Clip], *, layer: int = -1) -> list[Features]:
         """Features of each clip, in order.
@@ -135,7 +129,7 @@ class Runtime(Card):
         OSError for a file that cannot be opened.
         """
         layer = self.check_layer(layer)
-        return [self._features(whole) for whole in self._wholes(checked_clips(waves), layer)]
+        return [self._features(whole) for whole in self._wholes(waves, layer)]
 
     def transcribe(
         self, waves: Sequence[Clip], *, head: str | None = None, decoder: TextDecoder | None = None
@@ -148,7 +142,7 @@ class Runtime(Card):
         has no such head.
         """
         name = self.check_head("transcription", head)
-        return [self.transcript(whole, name, decoder) for whole in self._heard(waves)]
+        return [self.transcript(whole, name, decoder) for whole in self._wholes(waves, None, [name])]
 
     def align(
         self, waves: Sequence[Clip], texts: Sequence[str], *, head: str | None = None
@@ -158,11 +152,10 @@ class Runtime(Card):
         name = self.check_head("transcription", head)
         spec = self.heads[name]
         assert isinstance(spec, CTCSpec)
+        units = None
         if len(spec.vocabulary) > WHOLE:
             spec, units = answers.spelled(spec, texts)
-            wholes = self._wholes(checked_clips(waves), None, [name], units)
-        else:
-            wholes = self._heard(waves)
+        wholes = self._wholes(waves, None, [name], units)
         return [
             replace(
                 answers.align_text(
@@ -198,19 +191,28 @@ class Runtime(Card):
         labels that the clip reaches it for too. Raises as `transcribe`."""
         name = self.check_head("classification", head)
         choice = Choice(top_k, threshold)
-        return [self.classification(whole, name, choice) for whole in self._heard(waves)]
+        return [self.classification(whole, name, choice) for whole in self._wholes(waves, None, [name])]
 
     def frame_scores(
         self, waves: Sequence[Clip], *, head: str | None = None
     ) -> list[tuple[NDArray[np.float32], NDArray[np.float64]]]:
         """Of each clip the probabilities of the labels in its frames (T, K), and the seconds where frames
         begin and the last one ends (T + 1,). Raises as `transcribe`."""
+        return [(scores_TK, edges_s) for _, scores_TK, edges_s in self.classify_frames(waves, head=head)]
+
+    def classify_frames(
+        self, waves: Sequence[Clip], *, head: str | None = None
+    ) -> list[tuple[Classification, NDArray[np.float32], NDArray[np.float64]]]:
+        """Of each clip what `classify` and `frame_scores` say, from one pass. Raises as `transcribe`."""
         name = self.check_head("classification", head)
         spec = self.heads[name]
         assert isinstance(spec, EventsSpec)
         return [
-            answers.frame_scores(dense(whole.passed.heads[name]), spec, self.clock(whole))
-            for whole in self._heard(waves)
+            (
+                self.classification(whole, name, Choice()),
+                *answers.frame_scores(dense(whole.passed.heads[name]), spec, self.clock(whole)),
+            )
+            for whole in self._wholes(waves, None, [name])
         ]
 
     def analyze(  # noqa: PLR0913 - what each task may be asked
@@ -231,52 +233,43 @@ class Runtime(Card):
         choice = Choice(top_k, threshold)
         speech = self.check_head("transcription", speech_head) if "transcription" in tasks else None
         sounds = self.check_head("classification", sounds_head) if "classification" in tasks else None
+        heads = tuple(dict.fromkeys(name for name in (speech, sounds) if name))
+        frames_of = self.check_layer(layer) if "embedding" in tasks else None
         return [
             Analysis(
                 self._features(whole) if "embedding" in tasks else None,
                 self.transcript(whole, speech, decoder) if speech else None,
                 self.classification(whole, sounds, choice) if sounds else None,
             )
-            for whole in self._heard(waves, self.check_layer(layer) if "embedding" in tasks else None)
+            for whole in self._wholes(waves, frames_of, heads)
         ]
 
     def _wholes(
         self,
-        clips: list[Clip],
-        layer: int | None,
+        waves: Sequence[Clip],
+        layer: Layers,
         heads: Sequence[str] = (),
         units: Sequence[int] | None = None,
     ) -> list[ClipOutput]:
         """Each clip's frames of a layer (None: no frames) and outputs, put together from its windows."""
+        clips = checked_clips(waves)
         for index, clip in enumerate(clips):
             if not isinstance(clip, str | Path):
                 with naming(f"clip {index}"):
                     self.plan(len(clip))
-        parts: list[dict[int, WindowOutput]] = [{} for _ in clips]
-        ends = [0] * len(clips)
-        warnings: list[list[AudioWarning]] = [[] for _ in clips]
-        pieces = self._pieces(clips, warnings)
-        lookahead_s = LOOKAHEAD * self.batch_s
-        for batch in batches(pieces, budget_s=self.batch_s, lookahead_s=lookahead_s):
-            waves, levels = [piece.wave for piece in batch], [piece.window.level for piece in batch]
-            passed = self.run_windows(waves, [layer] * len(batch), heads, levels, units)
-            for piece, one in zip(batch, passed, strict=True):
-                parts[piece.clip][piece.index] = one.kept(piece.window.skip, piece.window.keep)
-                ends[piece.clip] = max(ends[piece.clip], piece.window.stop)
-        return [
-            ClipOutput(WindowOutput.joined([part[i] for i in sorted(part)]), end / SAMPLE_RATE, tuple(told))
-            for part, end, told in zip(parts, ends, warnings, strict=True)
-        ]
+        told: list[list[AudioWarning]] = [[] for _ in clips]
+        windows = [self._windows(clip, warnings.append) for clip, warnings in zip(clips, told, strict=True)]
+        stitched = self._pass(layer, heads, units).stitched(windows)
+        return [one.clip(warnings) for one, warnings in zip(stitched, told, strict=True)]
 
-    def _heard(self, waves: Sequence[Clip], layer: int | None = None) -> list[ClipOutput]:
-        """All heads' outputs for each clip; the frames of a layer too, if they are wanted."""
-        clips = checked_clips(waves)
-        keys = [key_of(clip) for clip in clips]
-        known = self._memory.get(keys) if layer is None else None
-        if known is None:
-            known = self._wholes(clips, layer, list(self.heads))
-            self._memory.put(keys, known)
-        return known
+    def _pass(
+        self,
+        layer: Layers,
+        heads: Sequence[str] = (),
+        units: Sequence[int] | None = None,
+        lookahead: int = LOOKAHEAD,
+    ) -> WindowedPass:
+        return WindowedPass(self.run_windows, layer, heads, units, self.batch_s, lookahead * self.batch_s)
 
     def _features(self, whole: ClipOutput) -> Features:
         return Features(whole.passed.frames, whole.duration_s, self.hop / SAMPLE_RATE, whole.warnings)
@@ -286,36 +279,24 @@ class Runtime(Card):
     ) -> Iterator[NDArray[np.float32]]:
         """The frames of one clip, piece by piece, in memory that does not grow with its length. `warn` is
         told what is wrong with a file."""
-        layer = self.check_layer(layer)
         windows = self._windows(checked_clips([source])[0], warn)
-        at_once = max(int(self.batch_s / self.window_s), 1)
-        while group := list(islice(windows, at_once)):
-            waves, levels = [wave for _, wave in group], [window.level for window, _ in group]
-            frames = self.encode_windows(waves, [layer] * len(group), levels)
-            for (window, _), x_TD in zip(group, frames, strict=True):
-                yield x_TD[window.skip : window.skip + window.keep]
+        for part in self._pass(self.check_layer(layer), lookahead=1).in_order(windows):
+            yield part.frames
 
     def pooled(
         self, source: Clip, how: Pooling = "mean", *, layer: int = -1, warn: Warn | None = None
     ) -> NDArray[np.float32]:
         """One vector (D,) for a clip, in memory that does not grow with its length. warn: as of `stream`."""
-        pool = Pool(how)
-        for frames in self.stream(source, layer=layer, warn=warn):
-            pool.add(frames)
-        return pool.result()
-
-    def _pieces(self, clips: Iterable[Clip], warnings: Sequence[list[AudioWarning]]) -> Iterator[Piece]:
-        for number, clip in enumerate(clips):
-            for index, (window, wave) in enumerate(self._windows(clip, warnings[number].append)):
-                yield Piece(number, index, window, wave)
+        windows = self._windows(checked_clips([source])[0], warn)
+        (whole,) = self._pass(self.check_layer(layer), lookahead=1).stitched([windows], how)
+        return whole.pooled
 
     def _windows(self, clip: Clip, warn: Warn | None) -> Iterator[tuple[Window, Waveform]]:
         if isinstance(clip, str | Path):
             with naming(str(clip)):
                 yield from self.chunker.cut_file(audio.stream(clip, warn=warn), partial(audio.stream, clip))
         else:
-            for window in self.chunker.plan_of(clip):
-                yield window, clip[window.start : window.stop]
+            yield from self.chunker.cut_wave(clip)
 
 
 def load(
