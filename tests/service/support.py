@@ -26,7 +26,7 @@ from service.app import create_app
 from service.edge.connections import protocols
 from service.models.model import ModelSource
 from service.models.registry import DEFAULT
-from service.models.runtime import Runtime
+from service.models.runtime import ModelRuntime
 from service.settings import Settings
 
 START_S = 300  # of a process, on a machine that is busy with other things
@@ -64,7 +64,7 @@ def until(condition: Callable[[], object], timeout: float = 120.0) -> None:
 
 
 def serving(
-    runtime: Runtime | Callable[[], Runtime], **settings: Any
+    runtime: ModelRuntime | Callable[[], ModelRuntime], **settings: Any
 ) -> AbstractContextManager[httpx.Client]:
     """The application on a real socket, in a thread of this process, so that its model can be handled."""
     models = {DEFAULT: ModelSource(runtime)} if callable(runtime) else runtime
