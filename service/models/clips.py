@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ServiceError
-from service.models.runtime import ModelRuntime
 from speech_ssl.audio import AudioWarning
-from speech_ssl.inference.card import output_bytes
+from speech_ssl.inference.card import ModelCard, Wanted
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.window_output import WindowOutput
-from speech_ssl.inference.windows import ClipOutput, PoolingOrNone, Stitcher
+from speech_ssl.inference.windows import ClipOutput, Stitcher
 from speech_ssl.types import Moments, Waveform
 
 FRAME_BYTES = 4
@@ -29,21 +28,12 @@ Vectors: TypeAlias = NDArray[np.float32]
 Windows: TypeAlias = deque[tuple[Window, "Future[WindowOutput]"]]
 
 
-@dataclass(frozen=True)
-class PassRequest:
-    """What one pass is to give of each clip: the frames of a layer (None: none), pooled or not, and the
-    outputs of heads."""
-
-    layer: int | None = None
-    pooling: PoolingOrNone = "mean"
-    heads: tuple[str, ...] = ()
-
-    def clip_bytes(self, runtime: ModelRuntime, plan: Sequence[Window]) -> int:
-        """Of what is held for a clip until its answer is made, and of the text of that."""
-        of_frame = LOUDNESS_BYTES + TEXT_BYTES + sum(output_bytes(runtime.heads[name]) for name in self.heads)
-        if self.layer is not None and self.pooling == "none":
-            of_frame += FRAME_BYTES * runtime.width
-        return FRAME_BYTES * runtime.width + of_frame * sum(window.keep for window in plan)
+def clip_bytes(card: ModelCard, wanted: Wanted, plan: Sequence[Window]) -> int:
+    """Of what is held for a clip until its answer is made, and of the text of that."""
+    of_frame = LOUDNESS_BYTES + TEXT_BYTES + sum(map(card.output_bytes, wanted.heads))
+    if wanted.holds_frames:
+        of_frame += FRAME_BYTES * card.width
+    return FRAME_BYTES * card.width + of_frame * sum(window.keep for window in plan)
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,7 @@ class QueuedClip:
         async for window, passed in self.passed():
             yield passed.kept(window.skip, window.keep)
 
-    async def heard(self, wanted: PassRequest) -> ClipResult:
+    async def heard(self, wanted: Wanted) -> ClipResult:
         """Pooled as windows come in: the frames of a long clip are never held together."""
         stitcher = Stitcher(wanted.pooling, frames=sum(window.keep for window, _ in self.windows))
         async for window, passed in self.passed():

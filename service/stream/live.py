@@ -20,11 +20,12 @@ import numpy as np
 
 from service.batcher import Overloaded
 from service.batches import Ticket
-from service.models.clips import PassRequest, Windows, WindowTask
+from service.models.clips import Windows, WindowTask, clip_bytes
 from service.models.engine import Engine
 from service.models.holding import held
 from service.models.model import Model
 from speech_ssl.audio import AudioError
+from speech_ssl.inference.card import Wanted
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.levels import Level
 from speech_ssl.inference.window_output import WindowOutput
@@ -47,13 +48,13 @@ class Live:
     the last two of a plan depend on how long the clip will be. To be closed at its end."""
 
     def __init__(
-        self, engine: Engine, model: Model, ticket: Ticket[WindowTask, WindowOutput], heads: Sequence[str]
+        self, engine: Engine, model: Model, ticket: Ticket[WindowTask, WindowOutput], wanted: Wanted
     ) -> None:
-        self._model, self._ticket, self._heads = model, ticket, tuple(heads)
+        self._model, self._ticket, self._wanted = model, ticket, wanted
         self._reserve = engine.reserving(ticket)
-        self._held, self._wanted = held(), PassRequest(heads=self._heads)
+        self._held = held()
         # Events are told of all that has been heard, from a copy of it.
-        self._copies = 1 + any(hasattr(model.runtime.heads[name], "labels") for name in heads)
+        self._copies = 1 + (wanted.sounds is not None)
         self._most_s = engine.settings.max_clip_s
         self._blocks: list[Waveform] = []
         self._begin = 0  # of the blocks, in samples of the clip
@@ -61,7 +62,7 @@ class Live:
         self._windows: Windows = deque()
         self._stitcher = Stitcher()
         self._heard: list[Window] = []  # that are in it
-        self._level = None if (meter := model.runtime.meter) is None else Level(meter)
+        self._level = None if (meter := model.card.meter) is None else Level(meter)
         self._all: IO[bytes] = SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - see `close`
         self._all_there = True
         self.samples = 0
@@ -105,7 +106,7 @@ class Live:
 
     def end(self) -> None:
         """Raises AudioError `too_short`."""
-        self._submit(self._levelled(self._model.runtime.plan(self.samples))[self._submitted :])
+        self._submit(self._levelled(self._model.card.plan(self.samples))[self._submitted :])
         self.heard_out.set()
         self.changed.set()
 
@@ -124,7 +125,7 @@ class Live:
     async def tentative(self) -> list[WindowOutput] | None:
         """What the rest would give if the clip ended here; None if it is too short or the queue is full."""
         windows = self._plan()[self._submitted :]
-        if not windows or self._heads == ():
+        if not windows or not self._wanted.heads:
             return None
         waves = [self._wave(window) for window in windows]
         with self._model.ticket() as ticket:
@@ -168,7 +169,7 @@ class Live:
 
     def _plan(self) -> list[Window]:
         try:
-            return self._levelled(self._model.runtime.plan(self.samples))
+            return self._levelled(self._model.card.plan(self.samples))
         except AudioError:
             return []
 
@@ -178,7 +179,7 @@ class Live:
         return [replace(window, level=self._level.moments) for window in plan]
 
     def _submit(self, windows: Sequence[Window]) -> None:
-        self._held.more(self._copies * self._wanted.clip_bytes(self._model.runtime, windows))
+        self._held.more(self._copies * clip_bytes(self._model.card, self._wanted, windows))
         for window in windows:
             self._windows.append((window, self._run(self._ticket, self._wave(window), window)))
             self._submitted += 1
@@ -189,7 +190,9 @@ class Live:
     def _run(
         self, ticket: Ticket[WindowTask, WindowOutput], wave: Waveform, window: Window
     ) -> Future[WindowOutput]:
-        return ticket.submit(WindowTask(wave, None, self._heads, window.level), len(wave) / SAMPLE_RATE)
+        return ticket.submit(
+            WindowTask(wave, None, self._wanted.heads, window.level), len(wave) / SAMPLE_RATE
+        )
 
     def _wave(self, window: Window) -> Waveform:
         return self._joined()[window.start - self._begin : window.stop - self._begin].copy()

@@ -18,9 +18,10 @@ from speech_ssl.audio import Warn
 from speech_ssl.checkpoints.artifact import Artifact, ArtifactError, load_artifact
 from speech_ssl.checkpoints.opening import open_checkpoint
 from speech_ssl.inference import answers
-from speech_ssl.inference.answers import Analysis, Choice, Classification, Task, TextDecoder, Transcript
+from speech_ssl.inference.answering import Answering
+from speech_ssl.inference.answers import Analysis, Choice, Classification, TextDecoder, Transcript
 from speech_ssl.inference.arithmetic import Precision
-from speech_ssl.inference.card import Card
+from speech_ssl.inference.card import TASKS, ModelCard, Task
 from speech_ssl.inference.chunking import CONTEXT_S, WINDOW_S, Chunker, Window
 from speech_ssl.inference.clips import Clip, checked_clips, naming
 from speech_ssl.inference.engines import TorchEngine
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from speech_ssl.inference.beam import BeamSearch
 
 
-class Runtime(Card):
+class Runtime(ModelCard):
     """A model, ready to encode. Synchronous, for one thread at a time.
 
     Clips longer than `window_s` are computed in overlapping windows, normalised as the whole clip is (for
@@ -81,10 +82,11 @@ class Runtime(Card):
             heads_left_out=artifact.heads_left_out,
             ngrams={name: head.ngram for name, head in artifact.heads.items() if head.ngram is not None},
         )
+        self.answering = Answering(self)
 
-    def card(self) -> Card:
+    def card(self) -> ModelCard:
         """What others may know of it, where it is not."""
-        return Card(**{field.name: getattr(self, field.name) for field in fields(Card)})
+        return ModelCard(**{field.name: getattr(self, field.name) for field in fields(ModelCard)})
 
     @staticmethod
     def use_threads(count: int) -> None:
@@ -142,7 +144,8 @@ class Runtime(Card):
         has no such head.
         """
         name = self.check_head("transcription", head)
-        return [self.transcript(whole, name, decoder) for whole in self._wholes(waves, None, [name])]
+        wholes = self._wholes(waves, None, [name])
+        return [self.answering.transcript(whole, name, decoder) for whole in wholes]
 
     def align(
         self, waves: Sequence[Clip], texts: Sequence[str], *, head: str | None = None
@@ -155,16 +158,12 @@ class Runtime(Card):
         units = None
         if len(spec.vocabulary) > WHOLE:
             spec, units = answers.spelled(spec, texts)
-        wholes = self._wholes(waves, None, [name], units)
-        return [
-            replace(
-                answers.align_text(
-                    dense(whole.passed.heads[name]), text, spec, self.clock(whole), whole.passed.loudness
-                ),
-                warnings=whole.warnings,
-            )
-            for whole, text in zip(wholes, texts, strict=True)
-        ]
+        said = []
+        for whole, text in zip(self._wholes(waves, None, [name], units), texts, strict=True):
+            outputs, clock = dense(whole.passed.heads[name]), self.answering.clock(whole)
+            aligned = answers.align_text(outputs, text, spec, clock, whole.passed.loudness)
+            said.append(replace(aligned, warnings=whole.warnings))
+        return said
 
     def beam_search(self, *, head: str | None = None, **options: Any) -> BeamSearch:
         """A decoder for `transcribe`, with the vocabulary of a head; options are those of `BeamSearch`: `lm`,
@@ -191,7 +190,8 @@ class Runtime(Card):
         labels that the clip reaches it for too. Raises as `transcribe`."""
         name = self.check_head("classification", head)
         choice = Choice(top_k, threshold)
-        return [self.classification(whole, name, choice) for whole in self._wholes(waves, None, [name])]
+        wholes = self._wholes(waves, None, [name])
+        return [self.answering.classification(whole, name, choice) for whole in wholes]
 
     def frame_scores(
         self, waves: Sequence[Clip], *, head: str | None = None
@@ -209,8 +209,8 @@ class Runtime(Card):
         assert isinstance(spec, EventsSpec)
         return [
             (
-                self.classification(whole, name, Choice()),
-                *answers.frame_scores(dense(whole.passed.heads[name]), spec, self.clock(whole)),
+                self.answering.classification(whole, name, Choice()),
+                *answers.frame_scores(dense(whole.passed.heads[name]), spec, self.answering.clock(whole)),
             )
             for whole in self._wholes(waves, None, [name])
         ]
@@ -219,7 +219,7 @@ class Runtime(Card):
         self,
         waves: Sequence[Clip],
         *,
-        tasks: Sequence[Task] = answers.TASKS,
+        tasks: Sequence[Task] = TASKS,
         layer: int = -1,
         speech_head: str | None = None,
         sounds_head: str | None = None,
@@ -229,19 +229,19 @@ class Runtime(Card):
     ) -> list[Analysis]:
         """The answers to several tasks, from one pass. speech_head, sounds_head: which ones, where the model
         has several that transcribe or classify. Raises as `encode` and `transcribe`."""
-        answers.check_tasks(tasks)
-        choice = Choice(top_k, threshold)
-        speech = self.check_head("transcription", speech_head) if "transcription" in tasks else None
-        sounds = self.check_head("classification", sounds_head) if "classification" in tasks else None
-        heads = tuple(dict.fromkeys(name for name in (speech, sounds) if name))
-        frames_of = self.check_layer(layer) if "embedding" in tasks else None
+        wanted = self.choose(
+            tasks,
+            layer=layer,
+            speech_head=speech_head,
+            sounds_head=sounds_head,
+            choice=Choice(top_k, threshold),
+        )
         return [
             Analysis(
-                self._features(whole) if "embedding" in tasks else None,
-                self.transcript(whole, speech, decoder) if speech else None,
-                self.classification(whole, sounds, choice) if sounds else None,
+                None if wanted.layer is None else self._features(whole),
+                *self.answering.heard(whole, wanted, decoder),
             )
-            for whole in self._wholes(waves, frames_of, heads)
+            for whole in self._wholes(waves, wanted.layer, wanted.heads)
         ]
 
     def _wholes(

@@ -69,7 +69,7 @@ def test_the_likeliest_units_are_kept_of_each_frame(runtime: Runtime, wave: Wave
 
 def test_the_answers_are_those_of_all_units(runtime: Runtime, wave: Waveform, whole_TV: LogProbs):
     (whole,) = runtime._wholes([wave], None, ["ctc"])
-    clock, loudness_TE = runtime.clock(whole), whole.passed.loudness
+    clock, loudness_TE = runtime.answering.clock(whole), whole.passed.loudness
     kept = whole.passed.heads["ctc"]
     assert settled(kept, SPEC) == settled(whole_TV, SPEC)
     for decoder in (None, BeamSearch(Vocabulary(MANY), beam=4)):
@@ -86,7 +86,7 @@ def test_a_known_text_is_aligned_by_its_own_units(runtime: Runtime, wave: Wavefo
     text = f"{MANY[7]}{MANY[2_000]} {MANY[3]}"
     (found,) = runtime.align([wave], [text])
     (whole,) = runtime._wholes([wave], None, ["ctc"])
-    expected = align_text(whole_TV, text, SPEC, runtime.clock(whole), whole.passed.loudness)
+    expected = align_text(whole_TV, text, SPEC, runtime.answering.clock(whole), whole.passed.loudness)
     assert found.words == [replace(w, score=pytest.approx(w.score, rel=1e-3)) for w in expected.words]
     with pytest.raises(ValueError, match="the vocabulary has no 'x'"):
         runtime.align([wave], ["x"])
