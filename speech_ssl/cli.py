@@ -47,7 +47,7 @@ _pool = click.option(
 )
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object a file.")
 _head = click.option("--head", help="Which head to ask, where the model has several.")
-_device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 _precision = click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]),

@@ -37,7 +37,7 @@ class TorchEngine:
         precision: Precision,
         heads: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        self.device = _checked_device(device)
+        self.device = checked_device(device)
         check_precision(precision, self.device)
         self.encoder, self.precision = fitted(encoder, self.device, precision)
         self.heads = {
@@ -139,13 +139,16 @@ def _rows(x_BTD: Tensor, row: int, count: int) -> NDArray[np.float32]:
     return np.array(x_BTD[row, :count].float().cpu().numpy())
 
 
-def _checked_device(name: str) -> torch.device:
+def checked_device(name: str) -> torch.device:
+    """ "auto": the first GPU if there is one, else the CPU. Raises ValueError for one that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device {name!r} is not known: use 'cpu', 'cuda' or 'cuda:N'") from None
+        raise ValueError(f"device {name!r} is not known: use 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name!r} is not supported: use 'cpu', 'cuda' or 'cuda:N'")
+        raise ValueError(f"device {name!r} is not supported: use 'auto', 'cpu', 'cuda' or 'cuda:N'")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:

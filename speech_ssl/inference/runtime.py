@@ -24,10 +24,11 @@ from speech_ssl.inference.arithmetic import Precision
 from speech_ssl.inference.card import TASKS, ModelCard, Task
 from speech_ssl.inference.chunking import CONTEXT_S, WINDOW_S, Chunker, Window
 from speech_ssl.inference.clips import Clip, checked_clips, naming
-from speech_ssl.inference.engines import TorchEngine
+from speech_ssl.inference.engines import TorchEngine, checked_device
 from speech_ssl.inference.units import WHOLE, dense
 from speech_ssl.inference.window_output import Layers, WindowOutput
 from speech_ssl.inference.windows import BATCH_S, LOOKAHEAD, ClipOutput, WindowedPass
+from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.specs import CTCSpec, EventsSpec
 from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE, AudioWarning, Features, Levels, Pooling, Waveform
@@ -56,7 +57,7 @@ class Runtime(ModelCard):
         self,
         artifact: Artifact,
         *,
-        device: str = "cpu",
+        device: str = "auto",
         precision: Precision = "auto",
         window_s: float = WINDOW_S,
         context_s: float = CONTEXT_S,
@@ -124,14 +125,23 @@ class Runtime(ModelCard):
             return tuple(map(self.check_layer, layer))
         return None if layer is None else self.check_layer(layer)
 
-    def encode(self, waves: Sequence[Clip], *, layer: int = -1) -> list[Features]:
-        """Features of each clip, in order.
+    def encode(
+        self, waves: Sequence[Clip], *, layer: int = -1, layers: Sequence[int] | None = None
+    ) -> list[Features]:
+        """Features of each clip, in order: `frames` (T, D).
+
+        layers: several from one pass, instead of `layer`: `features.layers[6]` (T, D) are those of layer 6,
+        `features.pooled("mean", layer=6)` their mean (D,); negative numbers are names of their own.
 
         Raises AudioError (a ValueError) that names the clip, ValueError for a layer that is not there,
         OSError for a file that cannot be opened.
         """
-        layer = self.check_layer(layer)
-        return [self._features(whole) for whole in self._wholes(waves, layer)]
+        asked = [layer] if layers is None else list(layers)
+        if not asked:
+            raise ValueError("no layer was asked for: layers=[0, -1], for one")
+        chosen = tuple(map(self.check_layer, asked))
+        wholes = self._wholes(waves, chosen[0] if len(chosen) == 1 else chosen)
+        return [self._features(whole, asked) for whole in wholes]
 
     def transcribe(
         self, waves: Sequence[Clip], *, head: str | None = None, decoder: TextDecoder | None = None
@@ -238,7 +248,7 @@ class Runtime(ModelCard):
         )
         return [
             Analysis(
-                None if wanted.layer is None else self._features(whole),
+                None if wanted.layer is None else self._features(whole, [layer]),
                 *self.answering.heard(whole, wanted, decoder),
             )
             for whole in self._wholes(waves, wanted.layer, wanted.heads)
@@ -271,8 +281,11 @@ class Runtime(ModelCard):
     ) -> WindowedPass:
         return WindowedPass(self.run_windows, layer, heads, units, self.batch_s, lookahead * self.batch_s)
 
-    def _features(self, whole: ClipOutput) -> Features:
-        return Features(whole.passed.frames, whole.duration_s, self.hop / SAMPLE_RATE, whole.warnings)
+    def _features(self, whole: ClipOutput, asked: Sequence[int]) -> Features:
+        x = whole.passed.frames
+        frames = [x] if x.ndim == 2 else [np.ascontiguousarray(x[:, number]) for number in range(len(asked))]
+        layers = dict(zip(asked, frames, strict=True))
+        return Features(frames[-1], whole.duration_s, self.hop / SAMPLE_RATE, whole.warnings, layers)
 
     def stream(
         self, source: Clip, *, layer: int = -1, warn: Warn | None = None
@@ -301,19 +314,32 @@ class Runtime(ModelCard):
 
 def load(
     model: str | Path = "default",
-    device: str = "cpu",
+    device: str = "auto",
     precision: Precision = "auto",
     *,
     language_model: bool = True,
 ) -> Runtime:
     """A runtime for the artifact in a folder, for a folder of transformers, a model of the Hugging Face hub
-    by its id (OWNER/NAME, extra `hub`), or for the packaged model, "default". language_model: transcribe with
-    the one that comes with the model, if one does.
+    by its id (OWNER/NAME, extra `hub`), or for the packaged model, "default". device: "cpu", "cuda" or
+    "cuda:N"; "auto": the first GPU if there is one. language_model: transcribe with the one that comes with
+    the model, if one does.
 
     Raises ValueError (ArtifactError where the model is at fault).
     """
     artifact = named_artifact(model, language_model=language_model)
     return Runtime(artifact, device=device, precision=precision)
+
+
+def load_encoder(
+    model: str | Path = "default", device: str = "auto", dtype: torch.dtype = torch.float32
+) -> Encoder:
+    """The encoder alone, as a torch module to build on: `encoder(wave_BS, lengths_B)` gives frames (B, T, D).
+
+    In eval mode (no dropout), its parameters as they were trained and with gradients, of a dtype. model,
+    device, and what is raised: as of `load`. See docs/python.md.
+    """
+    encoder = named_artifact(model).encoder.eval().requires_grad_(True)
+    return encoder.to(checked_device(device), dtype)
 
 
 def named_artifact(model: str | Path, *, language_model: bool = False) -> Artifact:

@@ -113,7 +113,7 @@ def random_encoder(config: EncoderConfig, seed: int) -> Encoder:
         return Encoder(config)
 
 
-def encoder_states(encoder: Encoder, device: str = "cpu") -> Representation:
+def encoder_states(encoder: Encoder, device: str = "auto") -> Representation:
     """All hidden states of an encoder, (N, L + 1, D), in fp32. The encoder is left as it is."""
     engine = TorchEngine(encoder, device, "fp32")
     return lambda waves: _hidden_means(engine, waves)
