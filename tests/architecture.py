@@ -76,6 +76,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "speech_ssl.doctor": ("speech_ssl.precision", "speech_ssl.audio", "speech_ssl.inference"),
     "speech_ssl.doctor_output": (),
     "speech_ssl.cli": ("speech_ssl", "service"),
+    "speech_ssl.cli_answers": ("speech_ssl",),
+    "speech_ssl.cli_options": (),
     "speech_ssl.cli_output": ("speech_ssl",),
     "service": SPEECH_SSL,
     **dict.fromkeys(SERVICE_BASE, (*SPEECH_SSL, *SERVICE_BASE)),

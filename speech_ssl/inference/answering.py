@@ -7,6 +7,9 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from speech_ssl.inference import answers
 from speech_ssl.inference.answers import Choice, Classification, Clock, TextDecoder, Transcript
 from speech_ssl.inference.card import ModelCard, Wanted
@@ -44,7 +47,7 @@ class Answering:
         came with the head, else by the best path."""
         decoder = self.search(head) if decoder is None else decoder
         passed, clock = whole.passed, self.clock(whole)
-        said = answers.transcribe(passed.heads[head], self._ctc(head), clock, decoder, passed.loudness)
+        said = answers.transcribe(passed.heads[head], self.ctc(head), clock, decoder, passed.loudness)
         return replace(said, warnings=whole.warnings)
 
     def settled(self, whole: ClipOutput, head: str) -> int:
@@ -52,13 +55,17 @@ class Answering:
         all is one sentence."""
         if self.search(head) is not None:
             return 0
-        return answers.settled(whole.passed.heads[head], self._ctc(head))
+        return answers.settled(whole.passed.heads[head], self.ctc(head))
 
     def classification(self, whole: ClipOutput, head: str, choice: Choice) -> Classification:
-        spec = self._card.heads[head]
-        assert isinstance(spec, EventsSpec)
-        heard = answers.classify(dense(whole.passed.heads[head]), spec, self.clock(whole), choice)
+        outputs_TO = dense(whole.passed.heads[head])
+        heard = answers.classify(outputs_TO, self._events(head), self.clock(whole), choice)
         return replace(heard, warnings=whole.warnings)
+
+    def frame_scores(self, whole: ClipOutput, head: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Probabilities of labels in frames (T, K), and the edges between frames in seconds (T + 1,)."""
+        outputs_TO = dense(whole.passed.heads[head])
+        return answers.frame_scores(outputs_TO, self._events(head), self.clock(whole))
 
     def clock(self, whole: ClipOutput) -> Clock:
         return Clock(self._card.hop / SAMPLE_RATE, self._card.min_samples / SAMPLE_RATE, whole.duration_s)
@@ -74,14 +81,20 @@ class Answering:
     def _search(self, head: str) -> BeamSearch | None:
         from speech_ssl.inference.beam import BeamSearch
 
-        spec = self._ctc(head)
+        spec = self.ctc(head)
         try:
             return BeamSearch(Vocabulary(spec.vocabulary, spec.spaced), lm=self._card.ngrams[head])
         except ValueError as error:
             logger.warning("the language model of %s is not used: %s", self._card.name, error)
             return None
 
-    def _ctc(self, head: str) -> CTCSpec:
+    def ctc(self, head: str) -> CTCSpec:
+        """Of a head that transcribes."""
         spec = self._card.heads[head]
         assert isinstance(spec, CTCSpec)
+        return spec
+
+    def _events(self, head: str) -> EventsSpec:
+        spec = self._card.heads[head]
+        assert isinstance(spec, EventsSpec)
         return spec

@@ -29,7 +29,6 @@ from speech_ssl.inference.units import WHOLE, dense
 from speech_ssl.inference.window_output import Layers, WindowOutput
 from speech_ssl.inference.windows import BATCH_S, LOOKAHEAD, ClipOutput, WindowedPass
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.specs import CTCSpec, EventsSpec
 from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE, AudioWarning, Features, Levels, Pooling, Waveform
 
@@ -163,8 +162,7 @@ class Runtime(ModelCard):
         """When each word of a known text is said in its clip. Raises as `transcribe`, and ValueError for
         texts that do not fit into their clips or have characters that the model does not know."""
         name = self.check_head("transcription", head)
-        spec = self.heads[name]
-        assert isinstance(spec, CTCSpec)
+        spec = self.answering.ctc(name)
         units = None
         if len(spec.vocabulary) > WHOLE:
             spec, units = answers.spelled(spec, texts)
@@ -181,8 +179,7 @@ class Runtime(ModelCard):
         from speech_ssl.inference.beam import BeamSearch
 
         name = self.check_head("transcription", head)
-        spec = self.heads[name]
-        assert isinstance(spec, CTCSpec)
+        spec = self.answering.ctc(name)
         return BeamSearch(
             Vocabulary(spec.vocabulary, spec.spaced), **{"lm": self.ngrams.get(name), **options}
         )
@@ -214,14 +211,9 @@ class Runtime(ModelCard):
         self, waves: Sequence[Clip], *, head: str | None = None
     ) -> list[tuple[Classification, NDArray[np.float32], NDArray[np.float64]]]:
         """Of each clip what `classify` and `frame_scores` say, from one pass. Raises as `transcribe`."""
-        name = self.check_head("classification", head)
-        spec = self.heads[name]
-        assert isinstance(spec, EventsSpec)
+        name, say = self.check_head("classification", head), self.answering
         return [
-            (
-                self.answering.classification(whole, name, Choice()),
-                *answers.frame_scores(dense(whole.passed.heads[name]), spec, self.answering.clock(whole)),
-            )
+            (say.classification(whole, name, Choice()), *say.frame_scores(whole, name))
             for whole in self._wholes(waves, None, [name])
         ]
 
