@@ -16,6 +16,7 @@ from service.errors import ServiceError
 from speech_ssl.audio import AudioWarning
 from speech_ssl.inference.card import ModelCard, Wanted
 from speech_ssl.inference.chunking import Window
+from speech_ssl.inference.units import Rows
 from speech_ssl.inference.window_output import WindowOutput
 from speech_ssl.inference.windows import ClipOutput, Stitcher
 from speech_ssl.types import Moments, Waveform
@@ -61,7 +62,6 @@ class QueuedClip:
     """A clip whose windows are queued. name: for error messages."""
 
     name: str
-    samples: int
     windows: Windows
     warnings: Sequence[AudioWarning] = ()
 
@@ -90,6 +90,6 @@ class QueuedClip:
         whole = stitcher.clip()
         return ClipResult(vectors, replace(whole, passed=whole.passed.without_frames()), self.warnings)
 
-    def check(self, arrays: Sequence[Vectors]) -> None:
+    def check(self, arrays: Sequence[Rows]) -> None:
         if not all(np.isfinite(array).all() for array in arrays):
             raise ServiceError(422, "bad_samples", "the model's answer is not finite", param=self.name)

@@ -192,7 +192,7 @@ class Engine:
                 plan = await self._planned(card, wave)
                 held().more(clip_bytes(card, wanted, plan))
                 windows = self._submit(ticket, wave, plan, wanted)
-                clips.append(QueuedClip(file.name, len(wave), windows, warnings))
+                clips.append(QueuedClip(file.name, windows, warnings))
                 self._note(warnings)
             except (AudioError, TooLarge) as error:
                 refusal = as_service_error(error, file.name)

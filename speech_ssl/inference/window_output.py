@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from speech_ssl.inference.units import Outputs, Rows, TopUnits, numbers
+from speech_ssl.inference.units import Outputs, Rows, TopUnits
 from speech_ssl.inference.word_times import Loudness
 
 Layers: TypeAlias = int | tuple[int, ...] | None
@@ -57,9 +57,9 @@ class WindowOutput(NamedTuple):
         return self._replace(frames=NO_FRAMES)
 
     @property
-    def numbers(self) -> list[NDArray[np.float32]]:
+    def numbers(self) -> list[Rows]:
         """Those that the heads gave."""
-        return [numbers(outputs) for outputs in self.heads.values()]
+        return [rows for rows in self.rows[2:] if rows.dtype == np.float32]
 
     @property
     def nbytes(self) -> int:
