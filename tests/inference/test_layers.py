@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime
 from speech_ssl.types import Waveform
+from tests.narrow import PROMPT
 
 pytestmark = pytest.mark.numerical
 
@@ -83,3 +86,17 @@ def test_auto_is_the_gpu_if_there_is_one(tiny_artifact: Path) -> None:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     assert speech_ssl.load(tiny_artifact).device.type == kind
     assert next(speech_ssl.load_encoder(tiny_artifact).parameters()).device.type == kind
+
+
+def test_what_the_page_on_python_shows_runs() -> None:
+    """With its shapes."""
+    page = Path(speech_ssl.__file__).parents[1] / "docs" / "python.md"
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+    found: dict[str, Any] = {}
+    exec(code.replace('"clip.wav"', repr(str(PROMPT))), found)
+    features, encoder = found["features"], found["encoder"]
+    assert list(features.layers) == [0, 2, -1] and features.frames.shape[1] == encoder.config.width
+    assert (
+        found["x_BTD"].shape == found["states"][-1].shape and len(found["states"]) == encoder.config.depth + 1
+    )
+    assert encoder.feature_projection.weight.grad.abs().sum() > 0
