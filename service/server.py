@@ -133,7 +133,7 @@ def _sources(
 
 
 def _is_gpu(device: str) -> bool:
-    """ "auto": whether there is a driver; only the models' processes load PyTorch, which knows better."""
+    """Of "auto", whether there is a driver: only the models' processes load PyTorch, which knows better."""
     if device != "auto":
         return device != "cpu"
     return DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""

@@ -139,10 +139,14 @@ def _rows(x_BTD: Tensor, row: int, count: int) -> NDArray[np.float32]:
     return np.array(x_BTD[row, :count].float().cpu().numpy())
 
 
+def automatic() -> str:
+    """What the device "auto" is here."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def checked_device(name: str) -> torch.device:
-    """ "auto": the first GPU if there is one, else the CPU. Raises ValueError for one that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    """Raises ValueError for one that is not there."""
+    name = automatic() if name == "auto" else name
     try:
         device = torch.device(name)
     except RuntimeError:

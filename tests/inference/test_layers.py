@@ -13,7 +13,7 @@ import torch
 import speech_ssl
 from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import load_artifact
-from speech_ssl.inference import Runtime
+from speech_ssl.inference import Runtime, engines
 from speech_ssl.types import Waveform
 from tests.narrow import PROMPT
 
@@ -82,10 +82,11 @@ def test_a_gradient_flows_through_the_encoder_alone(tiny_artifact: Path, waves: 
         speech_ssl.load_encoder("no-such-folder")
 
 
-def test_auto_is_the_gpu_if_there_is_one(tiny_artifact: Path) -> None:
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    assert speech_ssl.load(tiny_artifact).device.type == kind
-    assert next(speech_ssl.load_encoder(tiny_artifact).parameters()).device.type == kind
+def test_every_device_is_auto_by_default(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "automatic", lambda: "cuda:99")
+    for load in (speech_ssl.load, speech_ssl.load_encoder, lambda path: Runtime(load_artifact(path))):
+        with pytest.raises(ValueError, match="'cuda:99' is not there"):
+            load(tiny_artifact)
 
 
 def test_what_the_page_on_python_shows_runs() -> None:
