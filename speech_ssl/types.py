@@ -167,6 +167,7 @@ class AudioWarning(NamedTuple):
     code: for programs. `truncated`: it is used up to where it is damaged or cut off. `unfinished_header`:
         there is more audio than its header says, and all is used. `opposite_phase`: its channels cancel each
         other out in their mean, which is used.
+
     message: for people: one line, which names the file.
     """
 

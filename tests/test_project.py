@@ -25,7 +25,11 @@ from packaging.utils import canonicalize_name
 import speech_ssl
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    *(path for path in sorted(ROOT.glob("*.md")) if path.name != "LOG.md"),  # it tells of commands that were
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "examples" / "README.md",
+]
 
 
 # Documents
@@ -230,6 +234,7 @@ def test_wheel_holds_assets_and_type_marker(tmp_path):
     wanted = {
         "service/playground/static/index.html",
         "speech_ssl/py.typed",
+        "speech_ssl/assets/MODEL_CARD.md",
         f"{prompts}/manifest.tsv",
         f"{prompts}/ATTRIBUTION.md",
         f"{prompts}/audio/hello.flac",

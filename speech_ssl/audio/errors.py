@@ -1,4 +1,4 @@
-"""How audio is refused, and how the caller is told of what is wrong with audio that is used."""
+"""How audio is refused, and how problems of audio that is used are reported."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Warn: TypeAlias = Callable[[AudioWarning], object]
 
 
 class Flaw(NamedTuple):
-    """A warning before it is known how much can be decoded: `message` has a place for the seconds."""
+    """A warning before it is known how much can be decoded: `message` has a placeholder for the seconds."""
 
     code: WarningCode
     message: str

@@ -1,4 +1,4 @@
-"""The list of what there is to learn from: a tab-separated manifest."""
+"""The list of the data: a tab-separated manifest."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class ManifestError(ValueError):
 class Utterance:
     """One row: a file, or the part of it from `start` to `end` (seconds; both or neither).
 
-    duration_s: seconds of the utterance, as the manifest claims. It is `end - start` of a part.
+    duration_s: seconds of the utterance according to the manifest; for a part `end - start`.
     id: the path as written in the manifest, with "#start-end" for a part; unique in a manifest.
-    label: several are separated by ";".
-    file_s: of a part, seconds of the whole file, as the manifest claims, where that is known.
+    label: several labels are separated by ";".
+    file_s: for a part, seconds of the whole file according to the manifest, if known.
     """
 
     path: Path
@@ -55,11 +55,11 @@ def part_id(file_id: str, start: float, end: float) -> str:
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:
-    """Read a manifest, or a fairseq `.tsv` (a root folder, then path and samples at 16 kHz a line). The name
-    of such a one is its rows' split, if it says one: `train.tsv`, `valid.tsv`, `dev_other.tsv`.
+    """Read a manifest, or a fairseq `.tsv` (a root folder, then a path and a number of samples at 16 kHz on
+    each line). The file name of the latter gives the split of its rows: `train.tsv`, `valid.tsv`,
+    `dev_other.tsv`.
 
-    Columns other than the known ones are passed over. Whether the files exist is not looked at.
-    Raises ManifestError.
+    Unknown columns are ignored. Whether the files exist is not checked. Raises ManifestError.
     """
     path = Path(path)
     try:
@@ -89,7 +89,7 @@ def check_writable(path: Path) -> None:
 
 
 def write_manifest(path: str | Path, utterances: Sequence[Utterance]) -> None:
-    """Write a manifest, in one step: a reader sees the old file or the whole new one.
+    """Write a manifest atomically: a reader sees the old file or the whole new one.
 
     Paths below the manifest's folder are written relative to it, others absolute.
     """
@@ -198,7 +198,7 @@ def _fairseq_rows(lines: Iterable[str], path: Path, root: Path) -> Iterator[tupl
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """A million new objects set off collections that find nothing and take a third of the time."""
+    """A million new objects trigger garbage collections that find nothing and take a third of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
