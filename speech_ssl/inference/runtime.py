@@ -112,10 +112,9 @@ class Runtime(ModelCard):
         levels: Levels | None = None,
         units: Sequence[int] | None = None,
     ) -> list[WindowOutput]:
-        """`encode_windows`, with the outputs of heads from the same pass; layer None: without the frames, of
-        several: all of them, (T, L, D).
-        units: of heads that transcribe only these; None: all, or the likeliest of each frame where there are
-        more than 256."""
+        """`encode_windows`, with the outputs of heads from the same pass. layers: None: no frames of a wave;
+        several: (T, L, D). units: of heads that transcribe only these; None: all, or the likeliest of each
+        frame where there are more than 256."""
         chosen = [self._checked(layer) for layer in layers]
         return self._engine.run(waves, chosen, heads, levels, units)
 
