@@ -53,5 +53,29 @@ def add_contents(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] += f"\n```{{toctree}}\n:hidden:\n\n{pages}\n```\n"
 
 
+def list_entries(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Lines `name: text` at the beginning of a docstring's paragraph, and after each other, become a list."""
+    made: list[str] = []
+    inside = False
+    for line in lines:
+        found = re.fullmatch(r"([a-z_]\w*(?:, [a-z_]\w*)*): (.*)", line)
+        if found and (inside or not made or not made[-1]):
+            made.append(f"* ``{found[1]}``: {found[2]}")
+            inside = True
+        elif inside and line:
+            made.append("  " + line.strip())
+        else:
+            made.append(line)
+            inside = False
+    lines[:] = made
+
+
+def skip_aliases(app: Sphinx, what: str, name: str, thing: object, skip: bool, options: object) -> bool:
+    """Fields of a NamedTuple without words of their own."""
+    return skip or (thing.__doc__ or "").startswith("Alias for field number")
+
+
 def setup(app: Sphinx) -> None:
     app.connect("source-read", add_contents)
+    app.connect("autodoc-process-docstring", list_entries)
+    app.connect("autodoc-skip-member", skip_aliases)

@@ -1,6 +1,6 @@
 """The values that cross packages, and the one legend of shape suffixes.
 
-Tensors and arrays carry their shape in their name (`x_BTD`):
+Tensors and arrays carry their shape in their name (`x_BTD`)::
 
     B  rows of a batch            S  samples of a wave at 16 kHz     T  frames
     C  channels of a convolution  D  width of a frame vector         H  attention heads
@@ -167,7 +167,6 @@ class AudioWarning(NamedTuple):
     code: for programs. `truncated`: it is used up to where it is damaged or cut off. `unfinished_header`:
         there is more audio than its header says, and all is used. `opposite_phase`: its channels cancel each
         other out in their mean, which is used.
-
     message: for people: one line, which names the file.
     """
 
