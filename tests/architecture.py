@@ -12,7 +12,12 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_SCRIPT_LINES = 350, 60, 29
 # Module -> the first-party modules it may import besides its own package. The longest entry that fits a
 # module holds. This is the whole architecture: training code never reaches the service.
 OWN = ("speech_ssl", "service", "recipes", "benchmarks", "examples", "tests")
-SPEECH_SSL = ("speech_ssl.inference", "speech_ssl.audio", "speech_ssl.types")  # what the service is made on
+SPEECH_SSL = (
+    "speech_ssl.inference",
+    "speech_ssl.audio",
+    "speech_ssl.files",
+    "speech_ssl.types",
+)  # what the service is made on
 SERVICE_BASE = tuple(
     f"service.{module}"
     for module in (
@@ -28,17 +33,24 @@ SERVICE_BASE = tuple(
     )
 )
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "speech_ssl": ("speech_ssl.inference",),  # the package itself: lazily, for `speech_ssl.load`
+    "speech_ssl": ("speech_ssl.inference", "speech_ssl.types"),  # the package itself: lazily
     "speech_ssl.types": (),
     "speech_ssl.precision": (),  # what a device computes natively
+    "speech_ssl.files": (),  # what is written whole or not at all
     "speech_ssl.text": (),  # the one form of a text, for data, decoding and evaluation
     "speech_ssl.audio": ("speech_ssl.types",),
     "speech_ssl.model": ("speech_ssl.types",),
-    "speech_ssl.checkpoints": ("speech_ssl.types", "speech_ssl.text", "speech_ssl.model"),
+    "speech_ssl.checkpoints": ("speech_ssl.files", "speech_ssl.types", "speech_ssl.text", "speech_ssl.model"),
     "speech_ssl.objectives": ("speech_ssl.types", "speech_ssl.model"),
-    "speech_ssl.data": ("speech_ssl.types", "speech_ssl.audio", "speech_ssl.text"),
-    "speech_ssl.training": ("speech_ssl.types", "speech_ssl.precision", "speech_ssl.objectives.base"),
+    "speech_ssl.data": ("speech_ssl.files", "speech_ssl.types", "speech_ssl.audio", "speech_ssl.text"),
+    "speech_ssl.training": (
+        "speech_ssl.files",
+        "speech_ssl.types",
+        "speech_ssl.precision",
+        "speech_ssl.objectives.base",
+    ),
     "speech_ssl.training.run": (
+        "speech_ssl.files",
         "speech_ssl.types",
         "speech_ssl.precision",
         "speech_ssl.objectives.base",
@@ -53,6 +65,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "speech_ssl.checkpoints",
     ),
     "speech_ssl.extraction": (
+        "speech_ssl.files",
         "speech_ssl.types",
         "speech_ssl.audio",
         "speech_ssl.data",
@@ -62,6 +75,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         f"speech_ssl.{part}"
         for part in (
             "types",
+            "files",
             "precision",
             "text",
             "audio",
@@ -72,10 +86,30 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
             "inference",
         )
     ),
+    "speech_ssl.runs": tuple(
+        f"speech_ssl.{part}"
+        for part in (
+            "types",
+            "files",
+            "precision",
+            "text",
+            "audio",
+            "model",
+            "checkpoints",
+            "objectives",
+            "data",
+            "training",
+            "inference",
+            "extraction",
+            "evaluation",
+        )
+    ),
     "speech_ssl.client": (),  # of a service elsewhere: no model, no PyTorch
     "speech_ssl.doctor": ("speech_ssl.precision", "speech_ssl.audio", "speech_ssl.inference"),
     "speech_ssl.doctor_output": (),
     "speech_ssl.cli": ("speech_ssl", "service"),
+    "speech_ssl.cli_answers": ("speech_ssl",),
+    "speech_ssl.cli_options": (),
     "speech_ssl.cli_output": ("speech_ssl",),
     "service": SPEECH_SSL,
     **dict.fromkeys(SERVICE_BASE, (*SPEECH_SSL, *SERVICE_BASE)),
@@ -101,6 +135,10 @@ ONLY_THIRD_PARTY = {
     "speech_ssl.client": {"httpx", "numpy", "pydantic", "tqdm"},
 }
 
+OFFERED = ("speech_ssl", "speech_ssl.__version__") + tuple(
+    f"speech_ssl.{name}" for name in ("load", "load_encoder", "Features", "Runtime", "Transcript")
+)
+"""All that the bare package offers: as `speech_ssl.inference`."""
 COMPUTED = "<computed>"
 
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -158,8 +196,8 @@ def may_import(module: str, target: str, around: tuple[str, ...]) -> bool:
         return top not in NO_THIRD_PARTY.get(own.split(".")[0], ()) and (
             only is None or top in only or top in sys.stdlib_module_names
         )
-    if target in ("speech_ssl", "speech_ssl.load", "speech_ssl.__version__"):
-        target = "speech_ssl.inference"  # all that the bare package offers
+    if target in OFFERED:
+        target = "speech_ssl.inference"
     if top == "service" and own == "speech_ssl.cli" and "serve" not in around:
         return False
     if own == "speech_ssl.objectives":

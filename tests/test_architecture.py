@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import speech_ssl
 from tests.architecture import (
     MAX_FILE_LINES,
     MAX_FUNCTION_LINES,
@@ -96,6 +97,14 @@ def test_importing_the_package_does_no_work():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_what_it_gives_is_there_when_asked_for_and_values_need_no_torch():
+    names = sorted(set(speech_ssl.__all__) - {"__version__"})
+    assert names == ["Features", "Runtime", "Transcript", "load", "load_encoder"]
+    assert all(getattr(speech_ssl, name).__name__ == name for name in names)
+    code = "import sys, speech_ssl as s; s.Features, s.Transcript; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 FORBIDDEN_IMPORTS = [
     ("speech_ssl.types", "import soundfile"),
     ("speech_ssl.audio", "from speech_ssl.model import Encoder"),
@@ -111,6 +120,10 @@ FORBIDDEN_IMPORTS = [
     ("speech_ssl.inference.runtime", "import importlib\nimportlib.import_module('speech_ssl.training.loop')"),
     ("speech_ssl.inference.runtime", "importlib.import_module(name)"),
     ("speech_ssl.evaluation.probes.linear", "from speech_ssl import training"),
+    ("speech_ssl.inference.runtime", "from speech_ssl import runs"),
+    ("speech_ssl.training.loop", "from speech_ssl.runs.events import Listener"),
+    ("speech_ssl.runs.command", "from recipes.pretrain_wav2vec2 import tiny"),
+    ("service.v1.routes", "from speech_ssl import runs"),
     ("speech_ssl.client.sync", "from speech_ssl.types import Waveform"),
     ("speech_ssl.client.aio", "def f():\n    import torch"),
     ("speech_ssl.cli", "from service.app import create_app"),
@@ -141,6 +154,7 @@ ALLOWED_IMPORTS = [
         "service.v1.routes",
         "import speech_ssl\nfrom speech_ssl.inference import Runtime\nfrom .schemas import Answer",
     ),
+    ("speech_ssl.runs.probing", "from speech_ssl.training.events import silent\nfrom . import events"),
     ("recipes.smoke", "import torch\nfrom speech_ssl.training.loop import train"),
 ]
 

@@ -31,14 +31,13 @@ from speech_ssl.types import Batch
 
 pytestmark = pytest.mark.numerical
 
-ENCODER = replace(
-    presets.tiny(),
-    conv_channels=(16,) * 7,
+ENCODER = presets.tiny().changed(
+    frontend={"channels": (16,) * 7},
     depth=3,
     width=32,
     heads=2,
     ffn_width=64,
-    position_kernel=16,
+    positions={"kernel": 16},
     dropout=0.1,
     layer_drop=0.3,
 )
@@ -206,24 +205,34 @@ def gradients(build: Callable[[], Objective], ranks: Ranks) -> dict[str, Tensor]
     return {k: p.grad for k, p in objective.named_parameters() if p.grad is not None}
 
 
-def _one_rank(rank: int, build: Callable[[], Objective], folder: Path) -> None:
+def _one_rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = (folder / "port").read_text()
     with joined_ranks("cpu") as ranks:
-        torch.save(gradients(build, ranks), folder / f"{rank}.pt")
+        found = {build.__name__: gradients(build, ranks) for build in OBJECTIVES}
+        torch.save(found, folder / f"{rank}.pt")
     os._exit(0)  # what torch's own threads do while Python ends is not what is tested
 
 
-@every_objective
-def test_two_ranks_give_the_gradients_of_one_process(build: Callable[[], Objective], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def gradients_of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    """Those that each of two ranks has, by objective: the same two processes for all of them."""
+    folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        (tmp_path / "port").write_text(str(probe.getsockname()[1]))
-    multiprocessing.start_processes(_one_rank, (build, tmp_path), nprocs=2, start_method="spawn")
+        (folder / "port").write_text(str(probe.getsockname()[1]))
+    multiprocessing.start_processes(_one_rank, (folder,), nprocs=2, start_method="spawn")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@every_objective
+def test_two_ranks_give_the_gradients_of_one_process(
+    build: Callable[[], Objective], gradients_of_two: list[dict[str, dict[str, Tensor]]]
+) -> None:
     alone = gradients(build, CPU)
-    for rank in range(2):
-        shared = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for found in gradients_of_two:
+        shared = found[build.__name__]
         assert shared.keys() == alone.keys()
         for name, gradient in alone.items():
             torch.testing.assert_close(shared[name], gradient, atol=1e-5, rtol=1e-4, msg=name)

@@ -207,7 +207,7 @@ def test_image_serves_without_training_code(tmp_path):
     assert not (tmp_path / "speech_ssl" / "training").exists() and (tmp_path / "service").exists()
     code = (
         "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in repr(f)];"
-        "import speech_ssl.extraction.extract as it, speech_ssl.cli, service.__main__; print(it.__file__)"
+        "import speech_ssl.extraction.extract as it, speech_ssl.cli, service.server; print(it.__file__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from speech_ssl.data.split_names import named_kind
+from speech_ssl.files import replacing
 from speech_ssl.types import SAMPLE_RATE
 
 LONGEST_S = 1e6
@@ -99,21 +99,15 @@ def write_manifest(path: str | Path, utterances: Sequence[Utterance]) -> None:
     columns = [name for name in (*TEXTS, "start", "end") if any(getattr(u, name) for u in utterances)]
     if "end" in columns and "start" not in columns:  # all parts begin at 0
         columns.insert(-1, "start")
-    with NamedTemporaryFile(
-        "w", dir=folder, prefix=path.name, suffix=".partial", encoding="utf-8", newline="\n", delete=False
-    ) as file:
-        try:
+    try:
+        with (
+            replacing(path, shared=True) as partial,
+            partial.open("w", encoding="utf-8", newline="\n") as file,
+        ):
             file.write("\t".join(("path", "duration_s", *columns)) + "\n")
             file.writelines(_line(utterance, columns, folder) for utterance in utterances)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).chmod(0o644)
-            Path(file.name).replace(path)
-        except BaseException as error:
-            Path(file.name).unlink()
-            if isinstance(error, OSError):  # of a full disk it does not say where
-                raise OSError(error.errno, error.strerror, str(path)) from None
-            raise
+    except OSError as error:  # of a full disk it does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _rows(lines: Iterable[str], path: Path, columns: list[str]) -> Iterator[tuple[int, Utterance]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+
+from speech_ssl.files import write_atomically
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 FAIRSEQ2_STEPS = "checkpoints/step_*/trainer"
@@ -39,22 +40,6 @@ class RunState:
     floor."""
     guard: dict[str, float] | None = None
     """As `Guard.numbers` returned them. Only in files: during a run they are on its device."""
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Afterwards the file holds all of the data or the old content, even after a power cut. What a killed
-    process leaves behind always has the same name, so that it does not accumulate."""
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def save_checkpoint(

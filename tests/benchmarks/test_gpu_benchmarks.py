@@ -17,6 +17,7 @@ from recipes.pretrain_wav2vec2 import smoke
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.types import Frames
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_THERE = ["click", "fastapi", "librosa", "pyarrow", "pydantic", "torchaudio", "uvicorn"]
@@ -90,17 +91,18 @@ def test_a_loss_that_is_not_finite_is_noticed():
 
 def test_a_run_that_is_stopped_leaves_an_artifact_and_goes_on(prompts, tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "benchmarks.gpu.pretrain_small", "--device", "cpu", "--tiny"]
+    command = ["benchmarks.gpu.pretrain_small", "--device", "cpu", "--tiny"]
     command += ["--manifest", str(prompts / "manifest.tsv"), "--out", str(out)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with (tmp_path / "told").open("w+") as told:
+        process = warm.Popen(command, stdout=told, stderr=told)
         while process.poll() is None and not (out / "last.safetensors").exists():
             time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        told, _ = process.communicate()
-    assert process.returncode == 0
-    assert "minutes this time" in told
+        process.terminate()
+        assert process.wait() == 0
+    assert "minutes this time" in (tmp_path / "told").read_text()
     first = load_artifact(out / "artifact").config["training"]["step"]
-    again = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    again = warm.run(command)
+    assert again.returncode == 0, again.stderr
     steps = smoke().train.steps
     assert first < steps
     assert f"train: step {steps} " in again.stdout

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from speech_ssl.checkpoints.conversion import ConversionError
 from speech_ssl.checkpoints.opening import convert
 from speech_ssl.checkpoints.transformers.hub import fetched
+from tests import warm
 from tests.checkpoints.hub_server import (
     EXPIRED,
     NARROW,
@@ -118,9 +118,7 @@ class Here:
         }
 
     def run(self, *args: object, **environment: str) -> Ended:
-        command = [sys.executable, "-m", "speech_ssl.cli", *map(str, args)]
-        environment = self.environment | environment
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.folder)
+        return warm.run(["speech_ssl.cli", *args], env=self.environment | environment, cwd=self.folder)
 
     def converted(self, name: str, out: str, **environment: str) -> Path:
         done = self.run("convert", name, out, **environment)

@@ -38,7 +38,7 @@ def errors() -> list[ServiceError]:
     found += map(as_service_error, (TooLarge("no"), Overloaded(1.0), Stopped(), Again(), TimeoutError()))
     found += [ServiceError(401, code, "no") for code in ("missing_api_key", "invalid_api_key")]
     found.append(as_service_error(RuntimeError("no")))
-    for path in (ROOT / "service").glob("*.py"):
+    for path in (ROOT / "service").rglob("*.py"):
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         found += [error for call in calls if (error := written(call)) is not None]
     return list({(error.status, error.code): error for error in found}.values())

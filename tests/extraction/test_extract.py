@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from speech_ssl.extraction import decoding, extract
 from speech_ssl.extraction.extract import Extraction
 from speech_ssl.extraction.parquet import Shard, read_rows
 from speech_ssl.inference import Runtime
+from tests import warm
 
 NAMES = 24  # prompts that the small data set holds
 
@@ -222,10 +221,9 @@ def test_decoders_are_as_many_as_the_cores_that_may_be_used_suggest(
     assert extract._default_workers(runtime) == 2
 
 
-def run_extract(manifest: Path, out: Path, artifact: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "speech_ssl.cli", "extract", str(manifest), str(out)]
-    command += ["--model", str(artifact), "--commit-seconds", "0.1", "--workers", "2", "--precision", "fp32"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def extract_command(manifest: Path, out: Path, artifact: Path) -> list[object]:
+    command = ["speech_ssl.cli", "extract", manifest, out, "--model", artifact]
+    return [*command, "--commit-seconds", "0.1", "--workers", "2", "--precision", "fp32"]
 
 
 def files(out: Path) -> int:
@@ -251,26 +249,26 @@ def test_killed_at_random_moments_it_loses_and_doubles_nothing(
     assert whole.clips == len(clips)
 
     out, chance = tmp_path / "out", random.Random(5)
+    command = extract_command(manifest, out, tiny_artifact)
     interrupted = 0
     for _ in range(kills):
         before = files(out)
-        process = run_extract(manifest, out, tiny_artifact)
+        with (tmp_path / "said").open("w") as said:
+            process = warm.Popen(command, stdout=said, stderr=said)
         while files(out) == before and process.poll() is None:
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.4))
         orphans = children(process.pid)
         process.kill()
-        process.communicate()
-        interrupted += process.returncode == -signal.SIGKILL
+        interrupted += process.wait() == -signal.SIGKILL
         deadline = time.monotonic() + 20
         while any(Path(f"/proc/{pid}/fd").exists() for pid in orphans) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert orphans and not any(Path(f"/proc/{pid}/fd").exists() for pid in orphans)
     assert interrupted == kills and 0 < len(vectors(out)) < len(clips)
 
-    process = run_extract(manifest, out, tiny_artifact)
-    printed, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert "were there before; 1 failed" in printed
+    ended = warm.run(command, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert "were there before; 1 failed" in ended.stdout
     assert_same(vectors(out), vectors(tmp_path / "whole"))
     assert [entry["id"] for entry in failures(out / "failures.jsonl")] == ["data/bad.wav"]

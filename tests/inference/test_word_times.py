@@ -28,16 +28,14 @@ def test_heads_answer_at_any_hop(kernels: tuple[int, ...], strides: tuple[int, .
     runtime = narrow_runtime(
         window_s=0.1,
         context_s=0.02,
-        conv_channels=(4,) * len(kernels),
-        conv_kernels=kernels,
-        conv_strides=strides,
+        frontend={"channels": (4,) * len(kernels), "kernels": kernels, "strides": strides},
     )
     wave = np.random.default_rng(0).normal(0, 0.1, 3_000).astype(np.float32)
     (found,) = runtime.analyze([wave], tasks=["transcription", "classification"])
     assert found.transcript is not None and found.classification is not None
     times = [time for word in found.transcript.words for time in (word.start, word.end)]
     assert times and times == sorted(times) and times[0] >= 0 and times[-1] <= 3_000 / 13_000
-    (whole,) = runtime._heard([wave])
+    (whole,) = runtime._wholes([wave], None, ["ctc"])
     assert len(whole.passed.loudness) == runtime.chunker.frame_count(3_000)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from speech_ssl.training.checkpoint import LAST
+from tests import warm
 
 RECIPE = "recipes.pretrain_wav2vec2"
 PATIENCE_S = 300.0  # for what takes seconds on a quiet machine
@@ -29,7 +28,7 @@ class Process:
     """A run under way. What it says goes to a file: its workers outlive a kill by a few seconds, and
     would keep a pipe open."""
 
-    popen: subprocess.Popen[bytes]
+    popen: warm.Popen
     out: Path
     said: Path
 
@@ -51,13 +50,22 @@ class Process:
 
 @contextmanager
 def smoke(
-    manifest: Path, out: Path, *options: str, launcher: tuple[str, ...] = ("-m", RECIPE)
+    manifest: Path, out: Path, *options: str, launcher: tuple[str, ...] = (RECIPE,)
 ) -> Iterator[Process]:
     said = out.with_name(f"{out.name}.stderr")
-    command = [sys.executable, *launcher, "smoke", "--device", "cpu", *options]
-    command += ["--manifest", str(manifest), "--out", str(out)]
+    command = [
+        *launcher,
+        "smoke",
+        "--device",
+        "cpu",
+        *options,
+        "--manifest",
+        str(manifest),
+        "--out",
+        str(out),
+    ]
     with said.open("wb") as file:
-        popen = subprocess.Popen(command, stdout=file, stderr=file, env=ENVIRONMENT)
+        popen = warm.Popen(command, stdout=file, stderr=file, env=ENVIRONMENT)
     try:
         yield Process(popen, out, said)
     finally:

@@ -67,6 +67,7 @@ def serving(
     runtime: ModelRuntime | Callable[[], ModelRuntime], **settings: Any
 ) -> AbstractContextManager[httpx.Client]:
     """The application on a real socket, in a thread of this process, so that its model can be handled."""
+    settings = {"decode_threads": 1, **settings}  # each is a process, which takes a moment to start
     models = {DEFAULT: ModelSource(runtime)} if callable(runtime) else runtime
     return serving_app(create_app(Settings(**settings), models))
 

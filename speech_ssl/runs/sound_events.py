@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.finetuning import Examples, FineTuning
-from recipes.measuring import readable
-from recipes.skipped import Notes
 from speech_ssl.data.folds import Fold
 from speech_ssl.data.labels import (
     ClipTargets,
@@ -23,13 +20,16 @@ from speech_ssl.data.labels import (
     labels_of,
     whole_files,
 )
-from speech_ssl.data.loader import Targets
 from speech_ssl.data.manifest import Utterance
+from speech_ssl.data.reading import Targets
 from speech_ssl.evaluation.metrics import detection, psds
 from speech_ssl.inference.runtime import Runtime
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.specs import EventsSpec
 from speech_ssl.objectives.events import EventsConfig
+from speech_ssl.runs.notes import Notes
+from speech_ssl.runs.reading import readable
+from speech_ssl.runs.tuning import Examples, FineTuning
 
 WINDOW_S = 10.0
 """Of timed events: files are cut into windows of at most this length."""
@@ -132,9 +132,8 @@ class TimedEvents(ClipLabels):
         found: dict[str, list[detection.Event]] = {}
         scores: dict[str, psds.TimedScores] = {}
         for clips, waves in readable(files, runtime, notes):
-            frames = runtime.frame_scores(waves, head=head)
-            answers = runtime.classify(waves, head=head)
-            for clip, answer, (scores_TK, edges_s) in zip(clips, answers, frames, strict=True):
+            heard = runtime.classify_frames(waves, head=head)
+            for clip, (answer, scores_TK, edges_s) in zip(clips, heard, strict=True):
                 references[clip.id] = [detection.Event(*event) for event in events[clip.id]]
                 found[clip.id] = [detection.Event(e.label, e.start, e.end) for e in answer.events]
                 scores[clip.id] = psds.TimedScores(scores_TK, edges_s, answer.duration_s)
