@@ -16,14 +16,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 import speech_ssl
 from speech_ssl import audio
-from speech_ssl.inference.runtime import named_artifact
 from speech_ssl.types import SAMPLE_RATE
 
 PROMPTS = Path(speech_ssl.__file__).parent / "assets" / "prompts" / "audio"
 
 
 def main(files: list[Path]) -> None:
-    encoder = named_artifact("default").encoder.eval()  # or a folder, or OWNER/NAME of the Hugging Face hub
+    encoder = speech_ssl.load_encoder("default", device="cpu")  # or a folder, or OWNER/NAME of the hub
     waves = [torch.from_numpy(audio.decode(path)) for path in files]
     lengths_B = torch.tensor([len(wave) for wave in waves])
     wave_BS = pad_sequence(waves, batch_first=True).requires_grad_()
