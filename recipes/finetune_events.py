@@ -19,25 +19,13 @@ base     one label a clip, for encoders of BASE's or LARGE's size, on a GPU (not
 
 from __future__ import annotations
 
-import argparse
-import json
-import re
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from recipes.event_tasks import WINDOW_S, ClipLabels, TimedEvents, over_folds
-from recipes.finetuning import RESULTS, FineTuning, Request, command, finetune, read_examples
-from recipes.measuring import shown
 from speech_ssl.data.batching import DataConfig
-from speech_ssl.data.folds import Fold, folds, hold_out
-from speech_ssl.data.labels import timed_windows
 from speech_ssl.model import presets
 from speech_ssl.objectives.events import EventsConfig
-from speech_ssl.training.checkpoint import write_atomically
+from speech_ssl.runs import FineTuning, command
 from speech_ssl.training.config import TrainConfig
-from speech_ssl.training.ranks import Ranks
 
 
 def tiny() -> FineTuning:
@@ -127,54 +115,7 @@ def smoke() -> FineTuning:
     )
 
 
-def start(tuning: FineTuning, request: Request, given: argparse.Namespace, ranks: Ranks) -> None:
-    utterances = read_examples(request)
-    assert isinstance(tuning.objective, EventsConfig)
-    task: ClipLabels = ClipLabels()
-    if tuning.objective.timed:
-        windows, events = timed_windows(utterances, window_s=WINDOW_S)
-        utterances, task = windows, TimedEvents(events)
-    if given.folds is None:
-        finetune(tuning, task, task.examples(hold_out(utterances)), request, ranks)
-    else:
-        cross_validate(tuning, task, folds(utterances, given.folds), request, ranks)
-
-
-def cross_validate(
-    tuning: FineTuning, task: ClipLabels, parts: Sequence[Fold], request: Request, ranks: Ranks
-) -> dict[str, Any]:
-    """A run a fold, in `out`/fold-NAME; those that are finished are not done again. Prints and writes the
-    figures over all of them."""
-    results = []
-    for number, fold in enumerate(parts, start=1):
-        out = request.out / f"fold-{number:02d}-{re.sub(r'[^A-Za-z0-9_-]', '_', fold.name)}"
-        if ranks.first:
-            print(f"fold {fold.name}: {len(fold.test)} clips to test on", file=sys.stderr)
-        results.append(finetune(tuning, task, task.examples(fold), replace(request, out=out), ranks))
-    if not ranks.first:
-        return {}
-    summary = {"run": tuning.name, "seed": tuning.train.seed, "folds": len(parts), **over_folds(results)}
-    write_atomically(request.out / RESULTS, (json.dumps(summary, indent=2) + "\n").encode())
-    print("all folds: " + shown(summary))
-    return summary
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--folds", choices=["split", "speaker"], help="cross-validate by this column")
-
-
-main = command(
-    smoke,
-    tiny,
-    frozen,
-    tags,
-    timed,
-    base,
-    doc=__doc__,
-    head="events",
-    options=options,
-    start=start,
-)
+main = command.sound_events(smoke, tiny, frozen, tags, timed, base, doc=__doc__)
 
 if __name__ == "__main__":
     main()

@@ -18,12 +18,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from recipes.common import command
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.model import presets
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
+from speech_ssl.runs import Run, command
 from speech_ssl.training.config import TrainConfig
-from speech_ssl.training.run import Run
 
 
 def base() -> Run:
@@ -110,7 +109,7 @@ def smoke() -> Run:
     )
 
 
-main = command(smoke, tiny, small, base, large, doc=__doc__)
+main = command.pretraining(smoke, tiny, small, base, large, doc=__doc__)
 
 if __name__ == "__main__":
     main()

@@ -72,6 +72,23 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
             "inference",
         )
     ),
+    "speech_ssl.runs": tuple(
+        f"speech_ssl.{part}"
+        for part in (
+            "types",
+            "precision",
+            "text",
+            "audio",
+            "model",
+            "checkpoints",
+            "objectives",
+            "data",
+            "training",
+            "inference",
+            "extraction",
+            "evaluation",
+        )
+    ),
     "speech_ssl.client": (),  # of a service elsewhere: no model, no PyTorch
     "speech_ssl.doctor": ("speech_ssl.precision", "speech_ssl.audio", "speech_ssl.inference"),
     "speech_ssl.doctor_output": (),

@@ -1,19 +1,24 @@
-"""What a run tells while it trains: JSON lines, TensorBoard, and a progress bar."""
+"""What a run tells while it trains: JSON lines, TensorBoard, and events."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from speech_ssl.training.checkpoint import write_atomically
-
-SHOWN = {"loss": "loss", "code_perplexity": "codes", "accuracy": "acc", "audio_s_per_s": "x"}
+from speech_ssl.training.events import (
+    Alarm,
+    CheckpointSaved,
+    StepLogged,
+    StepTaken,
+    TrainingBegun,
+    TrainingEnded,
+    TrainingEvent,
+    silent,
+)
 
 
 class _Writer(Protocol):
@@ -42,60 +47,60 @@ def _forget_after(path: Path, step: int) -> None:
 
 
 class Logs:
-    """Writes `log.jsonl` and `tensorboard/` in the run's folder. Silent on all ranks but the first.
+    """Writes `log.jsonl` and `tensorboard/` in the run's folder, and tells events: on the first rank."""
 
-    The bar is for terminals; elsewhere each log line is printed.
-    """
-
-    def __init__(self, out: Path, *, total: int, done: int, active: bool) -> None:
-        self.active = active
+    def __init__(
+        self,
+        out: Path,
+        *,
+        total: int,
+        done: int,
+        active: bool,
+        tell: Callable[[TrainingEvent], None] = silent,
+    ) -> None:
+        self.active, self._step = active, done
         if not active:
             return
         _forget_after(out / "log.jsonl", done)
         self._file = (out / "log.jsonl").open("a", encoding="utf-8")
         self._board = _tensorboard(out / "tensorboard", done)
-        self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=total, initial=done, unit="step", disable=not self._terminal, dynamic_ncols=True
-        )
+        self._tell = tell
+        tell(TrainingBegun(done, total))
 
     def __enter__(self) -> Logs:
         return self
 
     def __exit__(self, *error: object) -> None:
         if self.active:
-            self._bar.close()
             self._file.close()
             if self._board:
                 self._board.close()
+            self._tell(TrainingEnded(self._step))
 
     def step(self) -> None:
+        self._step += 1
         if self.active:
-            self._bar.update()
+            self._tell(StepTaken(self._step))
 
     def numbers(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
-        """`kind`: "train" or "valid"."""
+        """`kind`: "train", "valid" or "probe"."""
         if not self.active:
             return
         self._write({"kind": kind, "step": step, **numbers})
         if self._board:
             for name, value in numbers.items():
                 self._board.add_scalar(f"{kind}/{name}", value, step)
-        shown = {short: f"{numbers[name]:.4g}" for name, short in SHOWN.items() if name in numbers}
-        if self._terminal and kind == "train":
-            self._bar.set_postfix(shown)
-        else:
-            self.say(f"{kind} step {step}: " + "  ".join(f"{k} {v}" for k, v in shown.items()))
+        self._tell(StepLogged(kind, step, numbers))
 
     def event(self, kind: str, step: int, message: str, *, aloud: bool = True) -> None:
         if self.active:
             self._write({"kind": kind, "step": step, "message": message})
             if aloud:
-                self.say(f"{kind}: {message}")
+                self._tell(Alarm(kind, step, message))
 
-    def say(self, text: str) -> None:
+    def saved(self, path: Path, step: int) -> None:
         if self.active:
-            self._bar.write(text, file=sys.stderr)
+            self._tell(CheckpointSaved(path, step))
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(entry) + "\n")

@@ -18,6 +18,7 @@ from speech_ssl.objectives.base import Objective
 from speech_ssl.precision import DTYPES, resolve
 from speech_ssl.training.checkpoint import BEST, LAST, RunState, load_checkpoint, save_checkpoint
 from speech_ssl.training.config import TrainConfig
+from speech_ssl.training.events import TrainingEvent, silent
 from speech_ssl.training.guard import Guard
 from speech_ssl.training.health import Collapsed, fallen, watch
 from speech_ssl.training.logs import Logs
@@ -61,6 +62,7 @@ def train(  # noqa: PLR0913 - each is a part of the run
     out: Path,
     ranks: Ranks,
     probe: Probe | None = None,
+    tell: Callable[[TrainingEvent], None] = silent,
 ) -> RunState:
     """Train, from the checkpoint in `out` if there is one, until the last step or the end of patience.
 
@@ -77,7 +79,7 @@ def train(  # noqa: PLR0913 - each is a part of the run
     meter, guard, asked = Meter(ranks), Guard(config, state, ranks, out), OnItsWay(torch.zeros(()))
     with (
         closing(batches(state.loader)) as stream,
-        Logs(out, total=config.steps, done=state.step, active=ranks.first) as logs,
+        Logs(out, total=config.steps, done=state.step, active=ranks.first, tell=tell) as logs,
         stop_signals() as caught,
     ):
         if config.valid_at_start and state.step == 0:
@@ -106,12 +108,27 @@ def train(  # noqa: PLR0913 - each is a part of the run
             if probe is not None and (state.step % config.probe_every == 0 or done):
                 logs.numbers("probe", state.step, probe(objective) if ranks.first else {})
             if state.step % config.save_every == 0 or done or stopping:
-                guard.tell(logs)
-                if ranks.first and (not guard.in_a_row or done or stopping):
-                    save_checkpoint(out / LAST, replace(state, guard=guard.numbers()), objective, optimizer)
+                save_last(out, state, objective, optimizer, guard, logs, always=done or stopping)
             if stopping and not done:
                 raise Stopped(state.step, caught[0] if caught else signal.SIGTERM)
     return state
+
+
+def save_last(  # noqa: PLR0913 - each is a part of the run
+    out: Path,
+    state: RunState,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    guard: Guard,
+    logs: Logs,
+    *,
+    always: bool,
+) -> None:
+    """The checkpoint to resume from; among bad steps only `always`, which is where the run ends."""
+    guard.tell(logs)
+    if logs.active and (always or not guard.in_a_row):
+        save_checkpoint(out / LAST, replace(state, guard=guard.numbers()), objective, optimizer)
+        logs.saved(out / LAST, state.step)
 
 
 def accumulate(  # noqa: PLR0913 - each is a part of the run
@@ -219,6 +236,7 @@ def validate(  # noqa: PLR0913 - each is a part of the run
         state.best, state.best_loss, state.stale = score, numbers["loss"], 0
         if logs.active:
             save_checkpoint(out / BEST, state, objective)
+            logs.saved(out / BEST, state.step)
     look_for_collapse("valid", objective, numbers, state, config, logs)
 
 

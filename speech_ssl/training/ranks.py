@@ -91,21 +91,31 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def alone(device: str = "auto") -> Ranks:
+    """This process, whatever others torchrun started. Raises ValueError for a device that is not there."""
+    chosen = pick_device(device)
+    return Ranks(0, 1, _taken(chosen, chosen.index or 0))
+
+
 @contextmanager
 def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
     """Join the process group that torchrun's environment variables name, if they are there."""
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    chosen = pick_device(device)
-    if chosen.type == "cuda":  # what is asked of CUDA without naming a device must mean this one
-        index = (chosen.index or 0) if world == 1 else int(os.environ.get("LOCAL_RANK", "0"))
-        chosen = torch.device("cuda", index)
-        torch.cuda.set_device(chosen)
     if world == 1:
-        yield Ranks(0, 1, chosen)
+        yield alone(device)
         return
+    chosen = _taken(pick_device(device), int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Ranks(rank, world, chosen)
     finally:
         gc.collect()  # DDP is in cycles, and would keep the group's threads alive into the interpreter's end
         dist.destroy_process_group()
+
+
+def _taken(device: torch.device, index: int) -> torch.device:
+    """What is asked of CUDA without naming a device must mean this one."""
+    if device.type == "cuda":
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    return device

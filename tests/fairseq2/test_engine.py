@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipes.common import pretrain
 from speech_ssl.objectives.base import Floor
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2
+from speech_ssl.runs import pretrain
 from speech_ssl.training.health import Collapsed, NonFinite
 from speech_ssl.training.loop import Stopped
 from speech_ssl.training.ranks import Ranks
@@ -269,7 +269,7 @@ def test_the_probe_looks_at_what_is_trained(manifest, monkeypatch, tmp_path):
     def weight(objective: Wav2Vec2) -> dict[str, float]:
         return {"weight": float(objective.encoder.hidden_vector.detach().sum())}
 
-    monkeypatch.setattr("recipes.common._online_probe", lambda _: weight)
+    monkeypatch.setattr("speech_ssl.runs.pretraining._online_probe", lambda _: weight)
     run = replace(twenty(), train=replace(twenty().train, steps=5, probe_every=2))
     seen = []
     for engine in ("local", "fairseq2"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from recipes.common import command
 from recipes.pretrain_wav2vec2 import smoke
+from speech_ssl.runs.command import pretraining as command
 from speech_ssl.training.run import Run
 
 

@@ -15,12 +15,14 @@ import pytest
 import soundfile
 import torch
 
-from recipes.common import command
 from recipes.pretrain_wav2vec2 import smoke
-from recipes.skipped import Skipped, Warned
 from speech_ssl.checkpoints.artifact import load_artifact, load_extra, save_artifact
 from speech_ssl.data.manifest import Utterance, read_manifest, write_manifest
+from speech_ssl.runs.command import pretraining as command
+from speech_ssl.runs.console import Console
+from speech_ssl.runs.notes import SkippedClips, WarnedClips
 from speech_ssl.training.config import TrainConfig
+from speech_ssl.training.events import silent
 from speech_ssl.training.run import Run
 from speech_ssl.types import AudioWarning
 
@@ -121,10 +123,10 @@ def test_a_folder_where_no_artifact_could_be_left_is_refused_at_once(few: Path, 
 def test_files_of_the_same_name_are_named_each_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "skipped.jsonl"
     one, other = (Utterance(tmp_path / name / "0.wav", 1.0, "0.wav") for name in "ab")
-    Skipped(path, aloud=False)(one, "why")
+    SkippedClips(path, silent)(one, "why")
     with path.open("a") as file:
         file.write('{"id": "torn", "pa')
-    note = Skipped(path, aloud=False)
+    note = SkippedClips(path, silent)
     note(one, "again")
     note(other, "why")
     first, torn, last = path.read_text().splitlines()
@@ -137,7 +139,7 @@ def test_each_thing_that_is_wrong_with_a_file_is_written_once(
 ) -> None:
     one = Utterance(tmp_path / "0.wav", 1.0, "0.wav")
     for _ in range(2):  # the run, and its resume
-        note = Warned(tmp_path / "warnings.jsonl", aloud=True)
+        note = WarnedClips(tmp_path / "warnings.jsonl", Console())
         for code in ("truncated", "opposite_phase", "truncated"):
             note(one, AudioWarning(code, f"0.wav: {code}"))
     entries = [json.loads(line) for line in (tmp_path / "warnings.jsonl").read_text().splitlines()]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from recipes.common import ENGINES, trainer_of
+from speech_ssl.runs.pretraining import ENGINES, trainer_of
 from speech_ssl.training.loop import train
 from tests.recipes.test_command import call
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.common import command, pretraining_parts, start_from
 from recipes.pretrain_wav2vec2 import smoke
 from speech_ssl.checkpoints.artifact import load_artifact, load_extra, save_artifact
 from speech_ssl.checkpoints.opening import convert, open_checkpoint
 from speech_ssl.data.manifest import read_manifest, write_manifest
 from speech_ssl.model.encoder import Encoder
+from speech_ssl.runs.command import pretraining as command
+from speech_ssl.runs.pretraining import pretraining_parts, start_from
 from speech_ssl.training.run import Run
 from tests.checkpoints.transformers_models import change_json
 from tests.recipes.tuning import done, sounds

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from recipes import label_efficiency
-from recipes.label_efficiency import Plan, divided, named_manifests, of_arm, read_curve, smoke, tiny
+from recipes.label_efficiency import smoke, tiny
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.data.manifest import Utterance, read_manifest, write_manifest
 from speech_ssl.evaluation.labels.efficiency import load_trials
+from speech_ssl.runs import StudyPlan, command, efficiency
+from speech_ssl.runs.command import named_manifests
+from speech_ssl.runs.efficiency import divided, of_arm, read_curve
 from tests.narrow import save_narrow
 
 
@@ -82,7 +84,7 @@ def manifest(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def brief() -> Plan:
+def brief() -> StudyPlan:
     plan = smoke()
     data = replace(plan.tuning.data, batch_s=8.0, workers=0)
     return replace(plan, tuning=replace(plan.tuning, data=data), shares=(0.5,))
@@ -91,24 +93,24 @@ def brief() -> Plan:
 def test_a_study_can_be_interrupted_and_ends_in_a_report(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_efficiency, "smoke", brief)
     narrow = save_narrow(tmp_path / "narrow")
     out = tmp_path / "study"
-    options = ["smoke", "--manifest", f"length={manifest}", "--init", str(narrow), "--out", str(out)]
+    options = ["brief", "--manifest", f"length={manifest}", "--init", str(narrow), "--out", str(out)]
     options += ["--device", "cpu"]
-    finetune, calls = label_efficiency.finetune, []
+    main = command.label_efficiency(brief, doc="")
+    tune, calls = efficiency.tune, []
 
     def second_fails(*arguments: object) -> dict[str, object]:
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return finetune(*arguments)  # type: ignore[arg-type]
+        return tune(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(label_efficiency, "finetune", second_fails)
+    monkeypatch.setattr(efficiency, "tune", second_fails)
     with pytest.raises(KeyboardInterrupt):
-        label_efficiency.main(options)
+        main(options)
     assert len(load_trials(out)) == 1
-    label_efficiency.main(options)
+    main(options)
     trials = load_trials(out)
     assert len(calls) == 4 and {trial.arm for trial in trials} == {"scratch", "frozen", "finetuned"}
     for trial in trials:
@@ -122,13 +124,14 @@ def test_a_study_can_be_interrupted_and_ends_in_a_report(
     assert "length" in (out / "report.html").read_text()
     with (out / "results.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 3
-    label_efficiency.main(options)
+    main(options)
     assert len(calls) == 4  # nothing was left to do
 
-    other = replace(brief().tuning, train=replace(brief().tuning.train, steps=6))
-    monkeypatch.setattr(label_efficiency, "smoke", lambda: replace(brief(), tuning=other))
+    def longer() -> StudyPlan:
+        return replace(brief(), tuning=replace(brief().tuning, train=replace(brief().tuning.train, steps=6)))
+
     with pytest.raises(SystemExit):
-        label_efficiency.main(options)
+        command.label_efficiency(longer, doc="")(["longer", *options[1:]])
     assert len(calls) == 4  # trials of another study are not passed off as its own
 
 

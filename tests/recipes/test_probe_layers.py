@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from recipes.probe_layers import MIXED, SEED, SHOWN, VARIANTS, main
+from recipes.probe_layers import VARIANTS, main
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.data.manifest import read_manifest, write_manifest
+from speech_ssl.evaluation.probes.report import MIXED, SHOWN
+from speech_ssl.runs.probing import SEED
 from tests.narrow import save_narrow
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from recipes import label_efficiency
-from recipes.common import auto_of, command
 from speech_ssl.data.manifest import read_manifest, write_manifest
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2
 from speech_ssl.precision import Float
+from speech_ssl.runs.command import pretraining as command
+from speech_ssl.runs.pretraining import auto_of
 from speech_ssl.training.checkpoint import LAST
 from speech_ssl.training.run import Run
 from tests.recipes import tuning
@@ -146,7 +147,7 @@ def test_fine_tuning_records_a_change(few: Path, tmp_path: Path) -> None:
 
 
 def computes_natively(monkeypatch: pytest.MonkeyPatch, precision: Float) -> None:
-    for place in ("speech_ssl.precision", "recipes.folders", "recipes.common"):
+    for place in ("speech_ssl.precision", "speech_ssl.runs.folders", "speech_ssl.runs.pretraining"):
         monkeypatch.setattr(f"{place}.native", lambda device: precision)
     monkeypatch.setattr("speech_ssl.precision._cpu_multiplies_fp16", lambda: False)
 

@@ -11,13 +11,14 @@ import pytest
 import soundfile
 
 import speech_ssl
-from recipes.event_tasks import WINDOW_S, TimedEvents
-from recipes.measuring import readable
-from recipes.skipped import Notes
 from speech_ssl.data.labels import timed_windows
 from speech_ssl.data.manifest import Utterance, write_manifest
 from speech_ssl.inference.answers import Classification, TimedEvent
 from speech_ssl.model.specs import EventsSpec
+from speech_ssl.runs.notes import Notes
+from speech_ssl.runs.reading import readable
+from speech_ssl.runs.sound_events import WINDOW_S, TimedEvents
+from speech_ssl.training.events import silent
 from tests.narrow import save_narrow
 from tests.recipes.tuning import done, refusal, results, sounds
 
@@ -90,7 +91,7 @@ def test_events_are_measured_in_whole_files(tmp_path: Path) -> None:
     row = Utterance(tmp_path / "a.wav", 3.0, "a.wav#10-13", label="loud", start=10.0, end=13.0, file_s=20.0)
     windows, events = timed_windows([row], window_s=WINDOW_S)
     assert [window.id for window in windows] == ["a.wav#0-10", "a.wav#10-20"]
-    notes = Notes.into(tmp_path, aloud=False)
+    notes = Notes.into(tmp_path, silent)
     figures = TimedEvents(events).measure(Loud(), "events", windows, notes)  # type: ignore[arg-type]
     assert figures["clips"] == 1 and figures["event_f1"] == figures["event_f1_micro"] == 1.0
     assert figures["psds_1"] == pytest.approx(1.0)
@@ -106,7 +107,7 @@ def test_what_is_measured_is_all_of_a_file_or_part(tmp_path: Path) -> None:
     left = np.random.default_rng(0).uniform(-0.3, 0.3, 16_000)
     soundfile.write(tmp_path / "b.wav", np.stack([left, -left], axis=1), 16_000)
     bad = [Utterance(tmp_path / "b.wav", 1.0, "b.wav"), Utterance(tmp_path / "gone.wav", 1.0, "gone.wav")]
-    notes = Notes.into(tmp_path, aloud=False)
+    notes = Notes.into(tmp_path, silent)
     ((clips, waves),) = readable([*rows, *bad], Loud(), notes)  # type: ignore[arg-type]
     assert clips == [*rows, bad[0]]
     assert [len(wave) for wave in waves] == [48_000, 24_000, 16_000]  # type: ignore[arg-type]

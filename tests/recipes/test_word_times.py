@@ -12,10 +12,11 @@ import soundfile
 import speech_ssl
 from benchmarks.word_times import WANTED_S, measure
 from recipes import finetune_ctc
-from recipes.finetuning import FineTuning, command
 from speech_ssl.data.manifest import read_manifest
 from speech_ssl.inference import Runtime
 from speech_ssl.model import presets
+from speech_ssl.runs import FineTuning
+from speech_ssl.runs.command import transcription
 from speech_ssl.training.config import TrainConfig
 from tests.recipes.tuning import done, results
 from tests.sounds import RATE
@@ -84,7 +85,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reader(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Runtime:
     out = tmp_path_factory.mktemp("runs") / "out"
-    main = command(toned, doc="", head="ctc", options=finetune_ctc.options, start=finetune_ctc.start)
+    main = transcription(toned, doc="")
     done(main, "toned", "--manifest", clips, "--out", out)
     assert float(str(results(out)["cer"])) < 0.1
     return speech_ssl.load(out / "artifact")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recipes import finetune_ctc, finetune_events
-from recipes.finetuning import FineTuning, command
+from speech_ssl.runs import FineTuning, command
 from speech_ssl.training.config import TrainConfig
 
 Main = Callable[[Sequence[str]], None]
@@ -46,17 +46,8 @@ def timed() -> FineTuning:
     return replace(brief(finetune_events.timed()), data=replace(clips().data, batch_s=20.0))
 
 
-transcription = command(ctc, doc="", head="ctc", options=finetune_ctc.options, start=finetune_ctc.start)
-sounds = command(
-    clips,
-    frozen,
-    tags,
-    timed,
-    doc="",
-    head="events",
-    options=finetune_events.options,
-    start=finetune_events.start,
-)
+transcription = command.transcription(ctc, doc="")
+sounds = command.sound_events(clips, frozen, tags, timed, doc="")
 
 
 class Ended(NamedTuple):

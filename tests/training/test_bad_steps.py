@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from speech_ssl.runs.console import Console
 from speech_ssl.training.checkpoint import BEST, LAST, load_checkpoint
 from speech_ssl.training.config import TrainConfig
 from speech_ssl.training.guard import BAD_STEPS, BadSteps
@@ -33,7 +34,16 @@ def run(
 ) -> Guess:
     out.mkdir(exist_ok=True)
     objective = objective or Guess()
-    train(objective, batches, lambda: [wave(1001), wave(1002)], config, out=out, ranks=CPU, **how)
+    train(
+        objective,
+        batches,
+        lambda: [wave(1001), wave(1002)],
+        config,
+        out=out,
+        ranks=CPU,
+        tell=Console(),
+        **how,
+    )
     return objective
 
 

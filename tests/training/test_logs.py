@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from speech_ssl.runs.console import Console
 from speech_ssl.training.logs import Logs
 
 
@@ -23,7 +24,7 @@ def entries(out: Path) -> list[dict[str, object]]:
 
 
 def test_each_line_is_json_and_there_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Logs(tmp_path, total=10, done=0, active=True) as logs:
+    with Logs(tmp_path, total=10, done=0, active=True, tell=Console()) as logs:
         logs.numbers("train", 1, {"loss": 0.1 + 0.2, "accuracy": 0.5, "other": 3.0})
         logs.event("collapse", 1, "few codes")
         assert entries(tmp_path) == [
@@ -56,7 +57,7 @@ def test_tensorboard_reads_the_scalars_once_each(tmp_path: Path) -> None:
 
 
 def test_other_ranks_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Logs(tmp_path, total=10, done=0, active=False) as logs:
+    with Logs(tmp_path, total=10, done=0, active=False, tell=Console()) as logs:
         logs.numbers("train", 1, {"loss": 1.0})
         logs.event("collapse", 1, "few codes")
         logs.step()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
+from speech_ssl.runs.console import Console
 from speech_ssl.training.checkpoint import BEST, LAST, RunState, load_checkpoint
 from speech_ssl.training.config import TrainConfig
 from speech_ssl.training.guard import BAD_STEPS, Guard
@@ -39,7 +40,7 @@ def run(
 ) -> Guess:
     out.mkdir(exist_ok=True)
     objective = objective or Guess()
-    train(objective, batches, lambda: HELD_OUT, config, out=out, ranks=CPU)
+    train(objective, batches, lambda: HELD_OUT, config, out=out, ranks=CPU, tell=Console())
     return objective
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from speech_ssl.runs.console import Console
 from speech_ssl.training import scaling
 from speech_ssl.training.checkpoint import BEST, LAST
 from speech_ssl.training.config import TrainConfig
@@ -78,7 +79,7 @@ def test_without_fp16_there_is_none() -> None:
 def run(out: Path, batches: Any, config: TrainConfig = CONFIG, objective: Guess | None = None) -> Guess:
     out.mkdir(exist_ok=True)
     objective = objective or Guess()
-    train(objective, batches, lambda: [wave(1001), wave(1002)], config, out=out, ranks=CPU)
+    train(objective, batches, lambda: [wave(1001), wave(1002)], config, out=out, ranks=CPU, tell=Console())
     return objective
 
 

@@ -46,6 +46,7 @@ from speech_ssl.objectives.base import Objective
 from speech_ssl.precision import DTYPES, resolve
 from speech_ssl.training.checkpoint import BEST, LAST, RunState
 from speech_ssl.training.config import TrainConfig
+from speech_ssl.training.events import TrainingEvent, silent
 from speech_ssl.training.fairseq2.parts import (
     CollapseWatch,
     IntoLogs,
@@ -84,6 +85,7 @@ def train(  # noqa: PLR0913 - each is a part of the run
     out: Path,
     ranks: Ranks,
     probe: Probe | None = None,
+    tell: Callable[[TrainingEvent], None] = silent,
     sharded: bool = False,
 ) -> RunState:
     """As `loop.train`. `objective` itself stays on the CPU: it carries the best and the last weights to disk.
@@ -98,14 +100,16 @@ def train(  # noqa: PLR0913 - each is a part of the run
     parts = Parts(objective, config, out, ranks, state, sharded)
     probing = ranks.any(probe is not None)  # the first rank has it, but all must lend their shards
     with (
-        Logs(out, total=config.steps, done=parts.last_step, active=ranks.first) as logs,
+        Logs(out, total=config.steps, done=parts.last_step, active=ranks.first, tell=tell) as logs,
         stop_signals() as caught,
         closing(Reader(batches, state, micro_steps)) as reader,
     ):
         watch = CollapseWatch(objective, state, config, logs)
         recorder = CompositeMetricRecorder([*parts.recorders(), IntoLogs(logs), watch])
         unit = Unit(parts, watch, caught)
-        trainer = build_trainer(parts, unit, reader, recorder, HeldOut(parts, unit, valid, recorder))
+        trainer = build_trainer(
+            parts, unit, reader, recorder, HeldOutValidator(parts, unit, valid, recorder, logs)
+        )
         unit.request_stop = trainer.request_stop
 
         def after_step(*_: object) -> None:
@@ -122,6 +126,7 @@ def train(  # noqa: PLR0913 - each is a part of the run
         if ranks.any(watch.collapsed is not None):
             raise watch.collapsed or Collapsed("the first process tells why")
         parts.keep(LAST)
+        logs.saved(out / LAST, state.step)
         if state.step < config.steps and not is_over(state, config):
             raise Stopped(state.step, caught[0] if caught else signal.SIGTERM)
     return state
@@ -197,13 +202,19 @@ class Unit(TrainUnit[Shipment]):
         values |= summarize(sums, self._parts.trained)
 
 
-class HeldOut(Validator):
+class HeldOutValidator(Validator):
     """Evaluates on held-out batches and keeps the best weights, as the local loop does."""
 
     def __init__(
-        self, parts: Parts, unit: Unit, valid: Callable[[], Iterable[Batch]], recorder: MetricRecorder
+        self,
+        parts: Parts,
+        unit: Unit,
+        valid: Callable[[], Iterable[Batch]],
+        recorder: MetricRecorder,
+        logs: Logs,
     ) -> None:
         self._parts, self._unit, self._valid, self._recorder = parts, unit, valid, recorder
+        self._logs = logs
 
     def run(self, train_step_nr: int) -> float | None:
         """The score, the higher the better; None without held-out batches, or if there is no time."""
@@ -221,6 +232,7 @@ class HeldOut(Validator):
         if healthy and is_better(objective, score, numbers["loss"], state):
             state.best, state.best_loss, state.stale = score, numbers["loss"], 0
             parts.keep(BEST)
+            self._logs.saved(parts.out / BEST, state.step)
         return score if objective.higher_is_better else -score
 
     def reset(self) -> None:

@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.finetuning import Examples, FineTuning
-from recipes.measuring import readable
-from recipes.skipped import Notes
 from speech_ssl.data.folds import Fold
 from speech_ssl.data.labels import (
     ClipTargets,
@@ -23,13 +20,16 @@ from speech_ssl.data.labels import (
     labels_of,
     whole_files,
 )
-from speech_ssl.data.loader import Targets
 from speech_ssl.data.manifest import Utterance
+from speech_ssl.data.reading import Targets
 from speech_ssl.evaluation.metrics import detection, psds
 from speech_ssl.inference.runtime import Runtime
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.specs import EventsSpec
 from speech_ssl.objectives.events import EventsConfig
+from speech_ssl.runs.notes import Notes
+from speech_ssl.runs.reading import readable
+from speech_ssl.runs.tuning import Examples, FineTuning
 
 WINDOW_S = 10.0
 """Of timed events: files are cut into windows of at most this length."""
