@@ -27,6 +27,18 @@ from speech_ssl.objectives.events import EventsConfig
 from speech_ssl.runs import FineTuning, command
 from speech_ssl.training.config import TrainConfig
 
+LINEAR = EventsConfig(
+    head_only=0.0,
+    train_frontend=True,
+    pooling="mean",
+    hidden=0,
+    hidden_share=0.0,
+    channel_share=0.0,
+    dropout=0.1,
+    gain_db=6.0,
+    shift_s=0.5,
+)
+
 
 def tiny() -> FineTuning:
     """For sets of some hundred clips: a linear head that starts as a probe, then all of the network with it.
@@ -34,17 +46,7 @@ def tiny() -> FineTuning:
     left."""
     return FineTuning(
         name="tiny-events",
-        objective=EventsConfig(
-            head_only=0.0,
-            train_frontend=True,
-            pooling="mean",
-            hidden=0,
-            hidden_share=0.0,
-            channel_share=0.0,
-            dropout=0.1,
-            gain_db=6.0,
-            shift_s=0.5,
-        ),
+        objective=LINEAR,
         data=DataConfig(batch_s=30.0, min_s=0.2, workers=1),
         train=TrainConfig(
             steps=400,
@@ -61,23 +63,20 @@ def tiny() -> FineTuning:
 
 
 def frozen() -> FineTuning:
-    base = tiny()
-    objective = replace(base.objective, head_only=1.0, train_frontend=False)
-    return replace(base, name="frozen-events", objective=objective)
+    objective = replace(LINEAR, head_only=1.0, train_frontend=False)
+    return replace(tiny(), name="frozen-events", objective=objective)
 
 
 def tags() -> FineTuning:
-    base = tiny()
-    return replace(base, name="tiny-tags", objective=replace(base.objective, exclusive=False))
+    return replace(tiny(), name="tiny-tags", objective=replace(LINEAR, exclusive=False))
 
 
 def timed() -> FineTuning:
     """Windows of ten seconds at most; each frame is taught by itself."""
-    base = tiny()
     objective = replace(
-        base.objective, exclusive=False, timed=True, pooling="max", hidden=256, shift_s=0.0, head_only=0.1
+        LINEAR, exclusive=False, timed=True, pooling="max", hidden=256, shift_s=0.0, head_only=0.1
     )
-    return replace(base, name="tiny-timed", objective=objective)
+    return replace(tiny(), name="tiny-timed", objective=objective)
 
 
 def base() -> FineTuning:
@@ -87,7 +86,7 @@ def base() -> FineTuning:
         small,
         name="base-events",
         objective=replace(
-            small.objective,
+            LINEAR,
             head_only=0.1,
             train_frontend=False,
             pooling="attentive",

@@ -111,6 +111,10 @@ FORBIDDEN_IMPORTS = [
     ("speech_ssl.inference.runtime", "import importlib\nimportlib.import_module('speech_ssl.training.loop')"),
     ("speech_ssl.inference.runtime", "importlib.import_module(name)"),
     ("speech_ssl.evaluation.probes.linear", "from speech_ssl import training"),
+    ("speech_ssl.inference.runtime", "from speech_ssl import runs"),
+    ("speech_ssl.training.loop", "from speech_ssl.runs.events import Listener"),
+    ("speech_ssl.runs.command", "from recipes.pretrain_wav2vec2 import tiny"),
+    ("service.v1.routes", "from speech_ssl import runs"),
     ("speech_ssl.client.sync", "from speech_ssl.types import Waveform"),
     ("speech_ssl.client.aio", "def f():\n    import torch"),
     ("speech_ssl.cli", "from service.app import create_app"),
@@ -141,6 +145,7 @@ ALLOWED_IMPORTS = [
         "service.v1.routes",
         "import speech_ssl\nfrom speech_ssl.inference import Runtime\nfrom .schemas import Answer",
     ),
+    ("speech_ssl.runs.probing", "from speech_ssl.training.events import silent\nfrom . import events"),
     ("recipes.smoke", "import torch\nfrom speech_ssl.training.loop import train"),
 ]
 

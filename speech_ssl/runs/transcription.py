@@ -59,5 +59,5 @@ class Transcription:
             "wer_as_written": rates.wer,
             "cer_as_written": rates.cer,
             "words": rates.words.total,
-            "examples": list(zip(references, hypotheses, strict=True))[:20],
+            "examples": [list(pair) for pair in zip(references, hypotheses, strict=True)][:20],
         }

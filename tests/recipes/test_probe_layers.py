@@ -6,13 +6,16 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from recipes.probe_layers import VARIANTS, main
+from recipes.probe_layers import VARIANTS, main, smoke
+from speech_ssl import runs
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.data.manifest import read_manifest, write_manifest
-from speech_ssl.evaluation.probes.report import MIXED, SHOWN
+from speech_ssl.evaluation.probes.report import MIXED, SHOWN, ProbedProblem
+from speech_ssl.runs.events import ClipRead, LayersProbed, ReadingBegun, ReadingEnded
 from speech_ssl.runs.probing import SEED
 from tests.narrow import save_narrow
 
@@ -22,11 +25,34 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_narrow(tmp_path_factory.mktemp("artifacts") / "narrow")
 
 
+class Made(NamedTuple):
+    """By the smoke variant, from Python: its folder, what was returned, and what was told."""
+
+    out: Path
+    returned: list[ProbedProblem]
+    told: list[runs.RunEvent]
+
+
 @pytest.fixture(scope="module")
-def made(manifest: Path, narrow: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("probes") / "smoke"
-    main(["smoke", "--manifest", str(manifest), "--out", str(out), "--init", str(narrow), "--device", "cpu"])
-    return out
+def called(manifest: Path, narrow: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    out, told = tmp_path_factory.mktemp("probes") / "smoke", list[runs.RunEvent]()
+    tasks = [(task, manifest) for task in smoke()]
+    returned = runs.probe(tasks, out, init=str(narrow), device="cpu", tell=told.append)
+    return Made(out, returned, told)
+
+
+@pytest.fixture
+def made(called: Made) -> Path:
+    return called.out
+
+
+def test_a_program_is_told_what_is_read_and_gets_the_problems(called: Made) -> None:
+    assert [row.problem.name for row in called.returned] == ["words", "halves"]
+    assert LayersProbed(called.returned) in called.told
+    assert called.told.count(ReadingEnded()) == 2
+    read = [event.seconds for event in called.told if isinstance(event, ClipRead)]
+    begun = [event.seconds for event in called.told if isinstance(event, ReadingBegun)]
+    assert len(read) == 40 + 80 and sum(read) == pytest.approx(sum(begun))
 
 
 def rows(path: Path) -> list[dict[str, str]]:
