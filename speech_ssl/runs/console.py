@@ -13,6 +13,7 @@ from tqdm import tqdm
 from speech_ssl.evaluation.probes.report import table
 from speech_ssl.extraction.progress import ProgressLine
 from speech_ssl.runs.events import (
+    Alarm,
     ArtifactSaved,
     ClipNoted,
     ClipRead,
@@ -23,8 +24,11 @@ from speech_ssl.runs.events import (
     ReadingEnded,
     RunBegun,
     RunEvent,
+    StepLogged,
+    StepTaken,
+    TrainingBegun,
+    TrainingEnded,
 )
-from speech_ssl.training.events import Alarm, StepLogged, StepTaken, TrainingBegun, TrainingEnded
 
 SHOWN = {"loss": "loss", "code_perplexity": "codes", "accuracy": "acc", "audio_s_per_s": "x"}
 NOTED = 5

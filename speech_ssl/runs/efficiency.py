@@ -30,11 +30,10 @@ from speech_ssl.evaluation.labels.efficiency import (
 )
 from speech_ssl.evaluation.labels.report import write_report
 from speech_ssl.inference.runtime import named_artifact
-from speech_ssl.runs.events import Listener, Note
+from speech_ssl.runs.events import Listener, Note, silent
 from speech_ssl.runs.finetuning import tune
 from speech_ssl.runs.sound_events import ClipLabels
 from speech_ssl.runs.tuning import Examples, FineTuning, TuningRequest
-from speech_ssl.training.events import silent
 from speech_ssl.training.ranks import Ranks, alone
 
 TEST_SHARE, MOST_VALID, LEAST_SPEAKERS = 0.2, 60, 5
@@ -126,8 +125,8 @@ def read_curve(path: Path) -> tuple[Point, ...]:
 
 def study(
     plan: StudyPlan,
-    manifests: Mapping[str, Path],
-    out: Path,
+    manifests: Mapping[str, Path | str],
+    out: Path | str,
     ranks: Ranks | None = None,
     *,
     init: str = "default",
@@ -135,12 +134,12 @@ def study(
 ) -> Path:
     """All trials of `out` that are not there yet, then the report, whose path is returned. Cheap shares come
     first. manifests: by the names of the tasks. Raises ValueError where `out` holds another study."""
-    ranks = ranks or alone()
+    out, ranks = Path(out), ranks or alone()
     if ranks.world > 1:
         raise ValueError("a study is many small runs: start it without torchrun, a process a manifest")
     request = TuningRequest(out=out, head="events", ranks=ranks, init=init, resume=True, tell=tell)
     artifact = named_artifact(init)
-    examples = {name: divided(read_manifest(path)) for name, path in manifests.items()}
+    examples = {name: divided(read_manifest(Path(path))) for name, path in manifests.items()}
     before = load_study(out)
     now = described(plan, examples, artifact, before)
     for field in ("network", "training"):

@@ -8,7 +8,37 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from speech_ssl.evaluation.probes.report import ProbedProblem
-from speech_ssl.training.events import TrainingEvent
+from speech_ssl.training.events import (
+    Alarm,
+    CheckpointSaved,
+    StepLogged,
+    StepTaken,
+    TrainingBegun,
+    TrainingEnded,
+    TrainingEvent,
+    silent,
+)
+
+__all__ = [
+    "Alarm",
+    "ArtifactSaved",
+    "CheckpointSaved",
+    "ClipNoted",
+    "ClipRead",
+    "LayersProbed",
+    "Listener",
+    "Measured",
+    "Note",
+    "ReadingBegun",
+    "ReadingEnded",
+    "RunBegun",
+    "RunEvent",
+    "StepLogged",
+    "StepTaken",
+    "TrainingBegun",
+    "TrainingEnded",
+    "silent",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Tuned
 from speech_ssl.objectives.ctc import CTCConfig
 from speech_ssl.objectives.events import Events, EventsConfig
-from speech_ssl.runs.events import ArtifactSaved, Listener, Measured, Note
+from speech_ssl.runs.events import ArtifactSaved, Listener, Measured, Note, silent
 from speech_ssl.runs.folders import best_weights, leaving_artifact, open_folder, results_of
 from speech_ssl.runs.notes import Notes, telling_silence
 from speech_ssl.runs.reading import batches_of, begun, fingerprint, fixed_validation, loader_of, read_all
@@ -42,7 +42,6 @@ from speech_ssl.runs.sound_events import WINDOW_S, ClipLabels, TimedEvents, over
 from speech_ssl.runs.transcription import Transcription
 from speech_ssl.runs.tuning import Examples, FineTuning, TuningRequest, TuningTask
 from speech_ssl.training.checkpoint import write_atomically
-from speech_ssl.training.events import silent
 from speech_ssl.training.loop import train
 from speech_ssl.training.ranks import Ranks, alone
 from speech_ssl.training.run import Run
@@ -64,7 +63,7 @@ def finetune(  # noqa: PLR0913 - all that there is to ask
     init: str | None = None,
     head: str = "",
     lang: str | None = None,
-    vocabulary: Path | None = None,
+    vocabulary: Path | str | None = None,
     folded: Literal["split", "speaker"] | None = None,
     resume: bool = False,
     changes: Mapping[str, Any] = MappingProxyType({}),
@@ -79,6 +78,8 @@ def finetune(  # noqa: PLR0913 - all that there is to ask
     as for `pretrain`. Without `init` it is trained from random weights.
     """
     ranks, objective = ranks or alone(), tuning.objective
+    if (folded if isinstance(objective, CTCConfig) else vocabulary) is not None:
+        raise ValueError("folded is for sound events, and vocabulary for transcription")
     request = TuningRequest(
         out=Path(out),
         head=head or ("ctc" if isinstance(objective, CTCConfig) else "events"),
@@ -90,7 +91,7 @@ def finetune(  # noqa: PLR0913 - all that there is to ask
     )
     utterances = _of_language(read_all(manifests), lang)
     if isinstance(objective, CTCConfig):
-        texts = Transcription(None if vocabulary is None else read_vocabulary(vocabulary))
+        texts = Transcription(None if vocabulary is None else read_vocabulary(Path(vocabulary)))
         return tune(tuning, texts, texts.examples(utterances), request)
     task = ClipLabels()
     if objective.timed:

@@ -21,12 +21,11 @@ from speech_ssl.inference.runtime import named_artifact
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
 from speech_ssl.precision import Float, native
-from speech_ssl.runs.events import ArtifactSaved, Listener
+from speech_ssl.runs.events import ArtifactSaved, Listener, silent
 from speech_ssl.runs.folders import best_weights, leaving_artifact, open_folder
 from speech_ssl.runs.notes import Notes, telling_silence
 from speech_ssl.runs.reading import batches_of, begun, fingerprint, fixed_validation, loader_of, read_all
 from speech_ssl.training.checkpoint import RunState
-from speech_ssl.training.events import silent
 from speech_ssl.training.loop import Probe, train
 from speech_ssl.training.ranks import Ranks, alone
 from speech_ssl.training.run import Run
@@ -44,7 +43,7 @@ def pretrain(  # noqa: PLR0913 - all that there is to ask
     init: str | None = None,
     resume: bool = False,
     changes: Mapping[str, Any] = MappingProxyType({}),
-    probe: Path | None = None,
+    probe: Path | str | None = None,
     engine: str = ENGINES[0],
     tell: Listener = silent,
 ) -> Path:
@@ -113,12 +112,12 @@ def auto_of(engine: str, ranks: Ranks) -> Float:
     return "fp32" if best == "fp16" and engine != ENGINES[0] else best
 
 
-def _online_probe(manifest: Path | None) -> Probe | None:
+def _online_probe(manifest: Path | str | None) -> Probe | None:
     if manifest is None:
         return None
     from speech_ssl.evaluation.probes.online import OnlineProbe
 
-    probe = OnlineProbe(read_manifest(manifest))
+    probe = OnlineProbe(read_manifest(Path(manifest)))
     return lambda objective: probe(objective.encoder)
 
 

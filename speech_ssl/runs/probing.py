@@ -34,8 +34,7 @@ from speech_ssl.evaluation.probes.representations import (
 )
 from speech_ssl.evaluation.probes.tasks import Problem, Task, solve, solve_layers
 from speech_ssl.inference.runtime import named_artifact
-from speech_ssl.runs.events import ClipRead, LayersProbed, Listener, Note, ReadingBegun, ReadingEnded
-from speech_ssl.training.events import silent
+from speech_ssl.runs.events import ClipRead, LayersProbed, Listener, Note, ReadingBegun, ReadingEnded, silent
 
 SEED = 0
 SPECTRA: Mapping[str, Representation] = {"log-mel": log_mel, "MFCC": mfcc}

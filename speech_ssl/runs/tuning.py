@@ -17,10 +17,9 @@ from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.ctc import CTCConfig
 from speech_ssl.objectives.events import EventsConfig
-from speech_ssl.runs.events import Listener
+from speech_ssl.runs.events import Listener, silent
 from speech_ssl.runs.notes import Notes
 from speech_ssl.training.config import TrainConfig
-from speech_ssl.training.events import silent
 from speech_ssl.training.ranks import Ranks
 from speech_ssl.training.run import Run
 

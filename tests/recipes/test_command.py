@@ -20,9 +20,9 @@ from speech_ssl.checkpoints.artifact import load_artifact, load_extra, save_arti
 from speech_ssl.data.manifest import Utterance, read_manifest, write_manifest
 from speech_ssl.runs.command import pretraining as command
 from speech_ssl.runs.console import Console
+from speech_ssl.runs.events import silent
 from speech_ssl.runs.notes import SkippedClips, WarnedClips
 from speech_ssl.training.config import TrainConfig
-from speech_ssl.training.events import silent
 from speech_ssl.training.run import Run
 from speech_ssl.types import AudioWarning
 

@@ -15,10 +15,10 @@ from speech_ssl.data.labels import timed_windows
 from speech_ssl.data.manifest import Utterance, write_manifest
 from speech_ssl.inference.answers import Classification, TimedEvent
 from speech_ssl.model.specs import EventsSpec
+from speech_ssl.runs.events import silent
 from speech_ssl.runs.notes import Notes
 from speech_ssl.runs.reading import readable
 from speech_ssl.runs.sound_events import WINDOW_S, TimedEvents
-from speech_ssl.training.events import silent
 from tests.narrow import save_narrow
 from tests.recipes.tuning import done, refusal, results, sounds
 

@@ -13,12 +13,16 @@ from speech_ssl import runs
 from speech_ssl.data.manifest import read_manifest, write_manifest
 from speech_ssl.runs.events import (
     ArtifactSaved,
+    CheckpointSaved,
     ClipNoted,
     Measured,
     RunBegun,
+    StepLogged,
+    StepTaken,
+    TrainingBegun,
+    TrainingEnded,
 )
 from speech_ssl.training.checkpoint import BEST, LAST
-from speech_ssl.training.events import CheckpointSaved, StepLogged, StepTaken, TrainingBegun, TrainingEnded
 from speech_ssl.training.ranks import Ranks
 from tests.recipes import tuning
 from tests.recipes.test_command import brief
