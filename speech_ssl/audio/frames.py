@@ -34,7 +34,7 @@ class Frame(NamedTuple):
 NO_FRAME = Frame(0, 0, 1)
 
 
-class Run(NamedTuple):
+class FrameRun(NamedTuple):
     """Frames of one recording, one after the other."""
 
     begin: int
@@ -191,9 +191,9 @@ class Frames:
                 return number > 0 or at == self._file.size
         return True
 
-    def runs(self, begin: int) -> tuple[list[Run], Flaw | None]:
+    def runs(self, begin: int) -> tuple[list[FrameRun], Flaw | None]:
         """All recordings, and what is wrong at the end of the last. Tags in between are passed over."""
-        runs: list[Run] = []
+        runs: list[FrameRun] = []
         at, size = begin, self._file.size
         while True:
             run = self._run(at)
@@ -206,7 +206,7 @@ class Frames:
             if at >= size:
                 return runs, None
 
-    def _run(self, begin: int) -> Run:
+    def _run(self, begin: int) -> FrameRun:
         file, frame_of, is_first = self._file, self._frame_of, self._is_first
         at, frames, samples = begin, 0, 0
         first = frame_of(file.peek(at, HEADER_BYTES)) or NO_FRAME
@@ -215,7 +215,7 @@ class Frames:
             head = file.peek(at, HEADER_BYTES)
             frame = frame_of(head)
             if frame is None or frame.key != key or at + frame.size > size or (frames and is_first(head)):
-                return Run(begin, at, frames, samples, first)
+                return FrameRun(begin, at, frames, samples, first)
             frames += 1
             samples += frame.samples
             at += frame.size

@@ -13,7 +13,7 @@ from speech_ssl.audio import boxes, chunks, mp3, ogg, sphere
 from speech_ssl.audio.errors import CUT_OFF, AudioError, Flaw
 from speech_ssl.audio.files import File, Piece, Range, View
 from speech_ssl.audio.formats import HEAD_BYTES, Container, known_formats, sniff
-from speech_ssl.audio.frames import AMR_NB, AMR_WB, FRAMES, Frames, Run, tag_bytes
+from speech_ssl.audio.frames import AMR_NB, AMR_WB, FRAMES, FrameRun, Frames, tag_bytes
 
 MOST_TAGS = 8
 MOST_LINKS = 10_000
@@ -127,7 +127,7 @@ def _framed(file: File, kind: Container, name: str) -> tuple[list[Link], int]:
     return [*links[:-1], links[-1]._replace(flaw=None if goes_on else flaw)], end if goes_on else file.size
 
 
-def _missing_blocks(file: File, run: Run) -> Flaw | None:
+def _missing_blocks(file: File, run: FrameRun) -> Flaw | None:
     claimed = int.from_bytes(file.peek(run.begin + 12, 4), "little")
     return CUT_OFF if claimed != 0xFFFF_FFFF and claimed > run.samples else None
 

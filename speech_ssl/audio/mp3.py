@@ -6,7 +6,7 @@ import struct
 
 from speech_ssl.audio.errors import CUT_OFF, Flaw
 from speech_ssl.audio.files import File, Piece, Range, patched
-from speech_ssl.audio.frames import NO_FRAME, Run, mpeg_frame
+from speech_ssl.audio.frames import NO_FRAME, FrameRun, mpeg_frame
 
 FRAMES_SAID, BYTES_SAID, TABLE_SAID, QUALITY_SAID = 1, 2, 4, 8
 INFO_BYTES = 192
@@ -33,7 +33,7 @@ def _place(head: bytes) -> int:
     return 4 + ((17 if mono else 32) if version_1 else (9 if mono else 17))
 
 
-def pieces_of(file: File, run: Run) -> tuple[list[Piece], Flaw | None]:
+def pieces_of(file: File, run: FrameRun) -> tuple[list[Piece], Flaw | None]:
     """Frames behind one that says how many they are, for without it a decoder guesses, and stops there; and
     whether some are missing."""
     head = file.read_at(run.begin, INFO_BYTES)
@@ -45,7 +45,7 @@ def pieces_of(file: File, run: Run) -> tuple[list[Piece], Flaw | None]:
     return patched(run.begin, run.end, changes), flaw
 
 
-def _info(head: bytes, run: Run) -> bytes:
+def _info(head: bytes, run: FrameRun) -> bytes:
     """The first frame again, long enough, with nothing in it but what it says."""
     frame = bytearray([head[0], head[1] | 1, 0, head[3]])
     for kbits in range(1, 15):
@@ -58,7 +58,7 @@ def _info(head: bytes, run: Run) -> bytes:
     return bytes(frame) + (bytes(at - 4) + said).ljust(size - 4, b"\0")
 
 
-def _changes(head: bytes, run: Run) -> tuple[list[tuple[int, bytes]], Flaw | None]:
+def _changes(head: bytes, run: FrameRun) -> tuple[list[tuple[int, bytes]], Flaw | None]:
     """What it has to say instead. Of a file that was cut off, not so much may be left out at the end as of
     the whole one."""
     field = _place(head) + 8

@@ -180,7 +180,7 @@ def orderly_exit() -> Iterator[None]:
         yield
     except RefusedByFirst:  # which says why
         sys.exit(2)
-    except (ValueError, OSError, ModuleNotFoundError) as error:  # an extra that is not installed
+    except (ValueError, OSError, ImportError) as error:  # an extra that is not installed
         _leave(2, error)
     except (Collapsed, NonFinite) as error:
         _leave(1, error)

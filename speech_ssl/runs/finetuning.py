@@ -39,7 +39,7 @@ from speech_ssl.runs.folders import best_weights, leaving_artifact, open_folder,
 from speech_ssl.runs.notes import Notes, telling_silence
 from speech_ssl.runs.reading import batches_of, begun, fingerprint, fixed_validation, loader_of, read_all
 from speech_ssl.runs.sound_events import WINDOW_S, ClipLabels, TimedEvents, over_folds
-from speech_ssl.runs.transcription import Transcription
+from speech_ssl.runs.transcription import TranscriptionTask
 from speech_ssl.runs.tuning import Examples, FineTuning, TuningRequest, TuningTask
 from speech_ssl.training.checkpoint import write_atomically
 from speech_ssl.training.loop import train
@@ -61,7 +61,7 @@ def finetune(  # noqa: PLR0913 - all that there is to ask
     ranks: Ranks | None = None,
     *,
     init: str | None = None,
-    head: str = "",
+    head: str | None = None,
     lang: str | None = None,
     vocabulary: Path | str | None = None,
     folded: Literal["split", "speaker"] | None = None,
@@ -82,7 +82,7 @@ def finetune(  # noqa: PLR0913 - all that there is to ask
         raise ValueError("folded is for sound events, and vocabulary for transcription")
     request = TuningRequest(
         out=Path(out),
-        head=head or ("ctc" if isinstance(objective, CTCConfig) else "events"),
+        head=head if head is not None else "ctc" if isinstance(objective, CTCConfig) else "events",
         ranks=ranks,
         init=init,
         resume=resume,
@@ -91,7 +91,7 @@ def finetune(  # noqa: PLR0913 - all that there is to ask
     )
     utterances = _of_language(read_all(manifests), lang)
     if isinstance(objective, CTCConfig):
-        texts = Transcription(None if vocabulary is None else read_vocabulary(Path(vocabulary)))
+        texts = TranscriptionTask(None if vocabulary is None else read_vocabulary(Path(vocabulary)))
         return tune(tuning, texts, texts.examples(utterances), request)
     task = ClipLabels()
     if objective.timed:

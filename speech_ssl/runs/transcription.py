@@ -20,7 +20,7 @@ from speech_ssl.text import Vocabulary, normalize
 
 
 @dataclass(frozen=True)
-class Transcription:
+class TranscriptionTask:
     """vocabulary: given by the user; else it is made from the texts."""
 
     vocabulary: Vocabulary | None = None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speech_ssl.evaluation.metrics.error_rates import Errors, Run, differences, error_rates
+from speech_ssl.evaluation.metrics.error_rates import Errors, Stretch, differences, error_rates
 from speech_ssl.text import normalize
 
 WORDS = st.lists(st.sampled_from(["a", "A", "b,", "b", "cat", "...", "\u00e9t\u00e9"]), max_size=6).map(
@@ -128,12 +128,12 @@ def test_runs_make_up_both_texts_with_the_fewest_errors(reference: str, hypothes
 
 def test_runs_by_hand() -> None:
     assert differences("the cat  sat on it", "the cat sits on it now") == [
-        Run("equal", "the cat", "the cat"),
-        Run("substitute", "sat", "sits"),
-        Run("equal", "on it", "on it"),
-        Run("insert", "", "now"),
+        Stretch("equal", "the cat", "the cat"),
+        Stretch("substitute", "sat", "sits"),
+        Stretch("equal", "on it", "on it"),
+        Stretch("insert", "", "now"),
     ]
-    assert differences("gone", "") == [Run("delete", "gone", "")]
+    assert differences("gone", "") == [Stretch("delete", "gone", "")]
     assert differences("", "") == []
 
 

@@ -72,7 +72,7 @@ class ErrorRates:
         return self.normalized_characters.rate
 
 
-class Run(NamedTuple):
+class Stretch(NamedTuple):
     """Successive words of a reference, and what the hypothesis has in their place. One may be empty."""
 
     kind: Kind
@@ -102,7 +102,7 @@ def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRa
     return ErrorRates(len(references), *_errors(*written), *_errors(*normal))
 
 
-def differences(reference: str, hypothesis: str) -> list[Run]:
+def differences(reference: str, hypothesis: str) -> list[Stretch]:
     """A shortest alignment of two texts, word by word: its runs in order, the equal ones among them."""
     with eval_extra("an alignment"):
         import jiwer
@@ -110,7 +110,7 @@ def differences(reference: str, hypothesis: str) -> list[Run]:
     old, new = reference.split(), hypothesis.split()
     found = jiwer.process_words(" ".join(old), " ".join(new))
     return [
-        Run(
+        Stretch(
             cast(Kind, chunk.type),
             " ".join(old[chunk.ref_start_idx : chunk.ref_end_idx]),
             " ".join(new[chunk.hyp_start_idx : chunk.hyp_end_idx]),

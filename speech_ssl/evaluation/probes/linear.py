@@ -75,7 +75,7 @@ class CrossValidated:
     skipped: list[str]
 
 
-class Fold(NamedTuple):
+class IndexFold(NamedTuple):
     """Indices of clips."""
 
     name: str
@@ -221,7 +221,7 @@ def cross_validate(
     )
 
 
-def folds(keys: Sequence[str], labels: Sequence[str]) -> tuple[list[Fold], list[str]]:
+def folds(keys: Sequence[str], labels: Sequence[str]) -> tuple[list[IndexFold], list[str]]:
     """Each key's clips against all others, and the keys that are skipped: those with clips of a single class,
     on which a constant answer may be right. Their clips are still trained on."""
     if len(keys) != len(labels):
@@ -232,7 +232,7 @@ def folds(keys: Sequence[str], labels: Sequence[str]) -> tuple[list[Fold], list[
         if len({labels[int(i)] for i in test}) < 2:
             skipped.append(key)
         elif len(test) < len(keys):
-            parts.append(Fold(key, np.flatnonzero(every != key), test))
+            parts.append(IndexFold(key, np.flatnonzero(every != key), test))
     return parts, skipped
 
 
