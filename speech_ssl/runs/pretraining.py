@@ -18,6 +18,7 @@ from speech_ssl.data.manifest import read_manifest
 from speech_ssl.data.source import Sounding
 from speech_ssl.data.splits import split_utterances
 from speech_ssl.inference.runtime import named_artifact
+from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
 from speech_ssl.precision import Float, native
@@ -65,11 +66,9 @@ def pretrain(  # noqa: PLR0913 - all that there is to ask
     if engine != ENGINES[0]:  # its checkpoints are of another kind
         inputs["engine"] = engine
     torch.manual_seed(run.train.seed)
-    if artifact is not None:  # waves as it knows them
-        its = artifact.encoder.config
-        waves = replace(run.encoder, normalize_wave=its.normalize_wave, wave_eps=its.wave_eps)
-        run = replace(run, encoder=waves)
-    objective = run.objective.build(Encoder(run.encoder))
+    encoder = run.encoder if artifact is None else hearing_as(run.encoder, artifact.encoder.config)
+    run = replace(run, encoder=encoder)
+    objective = run.objective.build(Encoder(encoder))
     if artifact is not None:
         start_from(objective, artifact)
     ranks.share(run.train.batches_per_step)
@@ -90,6 +89,11 @@ def pretrain(  # noqa: PLR0913 - all that there is to ask
         batches = batches_of(loader, ranks)
         run_steps(objective, batches, valid, run.train, out=out, ranks=ranks, probe=watch, tell=tell)
     return out / "artifact"
+
+
+def hearing_as(mine: EncoderConfig, its: EncoderConfig) -> EncoderConfig:
+    """With waves as an artifact's encoder knows them."""
+    return replace(mine, normalize_wave=its.normalize_wave, wave_eps=its.wave_eps)
 
 
 def trainer_of(engine: str) -> Callable[..., RunState]:
