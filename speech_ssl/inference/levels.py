@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from speech_ssl.model.config import EncoderConfig, LogMel
 from speech_ssl.types import Moments, Waveform
-
-if TYPE_CHECKING:  # it loads torch, and processes that only decode audio need none of it
-    from speech_ssl.model.config import EncoderConfig
 
 BLOCK_SAMPLES = 1 << 16
 
@@ -38,13 +35,13 @@ class Meter:
     @classmethod
     def of(cls, config: EncoderConfig) -> Meter | None:
         """None: the front end does not normalise over time."""
-        if config.mel_bins:
+        if isinstance(frontend := config.frontend, LogMel):
             from speech_ssl.model.mel import STEP, WINDOW
 
-            return cls(WINDOW, STEP, config.mel_bins)
-        if config.conv_norm == "group":
-            return cls(config.conv_kernels[0], config.conv_strides[0])
-        return cls() if config.normalize_wave else None
+            return cls(WINDOW, STEP, frontend.bins)
+        if frontend.norm == "group":
+            return cls(frontend.kernels[0], frontend.strides[0])
+        return cls() if frontend.normalize_wave else None
 
     def measured(self, blocks: Iterable[Waveform]) -> Moments:
         """Of all of a clip."""

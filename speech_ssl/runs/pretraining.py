@@ -18,7 +18,7 @@ from speech_ssl.data.manifest import read_manifest
 from speech_ssl.data.source import Sounding
 from speech_ssl.data.splits import split_utterances
 from speech_ssl.inference.runtime import named_artifact
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import Convolutions, EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
 from speech_ssl.precision import Float, native
@@ -92,8 +92,11 @@ def pretrain(  # noqa: PLR0913 - all that there is to ask
 
 
 def hearing_as(mine: EncoderConfig, its: EncoderConfig) -> EncoderConfig:
-    """With waves as an artifact's encoder knows them."""
-    return replace(mine, normalize_wave=its.normalize_wave, wave_eps=its.wave_eps)
+    """`mine`, with waves as an artifact knows them."""
+    here, there = mine.frontend, its.frontend
+    if not (isinstance(here, Convolutions) and isinstance(there, Convolutions)):
+        return mine
+    return mine.changed(frontend={"normalize_wave": there.normalize_wave, "wave_eps": there.wave_eps})
 
 
 def trainer_of(engine: str) -> Callable[..., RunState]:
