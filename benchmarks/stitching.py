@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 import speech_ssl
 from speech_ssl import audio
-from speech_ssl.inference.chunking import Chunker
-from speech_ssl.inference.runtime import CONTEXT_S, WINDOW_S, Runtime
+from speech_ssl.inference.chunking import CONTEXT_S, WINDOW_S, Chunker
+from speech_ssl.inference.runtime import Runtime
 from speech_ssl.types import Waveform
 
 WINDOWS = ((10.0, 1.0), (10.0, 2.0), (WINDOW_S, 0.0), (WINDOW_S, CONTEXT_S), (20.0, 4.0), (40.0, 2.0))

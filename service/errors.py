@@ -20,6 +20,7 @@ from starlette.websockets import WebSocket
 from service.batcher import Again, Overloaded, Stopped, TooLarge
 from service.record import current
 from speech_ssl.audio import AudioError
+from speech_ssl.inference.card import ChoiceError
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +114,8 @@ def as_service_error(error: Exception, param: str | None = None) -> ServiceError
             return ServiceError(503, "model_lost", lost)
         case TimeoutError():
             return ServiceError(504, "deadline_exceeded", "there was no answer in time")
-        case ValidationError():
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            name = str(first["loc"][0])[:80] if first["loc"] else None
-            return bad_request(f"{name or 'the request'}: {first['msg']}", name)
+        case ValidationError() | ChoiceError():
+            return _malformed(error)
         case HTTPException():
             return _from_status(error)
     return ServiceError(500, "internal_error", "the service failed: its log says why")
@@ -145,6 +144,7 @@ def install(app: FastAPI) -> None:
     for kind in (
         ServiceError,
         AudioError,
+        ChoiceError,
         TooLarge,
         Overloaded,
         Stopped,
@@ -156,6 +156,14 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(ClientDisconnect, left)
+
+
+def _malformed(error: ValidationError | ChoiceError) -> ServiceError:
+    if isinstance(error, ChoiceError):
+        return bad_request(str(error), error.param, error.code)
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    name = str(first["loc"][0])[:80] if first["loc"] else None
+    return bad_request(f"{name or 'the request'}: {first['msg']}", name)
 
 
 def _from_status(error: HTTPException) -> ServiceError:

@@ -6,11 +6,13 @@ import asyncio
 import gc
 import logging
 import math
+import os
 import signal
 import socket
 import time
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 SHUTDOWN_TIMEOUT_S = 5
 MAX_MESSAGE_BYTES = 1 << 20
 COPIES = 2
+DRIVER = Path("/proc/driver/nvidia/version")
 """Of a model on the CPU: two with a core each do a fifth more than one with two (LOG.md)."""
 
 
@@ -124,9 +127,16 @@ def _sources(
         preloaded = chosen is None or chosen.preload
         unload_after_s = None if chosen is None else chosen.unload_after_s
         device = (chosen and chosen.device) or settings.device
-        copies = settings.processes or (min(COPIES, threads.count) if device == "cpu" else 1)
+        copies = settings.processes or (1 if _is_gpu(device) else min(COPIES, threads.count))
         sources[name] = ModelSource(started, preloaded, unload_after_s, copies)
     return sources
+
+
+def _is_gpu(device: str) -> bool:
+    """Of "auto", whether there is a driver: only the models' processes load PyTorch, which knows better."""
+    if device != "auto":
+        return device != "cpu"
+    return DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
 def _listening(settings: Settings) -> socket.socket:

@@ -87,7 +87,10 @@ class Settings(BaseSettings):
         description="Model to serve: `default`, a folder of an artifact or of transformers, or OWNER/NAME of "
         "the Hugging Face hub.",
     )
-    device: str = Field(default="cpu", description="Where it runs: `cpu`, `cuda`, `cuda:1`.")
+    device: str = Field(
+        default="auto",
+        description="Where it runs: `cpu`, `cuda`, `cuda:1`, or `auto`, the first GPU if there is one.",
+    )
     precision: Precision = Field(
         default="auto",
         description="Arithmetic of the model: `fp32`, `bf16`, `fp16`, `int8` (on the CPU), or `auto`, what "

@@ -10,50 +10,22 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
 import speech_ssl
-from speech_ssl.cli_output import (
-    PoolOption,
-    as_objects,
-    complain,
-    each,
-    embedding,
-    message_of,
-    passed_over_of,
-    plain_name,
-    tell,
-    told_of,
+from speech_ssl.cli_answers import align, analyze, classify, embed, transcribe
+from speech_ssl.cli_options import (
+    MODEL,
+    device_option,
+    layer_option,
+    model_option,
+    pool_option,
+    precision_option,
 )
-
-if TYPE_CHECKING:
-    from speech_ssl.extraction.progress import ProgressLine
-
-MODEL = "Folder of an artifact or of transformers, or OWNER/NAME of the Hugging Face hub."
-_model = click.option("--model", default="default", show_default=True, help=MODEL)
-_layer = click.option("--layer", default=-1, show_default=True, help="0 (what enters the first block) to N.")
-_pool = click.option(
-    "--pool",
-    type=click.Choice(["mean", "max", "none"]),
-    default="mean",
-    show_default=True,
-    help="One vector a clip, or (none) all of its frames.",
-)
-_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a file.")
-_head = click.option("--head", help="Which head to ask, where the model has several.")
-_device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-_precision = click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]),
-    default="auto",
-    show_default=True,
-)
+from speech_ssl.cli_output import complain, message_of, passed_over_of, told_of
 
 
 def main() -> None:
@@ -98,116 +70,22 @@ def cli() -> None:
     """Speech representations: embed, transcribe and classify files, extract data sets, serve a model."""
 
 
-@cli.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@_model
-@_layer
-@_pool
-@_json
-@_device
-@_precision
-def embed(
-    files: tuple[str, ...], model: str, layer: int, pool: PoolOption, as_json: bool, **options: Any
-) -> int:
-    """Print the embedding of each FILE.
-
-    A line is the path and the values, separated by tabs; with --pool none there is a line a frame, of the
-    path, the frame's start in seconds, and the values. A file that fails is named on stderr, the others
-    are done all the same, and the exit status is 2.
-    """
-    runtime = speech_ssl.load(model, **options, language_model=False)
-    layer = runtime.check_layer(layer)
-    return each("embed", files, partial(embedding, runtime, layer, pool, as_json))
-
-
-@cli.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@_model
-@_json
-@_head
-@click.option("--lm", type=click.Path(path_type=Path), help="Word n-gram for a beam search: ARPA or KenLM.")
-@click.option("--no-lm", is_flag=True, help="Without the language model that came with the model.")
-@click.option("--lexicon", type=click.Path(path_type=Path), help="The only words to know, one a line.")
-@click.option(
-    "--beam", type=int, help="Search with so many hypotheses.  [default: 1, or 32 with a language model]"
-)
-@_device
-@_precision
-def transcribe(files: tuple[str, ...], model: str, as_json: bool, **options: Any) -> int:
-    """Print what is said in each FILE.
-
-    A line is the path and the text, separated by a tab; with --json also the words with their times. A file
-    that fails is named on stderr, the others are done all the same, and the exit status is 2.
-
-    A language model that came with the model is searched with, if the extra `lm` is installed.
-    """
-    chosen = {"language_model": not options["no_lm"] and options["lm"] is None}
-    runtime = speech_ssl.load(model, options["device"], options["precision"], **chosen)
-    head = runtime.check_head("transcription", options["head"])
-    search = {name: value for name in ("lm", "lexicon", "beam") if (value := options[name]) is not None}
-    decoder = runtime.beam_search(head=head, **search) if search else None
-    if decoder is not None and decoder.skipped:
-        said = f"{decoder.skipped} words are left out, as {decoder.example!r}: the model cannot spell them"
-        print(f"{options['lexicon']}: {said}", file=sys.stderr)
-
-    def lines(path: str, progress: ProgressLine) -> Iterator[str]:
-        (said,) = runtime.transcribe([path], head=head, decoder=decoder)
-        progress.advance(said.duration_s)
-        tell(said.warnings, progress)
-        about = {"path": path, "model": runtime.name, "duration_s": said.duration_s}
-        answer = {"text": said.text, "words": [asdict(word) for word in said.words]}
-        answer["warnings"] = as_objects(said.warnings)
-        line = f"{plain_name(path)}\t{said.text}"
-        yield json.dumps(about | answer, ensure_ascii=False) if as_json else line
-
-    return each("transcribe", files, lines)
-
-
-@cli.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@_model
-@_json
-@_head
-@click.option("--top-k", type=int, help="Tell only so many labels.  [default: 1; with --json all]")
-@click.option("--threshold", default=0.5, show_default=True, help="Probability from which an event is told.")
-@_device
-@_precision
-def classify(files: tuple[str, ...], model: str, as_json: bool, **options: Any) -> int:
-    """Print what is heard in each FILE.
-
-    A line is the path, a label and its probability, separated by tabs; with --json all labels, and events
-    with their times. A file that fails is named on stderr, the others are done, and the exit status is 2.
-    """
-    runtime = speech_ssl.load(model, options["device"], options["precision"], language_model=False)
-    head = runtime.check_head("classification", options["head"])
-    top_k = 1 if options["top_k"] is None and not as_json else options["top_k"]
-
-    def lines(path: str, progress: ProgressLine) -> Iterator[str]:
-        (heard,) = runtime.classify([path], head=head, top_k=top_k, threshold=options["threshold"])
-        progress.advance(heard.duration_s)
-        tell(heard.warnings, progress)
-        if as_json:
-            about = {"path": path, "model": runtime.name, "head": head}
-            answer = asdict(heard) | {"warnings": as_objects(heard.warnings)}
-            yield json.dumps(about | answer, ensure_ascii=False)
-        else:
-            yield from (f"{plain_name(path)}\t{label.label}\t{label.score:.4f}" for label in heard.labels)
-
-    return each("classify", files, lines)
+for command in (embed, transcribe, classify, analyze, align):
+    cli.add_command(command)
 
 
 @cli.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@_model
-@_layer
-@_pool
+@model_option
+@layer_option
+@pool_option
 @click.option("--shard", default="0/1", show_default=True, metavar="I/N", help="Part I (from 0) of N.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 @click.option("--workers", type=int, help="Decoder processes.  [default: by the cores]")
 @click.option("--commit-seconds", default=60.0, show_default=True, help="Work that a crash may cost.")
-@_device
-@_precision
+@device_option
+@precision_option
 def extract(manifest: Path, out: Path, **options: Any) -> int:
     """Write embeddings of all clips of MANIFEST into the folder OUT as Parquet.
 

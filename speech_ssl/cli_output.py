@@ -6,7 +6,8 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
 
     from speech_ssl.checkpoints.artifact import Artifact
     from speech_ssl.extraction.progress import ProgressLine
-    from speech_ssl.inference import Runtime
-    from speech_ssl.types import AudioWarning
+    from speech_ssl.inference import Runtime, Transcript
+    from speech_ssl.inference.answers import Analysis
+    from speech_ssl.types import AudioWarning, Pooling
 
 PoolOption = Literal["mean", "max", "none"]
 
@@ -80,7 +82,7 @@ def embedding(
     runtime: Runtime, layer: int, pool: PoolOption, as_json: bool, path: str, progress: ProgressLine
 ) -> Iterator[str]:
     """The lines of output for one file."""
-    from speech_ssl.inference.pooling import Pool
+    from speech_ssl.inference.windows import Pool
 
     hop_s = runtime.hop / runtime.sample_rate
 
@@ -107,6 +109,47 @@ def embedding(
     else:
         for index, row in enumerate(row for piece in frames() for row in piece):
             yield _tabbed((name, f"{index * hop_s:.6g}"), row)
+
+
+def analysis(
+    runtime: Runtime,
+    run: Callable[[list[str]], list[Analysis]],
+    pool: Pooling,
+    as_json: bool,
+    path: str,
+    progress: ProgressLine,
+) -> Iterator[str]:
+    """The lines of output for one file that `run` analyzes."""
+    (found,) = run([path])
+    parts = [part for part in (found.features, found.transcript, found.classification) if part is not None]
+    progress.advance(parts[0].duration_s)
+    tell(parts[0].warnings, progress)
+    vector = None if found.features is None else found.features.pooled(pool)
+    said, heard = found.transcript, found.classification
+    if as_json:
+        answer: dict[str, Any] = {"path": path, "model": runtime.name, "duration_s": parts[0].duration_s}
+        if vector is not None:
+            answer["embedding"] = vector.tolist()
+        if said is not None:
+            answer["transcription"] = {"text": said.text, "words": [asdict(word) for word in said.words]}
+        if heard is not None:
+            labels, events = map(asdict, heard.labels), map(asdict, heard.events)
+            answer["classification"] = {"labels": list(labels), "events": list(events)}
+        yield json.dumps(answer | {"warnings": as_objects(parts[0].warnings)}, ensure_ascii=False)
+        return
+    name = plain_name(path)
+    if vector is not None:
+        yield _tabbed((name, "embedding"), vector)
+    if said is not None:
+        yield f"{name}\ttranscription\t{said.text}"
+    if heard is not None:
+        yield from (f"{name}\tclassification\t{x.label}\t{x.score:.4f}" for x in heard.labels)
+
+
+def spoken_json(path: str, runtime: Runtime, said: Transcript) -> str:
+    about = {"path": path, "model": runtime.name, "duration_s": said.duration_s}
+    answer = {"text": said.text, "words": [asdict(word) for word in said.words]}
+    return json.dumps(about | answer | {"warnings": as_objects(said.warnings)}, ensure_ascii=False)
 
 
 def _tabbed(head: tuple[str, ...], values: NDArray[np.float32]) -> str:

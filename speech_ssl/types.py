@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,27 @@ def valid_mask(lengths_B: Tensor, size: int) -> Tensor:
     import torch
 
     return torch.arange(size, device=lengths_B.device) < lengths_B[:, None]
+
+
+def pad(waves: Sequence[Waveform]) -> tuple[NDArray[np.float32], list[int]]:
+    """A batch of them, zero-padded to the longest (B, S), and how many samples of each row are real."""
+    lengths = [len(wave) for wave in waves]
+    padded_BS = np.zeros((len(waves), max(lengths, default=0)), dtype=np.float32)
+    for row_S, wave in zip(padded_BS, waves, strict=True):
+        row_S[: len(wave)] = wave
+    return padded_BS, lengths
+
+
+Units = TypeVar("Units", "NDArray[np.integer]", "Tensor")
+
+
+def least_frames(units: Units) -> Units:
+    """The fewest frames that can say units (..., U), padded with zeros, in CTC: one a unit, and a blank
+    between equal ones. Shape (...,)."""
+    said = units != 0
+    repeated = (units[..., 1:] == units[..., :-1]) & said[..., 1:]
+    least: Units = said.sum(-1) + repeated.sum(-1)
+    return least
 
 
 class Frames(NamedTuple):
@@ -157,21 +178,29 @@ class AudioWarning(NamedTuple):
 class Features:
     """The encoder's answer for one clip.
 
-    frames: (T, D) float32. Frame t describes the samples around `t * hop_s` seconds.
+    frames: (T, D) float32, of the layer that was asked for, or of the last of several. Frame t describes the
+        samples around `t * hop_s` seconds.
     duration_s: length of the clip.
     hop_s: seconds between frames.
     warnings: what is wrong with the clip's audio, see AudioWarning.
+    layers: frames (T, D) of each layer that was asked for, by the number that it was asked by.
     """
 
     frames: NDArray[np.float32]
     duration_s: float
     hop_s: float
     warnings: tuple[AudioWarning, ...] = ()
+    layers: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
 
-    def pooled(self, how: Pooling = "mean") -> NDArray[np.float32]:
-        """One vector (D,) for the clip: the mean or the maximum over its frames."""
+    def pooled(self, how: Pooling = "mean", *, layer: int | None = None) -> NDArray[np.float32]:
+        """One vector (D,) for the clip: the mean or the maximum over its frames. layer: one of `layers`, by
+        the number that it was asked by. Raises ValueError for another."""
+        frames = self.frames if layer is None else self.layers.get(layer)
+        if frames is None:
+            asked = ", ".join(map(str, self.layers))
+            raise ValueError(f"layer {layer} was not asked for: there are the frames of {asked}")
         if how == "mean":
-            return np.asarray(self.frames.mean(axis=0, dtype=np.float64), dtype=np.float32)
+            return np.asarray(frames.mean(axis=0, dtype=np.float64), dtype=np.float32)
         if how == "max":
-            return np.asarray(self.frames.max(axis=0), dtype=np.float32)
+            return np.asarray(frames.max(axis=0), dtype=np.float32)
         raise ValueError(f"pooling must be 'mean' or 'max', not {how!r}")

@@ -28,7 +28,7 @@ SERVICE_BASE = tuple(
     )
 )
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "speech_ssl": ("speech_ssl.inference",),  # the package itself: lazily, for `speech_ssl.load`
+    "speech_ssl": ("speech_ssl.inference", "speech_ssl.types"),  # the package itself: lazily
     "speech_ssl.types": (),
     "speech_ssl.precision": (),  # what a device computes natively
     "speech_ssl.text": (),  # the one form of a text, for data, decoding and evaluation
@@ -93,6 +93,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "speech_ssl.doctor": ("speech_ssl.precision", "speech_ssl.audio", "speech_ssl.inference"),
     "speech_ssl.doctor_output": (),
     "speech_ssl.cli": ("speech_ssl", "service"),
+    "speech_ssl.cli_answers": ("speech_ssl",),
+    "speech_ssl.cli_options": (),
     "speech_ssl.cli_output": ("speech_ssl",),
     "service": SPEECH_SSL,
     **dict.fromkeys(SERVICE_BASE, (*SPEECH_SSL, *SERVICE_BASE)),
@@ -116,6 +118,10 @@ ONLY_THIRD_PARTY = {
     "speech_ssl.client": {"httpx", "numpy", "pydantic", "tqdm"},
 }
 
+OFFERED = ("speech_ssl", "speech_ssl.__version__") + tuple(
+    f"speech_ssl.{name}" for name in ("load", "load_encoder", "Features", "Runtime", "Transcript")
+)
+"""All that the bare package offers: as `speech_ssl.inference`."""
 COMPUTED = "<computed>"
 
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -173,8 +179,8 @@ def may_import(module: str, target: str, around: tuple[str, ...]) -> bool:
         return top not in NO_THIRD_PARTY.get(own.split(".")[0], ()) and (
             only is None or top in only or top in sys.stdlib_module_names
         )
-    if target in ("speech_ssl", "speech_ssl.load", "speech_ssl.__version__"):
-        target = "speech_ssl.inference"  # all that the bare package offers
+    if target in OFFERED:
+        target = "speech_ssl.inference"
     if top == "service" and own == "speech_ssl.cli" and "serve" not in around:
         return False
     if own == "speech_ssl.objectives":

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 import speech_ssl
-from speech_ssl.inference import arithmetic
+from speech_ssl.inference import arithmetic, engines
 from tests.command_line import Run, without_progress
 
 torch.set_num_threads(1)  # small models: more threads only get in each other's way
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for processes that tests start
-# What tests compare is computed in fp32, whatever this processor would choose. That is the matter of
-# tests/test_precision.py and tests/inference/test_arithmetic.py.
+# What tests compare is computed in fp32 on the CPU, whatever would be chosen here. That is the matter of
+# tests/test_precision.py and tests/inference/test_arithmetic.py. Tests of a GPU name it.
 arithmetic.native = lambda device: "fp32"
+engines.automatic = lambda: "cpu"
 with suppress(ModuleNotFoundError):  # the environment with fairseq2 has none, nor tests that use it
     from hypothesis import HealthCheck, settings
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import speech_ssl
 from tests.architecture import (
     MAX_FILE_LINES,
     MAX_FUNCTION_LINES,
@@ -93,6 +94,14 @@ def test_scripts_are_short():
 
 def test_importing_the_package_does_no_work():
     code = "import sys, speech_ssl; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_it_gives_is_there_when_asked_for_and_values_need_no_torch():
+    names = sorted(set(speech_ssl.__all__) - {"__version__"})
+    assert names == ["Features", "Runtime", "Transcript", "load", "load_encoder"]
+    assert all(getattr(speech_ssl, name).__name__ == name for name in names)
+    code = "import sys, speech_ssl as s; s.Features, s.Transcript; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

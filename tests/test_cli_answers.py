@@ -122,3 +122,55 @@ def test_mistakes_are_one_line(
 ) -> None:
     status, out, err = run(options[0], clips[0], "--model", answering_artifact, *options[1:])
     assert status == 2 and not out and words in err and err.count("\n") == 1
+
+
+def test_an_analysis_is_that_of_python(run: Run, answering_artifact: Path, clips: list[Path]) -> None:
+    """All that the model can, and only what is asked for."""
+    runtime = speech_ssl.load(answering_artifact)
+    (expected,) = runtime.analyze(clips[:1], layer=2, threshold=0.3)
+    options = ("--layer", 2, "--threshold", "0.3", "--model", answering_artifact)
+    status, out, err = run("analyze", clips[0], "--json", *options)
+    answer = json.loads(out)
+    assert (status, err) == (0, "")
+    np.testing.assert_allclose(answer["embedding"], expected.features.pooled(), atol=1e-5)
+    assert answer["transcription"]["text"] == expected.transcript.text
+    assert len(answer["transcription"]["words"]) == len(expected.transcript.words)
+    labels = [label.label for label in expected.classification.labels]
+    assert [label["label"] for label in answer["classification"]["labels"]] == labels
+    assert len(answer["classification"]["events"]) == len(expected.classification.events)
+    assert (answer["model"], answer["duration_s"]) == (runtime.name, expected.features.duration_s)
+    _, out, _ = run("analyze", clips[0], *options)
+    assert [line.split("\t")[:2] for line in out.splitlines()] == [
+        [str(clips[0]), task] for task in ("embedding", "transcription", "classification")
+    ]
+    _, out, _ = run("analyze", *clips, "--tasks", "classification", "--sounds-head", "moods", *options)
+    assert [line.split("\t")[1] for line in out.splitlines()] == ["classification"] * 3
+
+
+def test_what_a_model_cannot_analyze_is_one_line(run: Run, tiny_artifact: Path, clips: list[Path]) -> None:
+    _, out, _ = run("analyze", clips[0], "--model", tiny_artifact)
+    assert out.startswith(f"{clips[0]}\tembedding\t") and out.count("\n") == 1
+    for tasks, message in (("transcription", "cannot transcribe"), ("songs", "'songs' is not known")):
+        status, out, err = run("analyze", clips[0], "--model", tiny_artifact, "--tasks", tasks)
+        assert (status, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+def test_a_text_is_aligned(run: Run, answering_artifact: Path, clips: list[Path], tmp_path: Path) -> None:
+    """Given for one file, or beside each."""
+    clip = tmp_path / "clip.flac"
+    clip.write_bytes(clips[0].read_bytes())
+    (said,) = speech_ssl.load(answering_artifact).align([clip], ["bad cab"])
+    model = ("--model", answering_artifact)
+    status, out, err = run("align", clip, "--text", "bad cab", *model)
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert (status, err) == (0, "") and [row[0] for row in rows] == [str(clip)] * 2
+    for (_, start, end, word), expected in zip(rows, said.words, strict=True):
+        assert word == expected.word
+        assert (float(start), float(end)) == pytest.approx((expected.start, expected.end), abs=1e-3)
+    (tmp_path / "clip.txt").write_text("bad cab\n")
+    _, out, _ = run("align", clip, "--json", *model)
+    answer = json.loads(out)
+    assert answer["text"] == "bad cab" and [word["word"] for word in answer["words"]] == ["bad", "cab"]
+    status, out, err = run("align", clips[1], clip, *model)
+    assert status == 2 and out.count("\n") == 2 and f"{clips[1].with_suffix('.txt')}: No such file" in err
+    assert "--text is of one FILE" in run("align", clip, clip, "--text", "bad", *model)[2]

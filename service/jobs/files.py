@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from service.errors import ServiceError
-from service.v1.json_output import Answer
+from service.v1.answering import Answer
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,7 @@ from service.record import Record, recording
 from service.settings import Settings
 from service.shares import Turns
 from service.v1 import answering
-from service.v1.answering import Options
-from service.v1.json_output import Answer
+from service.v1.answering import Answer, Options
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +51,9 @@ async def answer(engine: Engine, job: JobRow, name: str, source: BinaryIO) -> An
 async def checked(engine: Engine, options: Options) -> str:
     """The name of the model that is to do it. Raises ServiceError for what that cannot."""
     async with engine.models.serving(options.model) as model:
-        answering.wanted(model.runtime, options)
+        answering.wanted(model.card, options)
     name = engine.models.name_of(options.model)
-    return model.runtime.name if name == DEFAULT else name
+    return model.card.name if name == DEFAULT else name
 
 
 @dataclass(frozen=True)

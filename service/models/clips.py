@@ -6,22 +6,20 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ServiceError
-from service.models.runtime import ModelRuntime
 from speech_ssl.audio import AudioWarning
-from speech_ssl.inference.card import output_bytes
+from speech_ssl.inference.card import ModelCard, Wanted
 from speech_ssl.inference.chunking import Window
-from speech_ssl.inference.clips import ClipOutput
-from speech_ssl.inference.joining import Joining
-from speech_ssl.inference.pooling import Pool
+from speech_ssl.inference.units import Rows
 from speech_ssl.inference.window_output import WindowOutput
-from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
+from speech_ssl.inference.windows import ClipOutput, Stitcher
+from speech_ssl.types import Moments, Waveform
 
 FRAME_BYTES = 4
 """Of each number of a vector."""
@@ -31,21 +29,12 @@ Vectors: TypeAlias = NDArray[np.float32]
 Windows: TypeAlias = deque[tuple[Window, "Future[WindowOutput]"]]
 
 
-@dataclass(frozen=True)
-class PassRequest:
-    """What one pass is to give of each clip: the frames of a layer (None: none), pooled or not, and the
-    outputs of heads."""
-
-    layer: int | None = None
-    pooling: Literal["mean", "max", "none"] = "mean"
-    heads: tuple[str, ...] = ()
-
-    def clip_bytes(self, runtime: ModelRuntime, plan: Sequence[Window]) -> int:
-        """Of what is held for a clip until its answer is made, and of the text of that."""
-        of_frame = LOUDNESS_BYTES + TEXT_BYTES + sum(output_bytes(runtime.heads[name]) for name in self.heads)
-        if self.layer is not None and self.pooling == "none":
-            of_frame += FRAME_BYTES * runtime.width
-        return FRAME_BYTES * runtime.width + of_frame * sum(window.keep for window in plan)
+def clip_bytes(card: ModelCard, wanted: Wanted, plan: Sequence[Window]) -> int:
+    """Of what is held for a clip until its answer is made, and of the text of that."""
+    of_frame = LOUDNESS_BYTES + TEXT_BYTES + sum(map(card.output_bytes, wanted.heads))
+    if wanted.holds_frames:
+        of_frame += FRAME_BYTES * card.width
+    return FRAME_BYTES * card.width + of_frame * sum(window.keep for window in plan)
 
 
 @dataclass(frozen=True)
@@ -73,36 +62,34 @@ class QueuedClip:
     """A clip whose windows are queued. name: for error messages."""
 
     name: str
-    samples: int
     windows: Windows
     warnings: Sequence[AudioWarning] = ()
 
-    async def parts(self) -> AsyncIterator[WindowOutput]:
-        """Its windows' results in order, without what overlaps; each can be had once."""
+    async def passed(self) -> AsyncIterator[tuple[Window, WindowOutput]]:
+        """Its windows' results in order; each can be had once."""
         while self.windows:
             window, future = self.windows.popleft()
             try:
-                passed = await asyncio.wrap_future(future)
+                yield window, await asyncio.wrap_future(future)
             except ValueError as error:
                 raise ServiceError(422, "unprocessable", str(error), param=self.name) from error
+
+    async def parts(self) -> AsyncIterator[WindowOutput]:
+        """The same without what overlaps."""
+        async for window, passed in self.passed():
             yield passed.kept(window.skip, window.keep)
 
-    async def heard(self, wanted: PassRequest) -> ClipResult:
+    async def heard(self, wanted: Wanted) -> ClipResult:
         """Pooled as windows come in: the frames of a long clip are never held together."""
-        pool = Pool(wanted.pooling) if wanted.layer is not None and wanted.pooling != "none" else None
-        joining = Joining(sum(window.keep for window, _ in self.windows))
-        async for part in self.parts():
+        stitcher = Stitcher(wanted.pooling, frames=sum(window.keep for window, _ in self.windows))
+        async for window, passed in self.passed():
+            part = stitcher.add(window, passed)
             self.check([*part.numbers, part.frames])
-            if pool is not None:
-                pool.add(part.frames)
-                part = part.without_frames()
-            joining.add(part)
-        joined = joining.result()
-        vectors = None if wanted.layer is None else joined.frames if pool is None else pool.result()
-        whole = ClipOutput(joined.without_frames(), self.samples / SAMPLE_RATE)
-        self.check([] if vectors is None or pool is None else [vectors])
-        return ClipResult(vectors, whole, self.warnings)
+        vectors = None if wanted.layer is None else stitcher.vectors
+        self.check([] if vectors is None or vectors.ndim > 1 else [vectors])
+        whole = stitcher.clip()
+        return ClipResult(vectors, replace(whole, passed=whole.passed.without_frames()), self.warnings)
 
-    def check(self, arrays: Sequence[Vectors]) -> None:
+    def check(self, arrays: Sequence[Rows]) -> None:
         if not all(np.isfinite(array).all() for array in arrays):
             raise ServiceError(422, "bad_samples", "the model's answer is not finite", param=self.name)

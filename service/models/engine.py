@@ -22,16 +22,16 @@ from service.batches import Ticket
 from service.decoding.sandbox import Sandbox
 from service.errors import as_service_error, unavailable
 from service.metrics import Metrics
-from service.models.clips import ClipResult, PassRequest, QueuedClip, Windows, WindowTask
+from service.models.clips import ClipResult, QueuedClip, Windows, WindowTask, clip_bytes
 from service.models.holding import Holding, held
 from service.models.model import Model, ModelSource
 from service.models.registry import Models
-from service.models.runtime import ModelRuntime
 from service.pool import Pool
 from service.record import current
 from service.settings import Settings
 from service.shares import asking
 from speech_ssl.audio import LARGEST_SAMPLE, AudioError, AudioWarning, Limits
+from speech_ssl.inference.card import ModelCard, Wanted
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.window_output import WindowOutput
 from speech_ssl.types import SAMPLE_RATE, Waveform
@@ -158,22 +158,20 @@ class Engine:
         self.check_open()
         self.models.check_room(min(1.0, self.settings.max_queue_s))
 
-    async def hear(self, model: Model, files: Sequence[File], wanted: PassRequest) -> Result:
+    async def hear(self, model: Model, files: Sequence[File], wanted: Wanted) -> Result:
         """Raises ServiceError that names the file at fault, and what batcher and runtime raise."""
         with model.ticket() as ticket:
-            current().queued(model.runtime.name, ticket)
-            hearing = await self._queued(model.runtime, files, wanted, ticket)
+            current().queued(model.card.name, ticket)
+            hearing = await self._queued(model.card, files, wanted, ticket)
             clips = [await clip.heard(wanted) for clip in hearing.clips]
         return Result(clips, hearing.seconds, ticket.waited_s, ticket.ran_s)
 
     @asynccontextmanager
-    async def hearing(
-        self, model: Model, files: Sequence[File], wanted: PassRequest
-    ) -> AsyncIterator[Hearing]:
+    async def hearing(self, model: Model, files: Sequence[File], wanted: Wanted) -> AsyncIterator[Hearing]:
         """For answers that begin before all has run. Raises as `hear` does."""
         with model.ticket() as ticket:
-            current().queued(model.runtime.name, ticket)
-            yield await self._queued(model.runtime, files, wanted, ticket)
+            current().queued(model.card.name, ticket)
+            yield await self._queued(model.card, files, wanted, ticket)
 
     async def aside(self, work: Callable[[], T]) -> T:
         """What takes a while and needs no model, in a thread."""
@@ -182,7 +180,7 @@ class Engine:
         return await asyncio.wrap_future(self._answering.submit(work))
 
     async def _queued(
-        self, runtime: ModelRuntime, files: Sequence[File], wanted: PassRequest, ticket: _Ticket
+        self, card: ModelCard, files: Sequence[File], wanted: Wanted, ticket: _Ticket
     ) -> Hearing:
         clips, seconds = [], 0.0
         for file in files:
@@ -191,10 +189,10 @@ class Engine:
                 seconds += len(wave) / SAMPLE_RATE
                 current().audio_s += len(wave) / SAMPLE_RATE
                 self._check_frames(seconds, wanted)
-                plan = await self._planned(runtime, wave)
-                held().more(wanted.clip_bytes(runtime, plan))
+                plan = await self._planned(card, wave)
+                held().more(clip_bytes(card, wanted, plan))
                 windows = self._submit(ticket, wave, plan, wanted)
-                clips.append(QueuedClip(file.name, len(wave), windows, warnings))
+                clips.append(QueuedClip(file.name, windows, warnings))
                 self._note(warnings)
             except (AudioError, TooLarge) as error:
                 refusal = as_service_error(error, file.name)
@@ -274,18 +272,18 @@ class Engine:
             raise Stopped
         return self._decoders.submit(work)
 
-    def _check_frames(self, seconds: float, wanted: PassRequest) -> None:
+    def _check_frames(self, seconds: float, wanted: Wanted) -> None:
         most = self.settings.max_frames_s
-        if wanted.layer is not None and wanted.pooling == "none" and seconds > most:
+        if wanted.holds_frames and seconds > most:
             raise TooLarge(f"with pooling 'none', at most {most:g} s of audio are taken in one request")
 
-    async def _planned(self, runtime: ModelRuntime, wave: Waveform) -> list[Window]:
+    async def _planned(self, card: ModelCard, wave: Waveform) -> list[Window]:
         """In a thread if its level has to be measured. Raises AudioError."""
-        plan = runtime.plan(len(wave))
-        return plan if len(plan) == 1 else await self.aside(partial(runtime.plan_of, wave))
+        plan = card.plan(len(wave))
+        return plan if len(plan) == 1 else await self.aside(partial(card.plan_of, wave))
 
     @staticmethod
-    def _submit(ticket: _Ticket, wave: Waveform, plan: Sequence[Window], wanted: PassRequest) -> Windows:
+    def _submit(ticket: _Ticket, wave: Waveform, plan: Sequence[Window], wanted: Wanted) -> Windows:
         """Queue the windows, each with its own samples: what has run is freed."""
         windows: Windows = deque()
         for window in plan:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from service.metrics import Metrics
 from service.models.clips import WindowTask
 from service.models.runtime import Elsewhere, Loader, ModelRuntime
 from service.settings import Settings
+from speech_ssl.inference.answering import Answering
+from speech_ssl.inference.card import ModelCard
 from speech_ssl.inference.window_output import WindowOutput
 from speech_ssl.types import SAMPLE_RATE
 
@@ -88,9 +90,14 @@ class Model:
         failed = all(isinstance(r, Elsewhere) and r.error is not None for r in self._runtimes)
         return self.loaded and failed and not self.running
 
-    @property
-    def runtime(self) -> ModelRuntime:
-        return self._runtimes[0]
+    @cached_property
+    def card(self) -> ModelCard:
+        """Of a model that is loaded."""
+        return self._runtimes[0].card()
+
+    @cached_property
+    def answering(self) -> Answering:
+        return Answering(self.card)
 
     def ticket(self) -> Ticket[WindowTask, WindowOutput]:
         return self.batcher.ticket()
@@ -129,14 +136,16 @@ class Model:
                 raise Stopped from None
             raise
         if not self._is_as_the_others(runtime):
-            logger.warning("%s changed while it was being loaded: it will be loaded anew", runtime.name)
+            logger.warning(
+                "%s changed while it was being loaded: it will be loaded anew", runtime.card().name
+            )
             runtime.close()
         return Lane(partial(_run, runtime), lambda: runtime.running)
 
     def _is_as_the_others(self, runtime: ModelRuntime) -> bool:
         """Of the same weights, so that it is one of them from now on."""
         with self._lock:
-            same = not self._runtimes or runtime.sha256 == self.runtime.sha256
+            same = not self._runtimes or runtime.card().sha256 == self._runtimes[0].card().sha256
             self._mixed |= not same
             if same:
                 self.created = int(time.time())
@@ -144,10 +153,11 @@ class Model:
             return same
 
     def _warm_up(self, runtime: ModelRuntime) -> None:
-        batch_s = max(self._settings.max_batch_s or runtime.batch_s, runtime.window_s)
+        card = runtime.card()
+        batch_s = max(self._settings.max_batch_s or card.batch_s, card.window_s)
         self.batcher.limits = replace(self.batcher.limits, max_batch_s=batch_s)
         noise = np.random.default_rng(0).normal(0, 0.1, SAMPLE_RATE).astype(np.float32)
-        runtime.run_windows([noise], [runtime.check_layer(-1)], list(runtime.heads))
+        runtime.run_windows([noise], [card.num_layers], list(card.heads))
 
 
 def _run(runtime: ModelRuntime, jobs: Sequence[WindowTask]) -> list[WindowOutput]:

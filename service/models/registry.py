@@ -140,7 +140,7 @@ class Models:
         if asked in self.sources:
             return asked
         default = self._models.get(DEFAULT)
-        own = default is not None and default.loaded and asked == default.runtime.name
+        own = default is not None and default.loaded and asked == default.card.name
         return DEFAULT if own else None
 
     @asynccontextmanager

@@ -2,68 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from service.settings import Precision
 from speech_ssl import inference
-from speech_ssl.inference.answers import Choice, Classification, TextDecoder, Transcript
-from speech_ssl.inference.card import HeadTask
-from speech_ssl.inference.chunking import Window
-from speech_ssl.inference.clips import ClipOutput
-from speech_ssl.inference.levels import Meter
-from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.inference.card import ModelCard
+from speech_ssl.inference.window_output import Layers, WindowOutput
 from speech_ssl.types import Levels, Waveform
 
 
 class ModelRuntime(Protocol):
-    """`run_windows` is called in one thread, the others in any."""
+    """`run_windows` is called in one thread at a time."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def window_s(self) -> float: ...
-    @property
-    def batch_s(self) -> float: ...
-
-    def plan(self, num_samples: int) -> list[Window]:
-        """Raises AudioError `too_short`."""
-
-    def plan_of(self, wave: Waveform) -> list[Window]:
-        """The same with the clip's level, which takes a while for a long one."""
-
-    @property
-    def meter(self) -> Meter | None:
-        """What the model normalises clips by."""
+    def card(self) -> ModelCard: ...
 
     def run_windows(
         self,
         waves: Sequence[Waveform],
-        layers: Sequence[int | None],
+        layers: Sequence[Layers],
         heads: Sequence[str] = (),
         levels: Levels | None = None,
     ) -> list[WindowOutput]:
         """The frames (T, D) of each wave, from its own layer, and the outputs of heads. levels: of the clips
         that waves are windows of."""
-
-    def check_layer(self, layer: int) -> int:
-        """0..num_layers, from that or from a negative number. Raises ValueError."""
-
-    @property
-    def heads(self) -> Mapping[str, object]: ...
-
-    def check_head(self, task: HeadTask, name: str | None = None) -> str:
-        """The head for a task. Raises ValueError."""
-
-    def transcript(self, whole: ClipOutput, head: str, decoder: TextDecoder | None = None) -> Transcript: ...
-    def settled(self, whole: ClipOutput, head: str) -> int: ...
-    def classification(self, whole: ClipOutput, head: str, choice: Choice) -> Classification: ...
 
 
 @runtime_checkable

@@ -17,15 +17,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Protocol, TypeAlias
 
 from service.batcher import Again, Away
 from service.isolation import keep_imports
-from speech_ssl.inference.card import Card
-from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.inference.card import ModelCard
+from speech_ssl.inference.window_output import Layers, WindowOutput
 from speech_ssl.types import Levels, Waveform
 
 logger = logging.getLogger(__name__)
@@ -45,11 +45,11 @@ context = multiprocessing.get_context("forkserver")
 
 
 class Loaded(Protocol):
-    def card(self) -> Card: ...
+    def card(self) -> ModelCard: ...
     def run_windows(
         self,
         waves: Sequence[Waveform],
-        layers: Sequence[int | None],
+        layers: Sequence[Layers],
         heads: Sequence[str] = (),
         levels: Levels | None = None,
     ) -> list[WindowOutput]: ...
@@ -133,8 +133,8 @@ class _Child:
             timer.cancel()
 
 
-class Worker(Card):
-    """The model in its process: what is asked of it alone is answered here, the rest there.
+class Worker:
+    """The model in its process, and its card here.
 
     lost: told of each process that died or hung. timeout_s: of one pass; a process that takes longer is
     ended. threads: what it shares with others. error: why the last process has no successor yet. stale: what
@@ -159,13 +159,16 @@ class Worker(Card):
         """Load the model. changed: told when `running`, `error` or `stale` may be others. Raises ValueError
         or OSError if it cannot be loaded or is closed meanwhile."""
         self._told = changed
-        child, card = self._loaded()
-        super().__init__(**{field.name: getattr(card, field.name) for field in fields(Card)})
+        child, self._card = self._loaded()
         self._use(child)
         self._keeper = threading.Thread(
-            target=self._keep, args=[child], name=f"keeper of {self.name}", daemon=True
+            target=self._keep, args=[child], name=f"keeper of {self._card.name}", daemon=True
         )
         self._keeper.start()
+
+    def card(self) -> ModelCard:
+        """Once it is loaded."""
+        return self._card
 
     @property
     def running(self) -> bool:
@@ -178,7 +181,7 @@ class Worker(Card):
     def run_windows(
         self,
         waves: Sequence[Waveform],
-        layers: Sequence[int | None],
+        layers: Sequence[Layers],
         heads: Sequence[str] = (),
         levels: Levels | None = None,
     ) -> list[WindowOutput]:
@@ -211,7 +214,7 @@ class Worker(Card):
         if self._keeper is not None:
             self._keeper.join(10)
 
-    def _loaded(self) -> tuple[_Child, Card]:
+    def _loaded(self) -> tuple[_Child, ModelCard]:
         """A new process, with its model. Raises what loading raised, and OSError if it died of it."""
         ours, its = context.Pipe()
         process = context.Process(target=work, args=(its, self._load), name="model", daemon=True)
@@ -224,7 +227,7 @@ class Worker(Card):
         child = _Child(process, ours)
         try:
             with child.ended_after(LOAD_TIMEOUT_S, "the model takes to load"):
-                first: Card | Exception = ours.recv()
+                first: ModelCard | Exception = ours.recv()
         except (EOFError, OSError):
             process.join()
             first = OSError(f"the model's process died while it loaded (exit status {process.exitcode})")
@@ -258,7 +261,9 @@ class Worker(Card):
             self._drop(child)
             if self._closed.is_set():
                 return
-            logger.error("the process of %s ended (%s): starting another", self.name, child.process.exitcode)
+            logger.error(
+                "the process of %s ended (%s): starting another", self._card.name, child.process.exitcode
+            )
             self._lost()
             stable = time.monotonic() - began > STABLE_S
             pause_s = 0.0 if stable else min(max(2 * pause_s, 0.1), LONGEST_PAUSE_S)
@@ -277,7 +282,7 @@ class Worker(Card):
         except Exception as error:  # whatever it is, the next try may succeed
             self._failed(error)
             return None
-        if card.sha256 != self.sha256:
+        if card.sha256 != self._card.sha256:
             self.stale = True
             child.process.kill()
             child.process.join()
@@ -288,7 +293,7 @@ class Worker(Card):
 
     def _failed(self, error: Exception) -> None:
         if not self._closed.is_set() and str(error) != str(self.error):  # once is enough
-            logger.error("%s cannot be loaded again: %s", self.name, error)
+            logger.error("%s cannot be loaded again: %s", self._card.name, error)
         self.error = error
         self._told()
 

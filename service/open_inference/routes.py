@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import ServiceError, bad_request
-from service.models.clips import ClipResult, PassRequest, Vectors
+from service.models.clips import ClipResult, Vectors
 from service.models.engine import Engine, File
-from service.models.runtime import ModelRuntime
+from service.models.model import Model
 from service.open_inference.schemas import (
     AUDIO,
     INFER_BODY,
@@ -35,13 +35,13 @@ from service.open_inference.schemas import (
     TensorParameters,
 )
 from service.open_inference.tensors import Tensor, clips_of
-from service.v1.answering import head_of, labels_of, possible
-from service.v1.dependencies import TheEngine, attended, checked_layer
-from service.v1.json_output import Answer, response_of
+from service.v1.answering import Answer, response_of
+from service.v1.dependencies import TheEngine, attended
 from service.v1.schemas import ERRORS
 from service.v1.uploads import received_json
-from speech_ssl.inference.answers import Choice
-from speech_ssl.inference.pooling import Pool
+from speech_ssl.inference.answers import Classification
+from speech_ssl.inference.card import ModelCard, Wanted
+from speech_ssl.inference.windows import Pool
 from speech_ssl.types import Pooling
 
 SOME: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (400, 401, 404, 503, 504)}
@@ -117,39 +117,32 @@ async def infer(request: Request, engine: TheEngine, model: str) -> Response:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What is wanted of a model that has it. pooling: of `embedding`. speech, sounds: heads."""
+    """What is wanted of a model that has it, as which tensors. pooling: of `embedding`."""
 
     outputs: list[OutputName]
-    layer: int | None
     pooling: Pooling
-    speech: str | None
-    sounds: str | None
+    wanted: Wanted
 
     @classmethod
-    def of(cls, runtime: ModelRuntime, request: InferRequest) -> _Asked:
-        """Raises ServiceError."""
-        outputs = [output.name for output in request.outputs or []] or _outputs(runtime)
+    def of(cls, card: ModelCard, request: InferRequest) -> _Asked:
+        """Raises ChoiceError."""
+        outputs: list[OutputName] = [output.name for output in request.outputs or []] or [*card.tasks]
         options = request.parameters or InferParameters()
-        layer = speech = sounds = None
-        if "embedding" in outputs or "frames" in outputs:
-            layer = checked_layer(runtime, options.layer)
-        if "transcription" in outputs:
-            speech = head_of(runtime, "transcription", options.speech_head)
-        if "classification" in outputs:
-            sounds = head_of(runtime, "classification", options.sounds_head)
-        return cls(outputs, layer, options.pooling, speech, sounds)
-
-    @property
-    def wanted(self) -> PassRequest:
-        heads = tuple(name for name in (self.speech, self.sounds) if name is not None)
-        return PassRequest(self.layer, "none" if "frames" in self.outputs else self.pooling, heads)
+        wanted = card.choose(
+            list(dict.fromkeys("embedding" if output == "frames" else output for output in outputs)),
+            layer=options.layer,
+            pooling="none" if "frames" in outputs else options.pooling,
+            speech_head=options.speech_head,
+            sounds_head=options.sounds_head,
+        )
+        return cls(outputs, options.pooling, wanted)
 
 
 async def _inferred(engine: Engine, name: str, request: InferRequest, files: list[File]) -> Response:
     async with engine.models.serving(name) as model:
-        asked = _Asked.of(model.runtime, request)
+        asked = _Asked.of(model.card, request)
         result = await engine.hear(model, files, asked.wanted)
-        answer = partial(_tensors, model.runtime, asked, result.clips)
+        answer = partial(_tensors, model, asked, result.clips)
         text = _text(_head(name, request.id, result.clips), await engine.aside(answer))
     return response_of(Answer(text, long="frames" in asked.outputs), result)
 
@@ -172,23 +165,20 @@ def _read(max_files: int, body: dict[str, Any]) -> tuple[InferRequest, list[File
     return request.model_copy(update={"inputs": []}), files
 
 
-def _tensors(runtime: ModelRuntime, asked: _Asked, clips: Sequence[ClipResult]) -> list[Tensor]:
-    return [Tensor(output, _values(runtime, asked, output, clips)) for output in asked.outputs]
-
-
-def _values(
-    runtime: ModelRuntime, asked: _Asked, output: OutputName, clips: Sequence[ClipResult]
-) -> Vectors | list[str]:
-    match output:
-        case "embedding":
-            return np.stack([_pooled(clip, asked.pooling) for clip in clips])
-        case "frames":
-            return _vectors(clips[0])
-        case "transcription":
-            assert asked.speech is not None
-            return [runtime.transcript(clip.whole, asked.speech).text for clip in clips]
-    assert asked.sounds is not None
-    return np.stack([_probabilities(runtime, clip, asked.sounds) for clip in clips])
+def _tensors(model: Model, asked: _Asked, clips: Sequence[ClipResult]) -> list[Tensor]:
+    heard = [model.answering.heard(clip.whole, asked.wanted) for clip in clips]
+    values: dict[OutputName, Vectors | list[str]] = {
+        "transcription": [said.text for said, _ in heard if said is not None]
+    }
+    if "embedding" in asked.outputs:
+        values["embedding"] = np.stack([_pooled(clip, asked.pooling) for clip in clips])
+    if "frames" in asked.outputs:
+        values["frames"] = _vectors(clips[0])
+    if asked.wanted.sounds is not None:
+        labels = model.card.labels(asked.wanted.sounds) or ()
+        rows = [_probabilities(labels, sounds) for _, sounds in heard if sounds is not None]
+        values["classification"] = np.stack(rows)
+    return [Tensor(output, values[output]) for output in asked.outputs]
 
 
 def _vectors(clip: ClipResult) -> Vectors:
@@ -206,11 +196,10 @@ def _pooled(clip: ClipResult, pooling: Pooling) -> Vectors:
     return pool.result()
 
 
-def _probabilities(runtime: ModelRuntime, clip: ClipResult, head: str) -> Vectors:
+def _probabilities(labels: Sequence[str], heard: Classification) -> Vectors:
     """In the order of the head's labels."""
-    heard = runtime.classification(clip.whole, head, Choice())
     scores = {label.label: label.score for label in heard.labels}
-    return np.array([scores[label] for label in labels_of(runtime, head)], dtype=np.float32)
+    return np.array([scores[label] for label in labels], dtype=np.float32)
 
 
 def _head(model: str, given_id: str | None, clips: Sequence[ClipResult]) -> dict[str, Any]:
@@ -235,21 +224,16 @@ def _text(head: dict[str, Any], tensors: Sequence[Tensor]) -> Iterator[str]:
 
 async def _metadata(engine: Engine, name: str) -> ModelMetadata:
     async with engine.models.serving(name) as model:
-        outputs: list[OutputName] = [*_outputs(model.runtime), "frames"]
-        return ModelMetadata(name=name, outputs=[_described(model.runtime, output) for output in outputs])
+        outputs: list[OutputName] = [*model.card.tasks, "frames"]
+        return ModelMetadata(name=name, outputs=[_described(model.card, output) for output in outputs])
 
 
-def _outputs(runtime: ModelRuntime) -> list[OutputName]:
-    """Those that there are if none are named."""
-    return [*possible(runtime)]
-
-
-def _described(runtime: ModelRuntime, output: OutputName) -> TensorMetadata:
+def _described(card: ModelCard, output: OutputName) -> TensorMetadata:
     match output:
         case "embedding" | "frames":
-            return TensorMetadata(name=output, datatype="FP32", shape=[-1, runtime.width])
+            return TensorMetadata(name=output, datatype="FP32", shape=[-1, card.width])
         case "transcription":
             return TensorMetadata(name=output, datatype="BYTES", shape=[-1])
-    labels = labels_of(runtime, head_of(runtime, output, None))
+    labels = list(card.labels(card.check_head(output)) or ())
     parameters = TensorParameters(labels=labels)
     return TensorMetadata(name=output, datatype="FP32", shape=[-1, len(labels)], parameters=parameters)

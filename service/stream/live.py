@@ -20,16 +20,16 @@ import numpy as np
 
 from service.batcher import Overloaded
 from service.batches import Ticket
-from service.models.clips import PassRequest, Windows, WindowTask
+from service.models.clips import Windows, WindowTask, clip_bytes
 from service.models.engine import Engine
 from service.models.holding import held
 from service.models.model import Model
 from speech_ssl.audio import AudioError
+from speech_ssl.inference.card import Wanted
 from speech_ssl.inference.chunking import Window
-from speech_ssl.inference.clips import ClipOutput
-from speech_ssl.inference.joining import Joining
 from speech_ssl.inference.levels import Level
 from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.inference.windows import ClipOutput, Stitcher
 from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
 
 logger = logging.getLogger(__name__)
@@ -48,21 +48,21 @@ class Live:
     the last two of a plan depend on how long the clip will be. To be closed at its end."""
 
     def __init__(
-        self, engine: Engine, model: Model, ticket: Ticket[WindowTask, WindowOutput], heads: Sequence[str]
+        self, engine: Engine, model: Model, ticket: Ticket[WindowTask, WindowOutput], wanted: Wanted
     ) -> None:
-        self._model, self._ticket, self._heads = model, ticket, tuple(heads)
+        self._model, self._ticket, self._wanted = model, ticket, wanted
         self._reserve = engine.reserving(ticket)
-        self._held, self._wanted = held(), PassRequest(heads=self._heads)
+        self._held = held()
         # Events are told of all that has been heard, from a copy of it.
-        self._copies = 1 + any(hasattr(model.runtime.heads[name], "labels") for name in heads)
+        self._copies = 1 + (wanted.sounds is not None)
         self._most_s = engine.settings.max_clip_s
         self._blocks: list[Waveform] = []
         self._begin = 0  # of the blocks, in samples of the clip
         self._submitted = 0
         self._windows: Windows = deque()
-        self._kept: list[WindowOutput] = []
-        self._heard: list[Window] = []  # of what is kept
-        self._level = None if (meter := model.runtime.meter) is None else Level(meter)
+        self._stitcher = Stitcher()
+        self._heard: list[Window] = []  # that are in it
+        self._level = None if (meter := model.card.meter) is None else Level(meter)
         self._all: IO[bytes] = SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - see `close`
         self._all_there = True
         self.samples = 0
@@ -106,7 +106,7 @@ class Live:
 
     def end(self) -> None:
         """Raises AudioError `too_short`."""
-        self._submit(self._levelled(self._model.runtime.plan(self.samples))[self._submitted :])
+        self._submit(self._levelled(self._model.card.plan(self.samples))[self._submitted :])
         self.heard_out.set()
         self.changed.set()
 
@@ -118,15 +118,14 @@ class Live:
     async def next_part(self) -> WindowOutput:
         """The next window's, without what overlaps; kept for the end."""
         window, future = self._windows.popleft()
-        part = _own(window, await asyncio.wrap_future(future))
-        self._kept.append(part)
+        part = self._stitcher.add(window, await asyncio.wrap_future(future))
         self._heard.append(window)
         return part
 
     async def tentative(self) -> list[WindowOutput] | None:
         """What the rest would give if the clip ended here; None if it is too short or the queue is full."""
         windows = self._plan()[self._submitted :]
-        if not windows or self._heads == ():
+        if not windows or not self._wanted.heads:
             return None
         waves = [self._wave(window) for window in windows]
         with self._model.ticket() as ticket:
@@ -142,37 +141,35 @@ class Live:
         """Once, at the end, when all parts have been had: as the finished clip is heard. What takes longer
         than `patience_s` to hear again stays as it was."""
         level = None if self._level is None or len(self._heard) == 1 else self._level.moments
-        again = [number for number, window in enumerate(self._heard) if window.level is not level]
-        if not self._all_there:
-            again = []
+        again = [window for window in self._heard if window.level is not level and self._all_there]
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 await self._hear_again(again, level)
-        kept, self._kept = self._kept, []
-        return ClipOutput(WindowOutput.joined(kept), self.seconds)
+        whole, self._stitcher = self._stitcher.clip(), Stitcher()
+        return whole
 
-    async def _hear_again(self, numbers: Sequence[int], level: Moments | None) -> None:
-        waiting, running = deque(numbers), Windows()
-        for number in numbers:
+    async def _hear_again(self, windows: Sequence[Window], level: Moments | None) -> None:
+        waiting, running = deque(windows), Windows()
+        for _ in windows:
             while waiting and len(running) < AT_ONCE:
-                window = replace(self._heard[waiting.popleft()], level=level)
+                window = replace(waiting.popleft(), level=level)
                 self._all.seek(window.start * SAMPLE_BYTES)
                 data = self._all.read((window.stop - window.start) * SAMPLE_BYTES)
                 wave = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
                 running.append((window, self._run(self._ticket, wave, window)))
             window, future = running.popleft()
-            self._kept[number] = _own(window, await asyncio.wrap_future(future))
+            self._stitcher.add(window, await asyncio.wrap_future(future))
 
     def close(self) -> None:
         self._all.close()
 
     def with_rest(self, parts: Sequence[WindowOutput], seconds: float) -> ClipOutput:
         """All that has been had, and what is tentative."""
-        return ClipOutput(WindowOutput.joined([*self._kept, *parts]), seconds)
+        return ClipOutput(WindowOutput.joined([*self._stitcher.parts, *parts]), seconds)
 
     def _plan(self) -> list[Window]:
         try:
-            return self._levelled(self._model.runtime.plan(self.samples))
+            return self._levelled(self._model.card.plan(self.samples))
         except AudioError:
             return []
 
@@ -182,7 +179,7 @@ class Live:
         return [replace(window, level=self._level.moments) for window in plan]
 
     def _submit(self, windows: Sequence[Window]) -> None:
-        self._held.more(self._copies * self._wanted.clip_bytes(self._model.runtime, windows))
+        self._held.more(self._copies * clip_bytes(self._model.card, self._wanted, windows))
         for window in windows:
             self._windows.append((window, self._run(self._ticket, self._wave(window), window)))
             self._submitted += 1
@@ -193,7 +190,9 @@ class Live:
     def _run(
         self, ticket: Ticket[WindowTask, WindowOutput], wave: Waveform, window: Window
     ) -> Future[WindowOutput]:
-        return ticket.submit(WindowTask(wave, None, self._heads, window.level), len(wave) / SAMPLE_RATE)
+        return ticket.submit(
+            WindowTask(wave, None, self._wanted.heads, window.level), len(wave) / SAMPLE_RATE
+        )
 
     def _wave(self, window: Window) -> Waveform:
         return self._joined()[window.start - self._begin : window.stop - self._begin].copy()
@@ -202,10 +201,3 @@ class Live:
         if len(self._blocks) > 1:
             self._blocks = [np.concatenate(self._blocks)]
         return self._blocks[0]
-
-
-def _own(window: Window, passed: WindowOutput) -> WindowOutput:
-    """What is kept of a window, without what overlaps being held for it."""
-    joining = Joining(window.keep)
-    joining.add(passed.kept(window.skip, window.keep))
-    return joining.result()

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, closing
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -19,10 +20,10 @@ from service.batcher import Stopped
 from service.edge.pace import Pace, stalled
 from service.errors import ServiceError, bad_request, failed_midway, overloaded
 from service.models.engine import Engine
-from service.models.runtime import ModelRuntime
+from service.models.model import Model
 from service.record import current
 from service.stream.live import Live
-from service.v1.answering import head_of, possible, sounds_of, words_of
+from service.v1.answering import sounds_of, words_of
 from service.v1.json_reader import json_object
 from service.v1.partial_text import Settling
 from service.v1.schemas import Usage
@@ -77,11 +78,11 @@ async def _served(socket: WebSocket, engine: Engine) -> None:
     async with AsyncExitStack() as stack:
         async with asyncio.timeout(timeout_s):
             model = await stack.enter_async_context(engine.models.serving(options.model))
-        told = _Told(socket, engine, model.runtime, options)
+        told = _Told(socket, engine, model, options)
         ticket = stack.enter_context(model.ticket())
-        current().queued(model.runtime.name, ticket)
-        live = stack.enter_context(closing(Live(engine, model, ticket, told.heads)))
-        await told.send("ready", model=model.runtime.name, sample_rate=options.sample_rate)
+        current().queued(model.card.name, ticket)
+        live = stack.enter_context(closing(Live(engine, model, ticket, told.wanted)))
+        await told.send("ready", model=model.card.name, sample_rate=options.sample_rate)
         async with asyncio.timeout(None) as limit:
             await _all(
                 _listen(socket, live, options, engine),
@@ -172,17 +173,17 @@ def _converter(rate: int) -> Callable[[bytes, bool], Waveform]:
 class _Told:
     """What the client is told, in order."""
 
-    def __init__(
-        self, socket: WebSocket, engine: Engine, runtime: ModelRuntime, options: StreamOptions
-    ) -> None:
-        self._socket, self._engine, self._runtime = socket, engine, runtime
-        tasks = options.tasks or [task for task in possible(runtime) if task != "embedding"]
-        wants_speech, wants_sounds = "transcription" in tasks, "classification" in tasks or not tasks
-        self.speech = head_of(runtime, "transcription", options.speech_head) if wants_speech else None
-        self.sounds = head_of(runtime, "classification", options.sounds_head) if wants_sounds else None
-        self.heads = tuple(dict.fromkeys(name for name in (self.speech, self.sounds) if name))
-        self._choice = Choice(options.top_k, options.threshold)
-        self._settling = Settling(engine, runtime, self.speech) if self.speech else None
+    def __init__(self, socket: WebSocket, engine: Engine, model: Model, options: StreamOptions) -> None:
+        self._socket, self._engine, self._model = socket, engine, model
+        can = [task for task in model.card.tasks if task != "embedding"]
+        self.wanted = model.card.choose(
+            options.tasks or can or ["classification"],
+            speech_head=options.speech_head,
+            sounds_head=options.sounds_head,
+            choice=Choice(options.top_k, options.threshold),
+        )
+        speech = self.wanted.speech
+        self._settling = None if speech is None else Settling(engine, model.answering, speech)
 
     async def send(self, kind: str, **fields: Any) -> None:
         async with asyncio.timeout(self._engine.settings.answer_idle_timeout_s):
@@ -219,28 +220,24 @@ class _Told:
             return
         if self._settling is not None:
             fields["text"] = await self._settling.rest(parts, seconds)
-        if self.sounds is not None:
-            whole = live.with_rest(parts, seconds)
-            heard = await self._engine.aside(
-                partial(self._runtime.classification, whole, self.sounds, self._choice)
-            )
+        if self.wanted.sounds is not None:
+            whole, wanted = live.with_rest(parts, seconds), replace(self.wanted, speech=None)
+            _, heard = await self._engine.aside(partial(self._model.answering.heard, whole, wanted))
+            assert heard is not None
             fields |= sounds_of(heard).model_dump()
         await self.send("partial", seconds=seconds, **fields)
 
     async def _final(self, live: Live) -> None:
         whole = await live.whole(AGAIN_PART * self._engine.settings.request_timeout_s)
+        said, heard = await self._engine.aside(partial(self._model.answering.heard, whole, self.wanted))
         fields: dict[str, Any] = {}
-        if self.speech is not None:
-            said = await self._engine.aside(partial(self._runtime.transcript, whole, self.speech))
+        if said is not None:
             fields |= {"text": said.text, "words": [word.model_dump() for word in words_of(said)]}
-        if self.sounds is not None:
-            heard = await self._engine.aside(
-                partial(self._runtime.classification, whole, self.sounds, self._choice)
-            )
+        if heard is not None:
             fields |= sounds_of(heard).model_dump()
         usage = Usage(seconds=round(live.seconds, 6)).model_dump()
         current().audio_s = live.seconds
-        await self.send("final", model=self._runtime.name, usage=usage, **fields)
+        await self.send("final", model=self._model.card.name, usage=usage, **fields)
 
 
 async def _refuse(socket: WebSocket, error: ServiceError) -> None:

@@ -1,27 +1,28 @@
-"""Answers about clips, as text: for the routes, and for jobs, which keep what the routes would have said."""
+"""From what a client asks to the answer as text: for the routes, and for jobs, which keep what the routes
+would have said."""
 
 from __future__ import annotations
 
 import statistics
 import zlib
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from service.errors import bad_request
-from service.models.clips import PassRequest
-from service.models.engine import Engine, File, Result
+from service.models.engine import Engine, File, Hearing, Result
+from service.models.holding import held
 from service.models.model import Model
-from service.models.runtime import ModelRuntime
-from service.v1 import captions, logprobs, schemas_audio
-from service.v1.dependencies import attended, checked_layer
-from service.v1.json_output import Answer, embedding_of, embeddings_text, response_of, warnings_of
-from service.v1.schemas import EmbeddingOptions, Usage
+from service.record import milliseconds
+from service.v1 import captions, json_output, logprobs, schemas_audio
+from service.v1.dependencies import attended
+from service.v1.schemas import AudioWarning, EmbeddingOptions, Usage
 from service.v1.schemas_audio import (
     Analysis,
     AnalysisOptions,
@@ -35,28 +36,13 @@ from service.v1.schemas_audio import (
     Word,
 )
 from service.v1.uploads import Upload
-from speech_ssl.inference.answers import Choice, Task, Transcript
+from speech_ssl import audio
+from speech_ssl.inference.answers import Choice, Transcript
 from speech_ssl.inference.answers import Classification as HeardSounds
-from speech_ssl.inference.card import HeadTask
+from speech_ssl.inference.card import ModelCard, Wanted
 
+PIECE_BYTES = 64 << 10
 Options: TypeAlias = EmbeddingOptions | TranscriptionOptions | ClassificationOptions | AnalysisOptions
-
-
-def wanted(runtime: ModelRuntime, options: Options) -> PassRequest:
-    """What the model has to run for it. Raises ServiceError for what it cannot."""
-    match options:
-        case EmbeddingOptions():
-            _check_dimensions(runtime, options.dimensions)
-            return PassRequest(checked_layer(runtime, options.layer), options.pooling)
-        case TranscriptionOptions():
-            return PassRequest(heads=(head_of(runtime, "transcription", options.head),))
-        case ClassificationOptions():
-            return PassRequest(heads=(head_of(runtime, "classification", options.head),))
-    tasks = options.tasks or possible(runtime)
-    speech = head_of(runtime, "transcription", options.speech_head) if "transcription" in tasks else None
-    sounds = head_of(runtime, "classification", options.sounds_head) if "classification" in tasks else None
-    layer = checked_layer(runtime, options.layer) if "embedding" in tasks else None
-    return PassRequest(layer, options.pooling, tuple(dict.fromkeys(n for n in (speech, sounds) if n)))
 
 
 async def respond(request: Request, engine: Engine, upload: Upload[Any]) -> Response:
@@ -70,87 +56,58 @@ async def respond(request: Request, engine: Engine, upload: Upload[Any]) -> Resp
     return await attended(request, engine, work())
 
 
+def wanted(card: ModelCard, options: Options) -> Wanted:
+    """What the model has to run for it. Raises ServiceError or ChoiceError for what it cannot."""
+    match options:
+        case EmbeddingOptions():
+            if options.dimensions not in (None, card.width):
+                message = f"dimensions: vectors of {card.name} have {card.width} numbers, and no fewer"
+                raise bad_request(message, "dimensions")
+            return card.choose(["embedding"], layer=options.layer, pooling=options.pooling)
+        case TranscriptionOptions():
+            return card.choose(["transcription"], speech_head=options.head)
+        case ClassificationOptions():
+            choice = Choice(options.top_k, options.threshold)
+            return card.choose(["classification"], sounds_head=options.head, choice=choice)
+    return card.choose(
+        options.tasks,
+        layer=options.layer,
+        pooling=options.pooling,
+        speech_head=options.speech_head,
+        sounds_head=options.sounds_head,
+        choice=Choice(options.top_k, options.threshold),
+    )
+
+
 async def answered(
     engine: Engine, model: Model, files: Sequence[File], options: Options
 ) -> tuple[Answer, Result]:
-    """From one pass of the model. Raises as `Engine.hear` does."""
-    result = await engine.hear(model, files, wanted(model.runtime, options))
-    return await _answer(engine, model.runtime, options, result), result
-
-
-async def _answer(engine: Engine, runtime: ModelRuntime, options: Options, result: Result) -> Answer:
-    match options:
-        case EmbeddingOptions():
-            return Answer(embeddings_text(result, options, runtime.name), long=options.pooling == "none")
-        case TranscriptionOptions():
-            name = head_of(runtime, "transcription", options.head)
-            said = await engine.aside(partial(runtime.transcript, result.clips[0].whole, name))
-            return _transcription(said, options, result)
-        case ClassificationOptions():
-            sounds = await _sounds(engine, runtime, options, result)
-            warnings = warnings_of(result.clips[0].warnings)
-            heard = Classification(
-                model=runtime.name, usage=_usage(result), warnings=warnings, **dict(sounds)
-            )
-            return _json(heard)
-    return _json(await _analysis(engine, runtime, options, result))
-
-
-def _check_dimensions(runtime: ModelRuntime, dimensions: int | None) -> None:
-    if dimensions not in (None, runtime.width):
-        message = f"dimensions: vectors of {runtime.name} have {runtime.width} numbers, and no fewer"
-        raise bad_request(message, "dimensions")
-
-
-def head_of(runtime: ModelRuntime, task: HeadTask, name: str | None) -> str:
-    try:
-        return runtime.check_head(task, name)
-    except ValueError as error:
-        raise bad_request(str(error), "model" if name is None else "head", "unsupported_task") from error
-
-
-def possible(runtime: ModelRuntime) -> list[Task]:
-    tasks: list[Task] = ["embedding"]
-    for task in ("transcription", "classification"):
-        try:
-            runtime.check_head(task)
-        except ValueError:
-            continue
-        tasks.append(task)
-    return tasks
-
-
-def labels_of(runtime: ModelRuntime, head: str) -> list[str]:
-    """Of a head that classifies, in its own order."""
-    labels: Sequence[str] = getattr(runtime.heads[head], "labels", ())
-    return list(labels)
-
-
-async def _analysis(
-    engine: Engine, runtime: ModelRuntime, options: AnalysisOptions, result: Result
-) -> Analysis:
-    tasks = options.tasks or possible(runtime)
+    """From one pass of the model. Raises as `wanted` and `Engine.hear` do."""
+    asked = wanted(model.card, options)
+    result = await engine.hear(model, files, asked)
+    if isinstance(options, EmbeddingOptions):
+        text = json_output.embeddings_text(result, options, model.card.name)
+        return Answer(text, long=asked.holds_frames), result
     (clip,) = result.clips
-    answer = Analysis(model=runtime.name, usage=_usage(result), warnings=warnings_of(clip.warnings))
-    if clip.vectors is not None:
-        answer.embedding = embedding_of(clip.vectors)
-    if "transcription" in tasks:
-        name = head_of(runtime, "transcription", options.speech_head)
-        said = await engine.aside(partial(runtime.transcript, clip.whole, name))
-        answer.transcription = Spoken(text=said.text, words=words_of(said))
-    if "classification" in tasks:
-        answer.classification = await _sounds(engine, runtime, options, result)
-    return answer
-
-
-async def _sounds(
-    engine: Engine, runtime: ModelRuntime, options: ClassificationOptions | AnalysisOptions, result: Result
-) -> Sounds:
-    given = options.sounds_head if isinstance(options, AnalysisOptions) else options.head
-    name = head_of(runtime, "classification", given)
-    choice = Choice(options.top_k, options.threshold)
-    heard = await engine.aside(partial(runtime.classification, result.clips[0].whole, name, choice))
-    return sounds_of(heard)
+    said, sounds = await engine.aside(partial(model.answering.heard, clip.whole, asked))
+    if isinstance(options, TranscriptionOptions):
+        assert said is not None
+        return _transcription(said, options, result), result
+    about: dict[str, Any] = {
+        "model": model.card.name,
+        "usage": _usage(result),
+        "warnings": warnings_of(clip.warnings),
+    }
+    if isinstance(options, ClassificationOptions):
+        assert sounds is not None
+        return _json(Classification(**about, **dict(sounds_of(sounds)))), result
+    analysis = Analysis(
+        **about,
+        embedding=None if clip.vectors is None else json_output.embedding_of(clip.vectors),
+        transcription=None if said is None else Spoken(text=said.text, words=words_of(said)),
+        classification=None if sounds is None else sounds_of(sounds),
+    )
+    return _json(analysis), result
 
 
 def _transcription(said: Transcript, options: TranscriptionOptions, result: Result) -> Answer:
@@ -205,3 +162,68 @@ def _usage(result: Result) -> Usage:
 
 def _json(answer: BaseModel) -> Answer:
     return Answer([answer.model_dump_json(exclude_none=True)])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A body. long: not to be held as one string. warnings: those that it has no place for."""
+
+    text: Iterable[str]
+    media_type: str = "application/json"
+    long: bool = False
+    warnings: Sequence[audio.AudioWarning] = ()
+
+
+class InPieces(Response):
+    """Handed over as it is taken: of one that is slow, the connection has a piece, not a copy of it all."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        size = len(self.body)
+        for start in range(0, max(size, 1), PIECE_BYTES):
+            piece, more = self.body[start : start + PIECE_BYTES], start + PIECE_BYTES < size
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
+
+
+class Long(StreamingResponse):
+    """Made while it is sent. Of a client that has left, nothing stays in cycles, which are seldom collected:
+    it was all that the model gave."""
+
+    def __init__(self, text: Generator[str], headers: dict[str, str], media_type: str) -> None:
+        super().__init__(text, headers=headers, media_type=media_type)
+        self._text = text
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._text.close()
+
+
+def response_of(answer: Answer, result: Result) -> Response:
+    """Of what the request at hand holds, the answer is left."""
+    headers = timing(result) | warning_codes(result)
+    if isinstance(answer.text, Generator) and answer.long:
+        return Long(answer.text, headers, answer.media_type)
+    body = "".join(answer.text).encode()
+    held().only(len(body))
+    return InPieces(body, headers=headers, media_type=answer.media_type)
+
+
+def timing(result: Result) -> dict[str, str]:
+    """Headers that say where the time went."""
+    return {
+        "X-Queue-Time": milliseconds(result.waited_s),
+        "X-Inference-Time": milliseconds(result.ran_s),
+    }
+
+
+def warning_codes(heard: Result | Hearing) -> dict[str, str]:
+    """A header with the codes of what is wrong with its files, if anything is; bodies say more."""
+    codes = dict.fromkeys(warning.code for clip in heard.clips for warning in clip.warnings)
+    return {"X-Audio-Warnings": ", ".join(codes)} if codes else {}
+
+
+def warnings_of(warnings: Sequence[audio.AudioWarning]) -> list[AudioWarning] | None:
+    """None where there are none: an answer then has no such field."""
+    return [AudioWarning(**warning._asdict()) for warning in warnings] or None

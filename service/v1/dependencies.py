@@ -14,7 +14,6 @@ from starlette.requests import ClientDisconnect, Request
 from service.batcher import Stopped
 from service.errors import ServiceError, bad_request
 from service.models.engine import Engine, due_at
-from service.models.runtime import ModelRuntime
 
 T = TypeVar("T")
 
@@ -25,13 +24,6 @@ async def _engine(request: Request) -> Engine:  # not async, it would be called 
 
 
 TheEngine = Annotated[Engine, Depends(_engine)]
-
-
-def checked_layer(runtime: ModelRuntime, layer: int) -> int:
-    try:
-        return runtime.check_layer(layer)
-    except ValueError as error:
-        raise bad_request(str(error), "layer") from error
 
 
 def seconds_left(request: Request, engine: Engine) -> float:

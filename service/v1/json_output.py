@@ -1,90 +1,18 @@
-"""Answers as JSON text, in pieces: the frames of a long clip are never one string."""
+"""Vectors as JSON text, in pieces: the frames of a long clip are never one string."""
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from service.models.clips import Vectors
-from service.models.engine import Hearing, Result
-from service.models.holding import held
-from service.record import milliseconds
-from service.v1.schemas import AudioWarning, Embedding, EmbeddingOptions
-from speech_ssl import audio
+from service.models.engine import Result
+from service.v1.schemas import Embedding, EmbeddingOptions
 
-PIECE_BYTES = 64 << 10
 PIECE_ROWS = 48  # a multiple of 3, so that pieces of base64 join without padding
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A body. long: not to be held as one string. warnings: those that it has no place for."""
-
-    text: Iterable[str]
-    media_type: str = "application/json"
-    long: bool = False
-    warnings: Sequence[audio.AudioWarning] = ()
-
-
-class InPieces(Response):
-    """Handed over as it is taken: of one that is slow, the connection has a piece, not a copy of it all."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        size = len(self.body)
-        for start in range(0, max(size, 1), PIECE_BYTES):
-            piece, more = self.body[start : start + PIECE_BYTES], start + PIECE_BYTES < size
-            await send({"type": "http.response.body", "body": piece, "more_body": more})
-
-
-class Long(StreamingResponse):
-    """Made while it is sent. Of a client that has left, nothing stays in cycles, which are seldom collected:
-    it was all that the model gave."""
-
-    def __init__(self, text: Generator[str], headers: dict[str, str], media_type: str) -> None:
-        super().__init__(text, headers=headers, media_type=media_type)
-        self._text = text
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._text.close()
-
-
-def response_of(answer: Answer, result: Result) -> Response:
-    """Of what the request at hand holds, the answer is left."""
-    headers = timing(result) | warning_codes(result)
-    if isinstance(answer.text, Generator) and answer.long:
-        return Long(answer.text, headers, answer.media_type)
-    body = "".join(answer.text).encode()
-    held().only(len(body))
-    return InPieces(body, headers=headers, media_type=answer.media_type)
-
-
-def timing(result: Result) -> dict[str, str]:
-    """Headers that say where the time went."""
-    return {
-        "X-Queue-Time": milliseconds(result.waited_s),
-        "X-Inference-Time": milliseconds(result.ran_s),
-    }
-
-
-def warning_codes(heard: Result | Hearing) -> dict[str, str]:
-    """A header with the codes of what is wrong with its files, if anything is; bodies say more."""
-    codes = dict.fromkeys(warning.code for clip in heard.clips for warning in clip.warnings)
-    return {"X-Audio-Warnings": ", ".join(codes)} if codes else {}
-
-
-def warnings_of(warnings: Sequence[audio.AudioWarning]) -> list[AudioWarning] | None:
-    """None where there are none: an answer then has no such field."""
-    return [AudioWarning(**warning._asdict()) for warning in warnings] or None
 
 
 def embedding_of(vector: Vectors) -> Embedding:

@@ -6,12 +6,12 @@ from functools import partial
 from typing import NamedTuple
 
 from service.models.engine import Engine
-from service.models.runtime import ModelRuntime
 from service.v1 import logprobs
 from service.v1.schemas_audio import Logprob
+from speech_ssl.inference.answering import Answering
 from speech_ssl.inference.answers import Transcript
-from speech_ssl.inference.clips import ClipOutput
 from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.inference.windows import ClipOutput
 
 
 class Delta(NamedTuple):
@@ -25,8 +25,8 @@ class Settling:
     """All words but the last are certain, with which the next window may go on. `told`, the pieces joined, is
     the text of the whole clip at its end."""
 
-    def __init__(self, engine: Engine, runtime: ModelRuntime, head: str) -> None:
-        self._engine, self._runtime, self._head = engine, runtime, head
+    def __init__(self, engine: Engine, answering: Answering, head: str) -> None:
+        self._engine, self._answering, self._head = engine, answering, head
         self._pending: list[WindowOutput] = []
         self.told = ""
 
@@ -34,7 +34,7 @@ class Settling:
         """What is new, with the next window's outputs; `seconds`: of the clip, as far as it is known."""
         heard = WindowOutput.joined([*self._pending, part])
         frames = len(heard.heads[self._head])
-        cut = frames if last else self._runtime.settled(ClipOutput(heard, seconds), self._head)
+        cut = frames if last else self._answering.settled(ClipOutput(heard, seconds), self._head)
         self._pending = [heard.kept(cut, frames - cut)]
         said = await self._said(heard.kept(0, cut), seconds)
         if not said.text:
@@ -49,5 +49,5 @@ class Settling:
         return (await self._said(WindowOutput.joined([*self._pending, *parts]), seconds)).text
 
     async def _said(self, heard: WindowOutput, seconds: float) -> Transcript:
-        work = partial(self._runtime.transcript, ClipOutput(heard, seconds), self._head)
+        work = partial(self._answering.transcript, ClipOutput(heard, seconds), self._head)
         return await self._engine.aside(work)

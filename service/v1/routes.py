@@ -22,6 +22,7 @@ from service.v1.schemas import (
     ModelList,
 )
 from service.v1.uploads import received
+from speech_ssl.inference import card as inference
 from speech_ssl.types import SAMPLE_RATE
 
 router = APIRouter()
@@ -79,21 +80,20 @@ def _described(engine: Engine, name: str) -> ModelCard:
     model, aliases = engine.models.get(name), engine.models.aliases(name)
     if model is None or not model.loaded:
         return ModelCard(id=name, created=engine.started_at, loaded=False, aliases=aliases)
-    runtime = model.runtime
     return ModelCard(
-        id=runtime.name if name == DEFAULT else name,
+        id=model.card.name if name == DEFAULT else name,
         created=model.created,
         loaded=True,
         aliases=aliases,
-        layers=runtime.num_layers,
-        width=runtime.width,
+        layers=model.card.num_layers,
+        width=model.card.width,
         sample_rate=SAMPLE_RATE,
-        heads=[_head(head, spec) for head, spec in runtime.heads.items()],
+        heads=[_head(model.card, head) for head in model.card.heads],
     )
 
 
-def _head(name: str, spec: object) -> Head:
-    labels = getattr(spec, "labels", None)
+def _head(card: inference.ModelCard, name: str) -> Head:
+    labels = card.labels(name)
     if labels is None:
         return Head(name=name, task="transcription")
     return Head(name=name, task="classification", labels=list(labels))

@@ -17,7 +17,6 @@ from service.errors import bad_request, failed_midway
 from service.models.engine import Engine, Hearing
 from service.v1 import answering
 from service.v1.dependencies import TheEngine, attended, seconds_left
-from service.v1.json_output import warning_codes
 from service.v1.partial_text import Settling
 from service.v1.schemas import ERRORS, body_of
 from service.v1.schemas_audio import (
@@ -57,11 +56,12 @@ async def _streamed(
 ) -> Response:
     """Takes over what is held, until its last event."""
     model = await stack.enter_async_context(engine.models.serving(upload.options.model))
-    wanted = answering.wanted(model.runtime, upload.options)
+    wanted = answering.wanted(model.card, upload.options)
     hearing = await stack.enter_async_context(engine.hearing(model, upload.files, wanted))
-    settling = Settling(engine, model.runtime, wanted.heads[0])
+    assert wanted.speech is not None
+    settling = Settling(engine, model.answering, wanted.speech)
     lines = _events(hearing, settling, "logprobs" in upload.options.include, seconds_left(request, engine))
-    return Streamed(lines, stack.pop_all(), warning_codes(hearing))
+    return Streamed(lines, stack.pop_all(), answering.warning_codes(hearing))
 
 
 @router.post(

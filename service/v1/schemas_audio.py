@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from service.errors import ServiceError
 from service.v1.json_reader import json_object
 from service.v1.schemas import Embedding, Usage, Warned
-from speech_ssl.inference.answers import Task
+from speech_ssl.inference.card import Task
 
 MAX_NAMES = 64
 

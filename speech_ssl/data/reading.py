@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from speech_ssl.data.manifest import Utterance
 from speech_ssl.data.source import Silent, Source, cut_short
-from speech_ssl.types import SAMPLE_RATE, AudioWarning, Batch, Waveform
+from speech_ssl.types import SAMPLE_RATE, AudioWarning, Batch, Waveform, pad
 
 Targets: TypeAlias = Callable[[Utterance], Sequence[int]]
 """The units that a whole utterance is to be read as. Raises ValueError for one that has none: it is left out,
@@ -107,12 +106,8 @@ class Reader(Dataset[Read]):
 
 def collate(waves: Sequence[Waveform]) -> Batch:
     """Zero-pad to the longest."""
-    longest = max((len(wave) for wave in waves), default=0)
-    padded_BS = np.zeros((len(waves), longest), dtype=np.float32)
-    for row_S, wave in zip(padded_BS, waves, strict=True):
-        row_S[: len(wave)] = wave
-    lengths_B = torch.tensor([len(wave) for wave in waves], dtype=torch.int64)
-    return Batch(torch.from_numpy(padded_BS), lengths_B)
+    padded_BS, lengths = pad(waves)
+    return Batch(torch.from_numpy(padded_BS), torch.tensor(lengths, dtype=torch.int64))
 
 
 def collate_targets(units: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

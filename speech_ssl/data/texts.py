@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
 
 from speech_ssl.data.manifest import ManifestError, Utterance
 from speech_ssl.text import BLANK, Vocabulary, normalize
-from speech_ssl.types import SAMPLE_RATE
+from speech_ssl.types import SAMPLE_RATE, least_frames
 
 
 def vocabulary_of(utterances: Sequence[Utterance]) -> Vocabulary:
@@ -56,7 +57,7 @@ class TextTargets:
         if not text:
             raise ValueError(f"{utterance.id}: no text to learn from")
         units = self.vocabulary.encode(text)
-        least = len(units) + sum(one == next_one for one, next_one in pairwise(units))
+        least = int(least_frames(np.array(units)))
         samples = round(utterance.duration_s * SAMPLE_RATE)
         frames = max((samples - self.receptive_field) // self.hop + 1, 0)
         if least > frames:

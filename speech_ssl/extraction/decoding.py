@@ -22,8 +22,8 @@ import numpy as np
 
 from speech_ssl import audio
 from speech_ssl.audio import AudioError, AudioWarning, Warn
-from speech_ssl.inference.batching import Piece
 from speech_ssl.inference.chunking import Chunker, Window
+from speech_ssl.inference.windows import Piece
 from speech_ssl.types import Waveform
 
 STALL_S = 300.0  # a decoder that sends nothing for so long is killed

@@ -9,12 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
-
-import numpy as np
-from numpy.typing import NDArray
 
 from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.data.source import cut_short
@@ -23,12 +19,10 @@ from speech_ssl.extraction.parquet import Shard, Store
 from speech_ssl.extraction.progress import ProgressLine
 from speech_ssl.extraction.records import Record
 from speech_ssl.extraction.rows import Row, Settings, Stamp
-from speech_ssl.inference.batching import Piece, batches
-from speech_ssl.inference.pooling import Pool
-from speech_ssl.inference.runtime import LOOKAHEAD, Runtime
+from speech_ssl.inference.runtime import Runtime
+from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.inference.windows import LOOKAHEAD, Piece, PoolingOrNone, Stitcher, WindowedPass
 from speech_ssl.types import SAMPLE_RATE, AudioWarning
-
-ExtractPooling = Literal["mean", "max", "none"]
 
 TEXT_COLUMNS = ("text", "speaker", "label")
 COMMIT_BYTES = 64 << 20
@@ -57,14 +51,14 @@ class Extraction:
 
     runtime: Runtime
     layer: int = -1
-    pooling: ExtractPooling = "mean"
+    pooling: PoolingOrNone = "mean"
     shard: Shard = Shard()
     workers: int | None = None
     commit_s: float = 60.0
 
     def __post_init__(self) -> None:
         self.runtime.check_layer(self.layer)
-        if self.pooling not in get_args(ExtractPooling):
+        if self.pooling not in ("mean", "max", "none"):
             raise ValueError(f"pooling must be 'mean', 'max' or 'none', not {self.pooling!r}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"at least one decoder process is needed, not {self.workers}")
@@ -130,12 +124,11 @@ class Extraction:
         workers = min(self.workers or _default_workers(runtime), max(len(todo), 1))
         jobs = assembly.jobs()
         with Decoders(jobs, runtime.chunker, workers=workers, ahead_s=lookahead_s) as events:
-            pieces = assembly.pieces(events)
-            for batch in batches(pieces, budget_s=runtime.batch_s, lookahead_s=lookahead_s):
-                waves, levels = [piece.wave for piece in batch], [piece.window.level for piece in batch]
-                frames = runtime.encode_windows(waves, [layer] * len(batch), levels)
-                for piece, x_TD in zip(batch, frames, strict=True):
-                    assembly.add(piece, x_TD)
+            windowed = WindowedPass(
+                runtime.run_windows, layer, batch_s=runtime.batch_s, lookahead_s=lookahead_s
+            )
+            for piece, passed in windowed.over(assembly.pieces(events)):
+                assembly.add(piece, passed)
                 if store.pending_bytes >= COMMIT_BYTES or time.monotonic() - committed >= self.commit_s:
                     store.commit()
                     committed = time.monotonic()
@@ -145,10 +138,7 @@ class Extraction:
 class _Clip:
     """A clip that is being put together. `end` comes when its last window has been decoded."""
 
-    pool: Pool | None
-    frames: dict[int, NDArray[np.float32]] = field(default_factory=dict)
-    num_frames: int = 0
-    received: int = 0
+    stitcher: Stitcher
     end: Decoded | None = None
 
 
@@ -156,7 +146,7 @@ class _Assembly:
     """Puts the windows of clips together into rows, in whatever order they come."""
 
     def __init__(
-        self, utterances: list[Utterance], pooling: ExtractPooling, store: Store, progress: ProgressLine
+        self, utterances: list[Utterance], pooling: PoolingOrNone, store: Store, progress: ProgressLine
     ) -> None:
         self._utterances, self._pooling = utterances, pooling
         self._store, self._progress = store, progress
@@ -175,8 +165,7 @@ class _Assembly:
         for event in events:
             if isinstance(event, Piece):
                 if event.index == 0:
-                    pool = None if self._pooling == "none" else Pool(self._pooling)
-                    self._clips[event.clip] = _Clip(pool)
+                    self._clips[event.clip] = _Clip(Stitcher(self._pooling))
                 yield event
             elif isinstance(event, Failed):
                 self._fail(event)
@@ -184,38 +173,27 @@ class _Assembly:
                 self._clips[event.clip].end = event
                 self._finish(event.clip)
 
-    def add(self, piece: Piece, x_TD: NDArray[np.float32]) -> None:
+    def add(self, piece: Piece, passed: WindowOutput) -> None:
         """The model's output for a window."""
         clip = self._clips.get(piece.clip)
         if clip is None:  # it failed further on
             return
-        window = piece.window
-        frames = x_TD[window.skip : window.skip + window.keep]
-        if clip.pool is None:
-            clip.frames[piece.index] = frames
-        else:
-            clip.pool.add(frames)
-        clip.num_frames += len(frames)
-        clip.received += 1
-        self._progress.advance(self._audio_s(len(frames)))
+        clip.stitcher.add(piece.window, passed)
+        self._progress.advance(self._audio_s(piece.window.keep))
         self._finish(piece.clip)
 
     def _finish(self, number: int) -> None:
         clip, utterance = self._clips[number], self._utterances[number]
-        if clip.end is None or clip.received < clip.end.windows:
+        if clip.end is None or clip.stitcher.windows < clip.end.windows:
             return
         del self._clips[number]
-        if clip.pool is None:
-            values = np.concatenate([clip.frames[index] for index in range(clip.received)])
-        else:
-            values = clip.pool.result()
         duration_s = clip.end.samples / SAMPLE_RATE
         row = Row(
             id=utterance.id,
             path=_path(utterance),
             duration_s=duration_s,
-            num_frames=clip.num_frames,
-            values=values,
+            num_frames=clip.stitcher.frames,
+            values=clip.stitcher.vectors,
             texts=_texts(utterance, TEXT_COLUMNS),
             stamp=self._stamps.pop(number),
         )
@@ -232,7 +210,7 @@ class _Assembly:
         clip, utterance = self._clips.pop(event.clip, None), self._utterances[event.clip]
         self._stamps.pop(event.clip)
         self._store.fail(Record(utterance.id, _path(utterance), _text(event.reason), event.code))
-        counted_s = self._audio_s(clip.num_frames) if clip else 0.0
+        counted_s = self._audio_s(clip.stitcher.frames) if clip else 0.0
         self._progress.advance(max(utterance.duration_s - counted_s, 0), failures=1)
 
     def _audio_s(self, frames: int) -> float:

@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING, Any
 from speech_ssl.inference.chunking import Window
 
 if TYPE_CHECKING:
-    from speech_ssl.inference.runtime import Runtime, load
+    from speech_ssl.inference.answers import Transcript
+    from speech_ssl.inference.runtime import Runtime, load, load_encoder
 
-__all__ = ["Runtime", "Window", "load"]
+__all__ = ["Runtime", "Transcript", "Window", "load", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:
-    """The runtime on first use: it needs PyTorch, which the service's own process never loads."""
-    if name in ("Runtime", "load"):
+    """On first use: the runtime needs PyTorch, which the service's own process never loads."""
+    if name == "Transcript":
+        from speech_ssl.inference import answers
+
+        return answers.Transcript
+    if name in __all__:
         from speech_ssl.inference import runtime
 
         return getattr(runtime, name)

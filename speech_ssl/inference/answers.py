@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,18 +86,6 @@ class Analysis:
     features: Features | None
     transcript: Transcript | None
     classification: Classification | None
-
-
-Task = Literal["embedding", "transcription", "classification"]
-TASKS: tuple[Task, ...] = get_args(Task)
-
-
-def check_tasks(tasks: Sequence[str]) -> None:
-    """Raises ValueError for one that is not known, or none."""
-    if unknown := [task for task in tasks if task not in TASKS]:
-        raise ValueError(f"task {unknown[0]!r} is not known: choose from {', '.join(TASKS)}")
-    if not tasks:
-        raise ValueError(f"no task was asked for: choose from {', '.join(TASKS)}")
 
 
 @dataclass(frozen=True, slots=True)

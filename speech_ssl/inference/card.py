@@ -1,30 +1,22 @@
-"""What is known of a model without running it, and what follows from what it gave."""
+"""What is known of a model without running it, and what can be asked of it."""
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
 
 from speech_ssl.checkpoints.ngram import NGram
-from speech_ssl.inference import answers
-from speech_ssl.inference.answers import Choice, Classification, Clock, TextDecoder, Transcript
+from speech_ssl.inference.answers import Choice
 from speech_ssl.inference.chunking import Chunker, Window
-from speech_ssl.inference.clips import ClipOutput
 from speech_ssl.inference.levels import Meter
-from speech_ssl.inference.units import KEPT, WHOLE, dense
+from speech_ssl.inference.units import KEPT, WHOLE
+from speech_ssl.inference.windows import PoolingOrNone
 from speech_ssl.model.specs import CTCSpec, EventsSpec, HeadSpec
-from speech_ssl.text import Vocabulary
-from speech_ssl.types import SAMPLE_RATE, Waveform
+from speech_ssl.types import Waveform
 
-if TYPE_CHECKING:
-    from speech_ssl.inference.beam import BeamSearch
-
-logger = logging.getLogger(__name__)
-_SEARCHES = threading.Lock()
-"""Held while one is made."""
+Task = Literal["embedding", "transcription", "classification"]
+TASKS: tuple[Task, ...] = get_args(Task)
 HeadTask: TypeAlias = Literal["transcription", "classification"]
 HEADS: dict[HeadTask, tuple[type[HeadSpec], str, str]] = {
     "transcription": (CTCSpec, "transcribe", "ctc"),
@@ -32,18 +24,53 @@ HEADS: dict[HeadTask, tuple[type[HeadSpec], str, str]] = {
 }
 
 
-def output_bytes(spec: object) -> int:
-    """Of a head's outputs of one frame, and of what is made of them on the way to an answer."""
-    if isinstance(spec, CTCSpec):
-        units = len(spec.vocabulary)
-        return 5 * units if units <= WHOLE else 7 * KEPT + 8  # with a byte for each to be looked through
-    assert isinstance(spec, EventsSpec)
-    return 4 * (3 if spec.pooling == "attentive" else 2) * len(spec.labels)  # and their probabilities
+EVERY_LABEL = Choice()
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raises ValueError for one that is not known, or none."""
+    if unknown := [task for task in tasks if task not in TASKS]:
+        raise ValueError(f"task {unknown[0]!r} is not known: choose from {', '.join(TASKS)}")
+    if not tasks:
+        raise ValueError(f"no task was asked for: choose from {', '.join(TASKS)}")
+
+
+class ChoiceError(ValueError):
+    """What was asked for is not there. param: what of it is wrong: "layer", "head", or "model" where no head
+    does it. code: for programs."""
+
+    def __init__(self, message: str, param: str, code: str = "unsupported_task") -> None:
+        super().__init__(message)
+        self.param, self.code = param, code
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a model is to give of each clip, resolved by `ModelCard.choose`: it goes with the request.
+
+    layer: 0 to N, of the embedding; None: there is none. pooling: of its frames. speech, sounds: the heads
+    that transcribe and classify; None: nothing does. choice: of labels and events.
+    """
+
+    layer: int | None = None
+    pooling: PoolingOrNone = "mean"
+    speech: str | None = None
+    sounds: str | None = None
+    choice: Choice = EVERY_LABEL
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for name in (self.speech, self.sounds) if name is not None))
+
+    @property
+    def holds_frames(self) -> bool:
+        """Of whole clips."""
+        return self.layer is not None and self.pooling == "none"
 
 
 @dataclass
-class Card:
-    """A model as others see it: it may be elsewhere, or be loaded no more.
+class ModelCard:
+    """The facts of a model, which may be elsewhere, or be loaded no more.
 
     name, sha256: of the artifact. width: D of the frames. num_layers: N; layers are 0 to N, as
     transformers' hidden_states. hop, min_samples: in samples at 16 kHz. batch_s: seconds of padded
@@ -62,9 +89,6 @@ class Card:
     heads_left_out: Mapping[str, str] = field(default_factory=dict)
     ngrams: Mapping[str, NGram] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._searches: dict[str, BeamSearch | None] = {}
-
     @property
     def hop(self) -> int:
         return self.chunker.hop
@@ -81,26 +105,72 @@ class Card:
     def check_layer(self, layer: int) -> int:
         """A layer as an index from 0, negatives counted from the end. Raises ValueError out of range."""
         if not -self.num_layers - 1 <= layer <= self.num_layers:
-            raise ValueError(
-                f"layer {layer} is not there: {self.name} has 0 to {self.num_layers}, or -1 for the last"
+            raise ChoiceError(
+                f"layer {layer} is not there: {self.name} has 0 to {self.num_layers}, or -1 for the last",
+                "layer",
+                "invalid_value",
             )
         return layer if layer >= 0 else layer + self.num_layers + 1
 
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """All that the model can."""
+        return tuple(task for task in TASKS if task == "embedding" or self._heads_of(task))
+
+    def choose(
+        self,
+        tasks: Sequence[Task] | None = None,
+        *,
+        layer: int = -1,
+        pooling: PoolingOrNone = "mean",
+        speech_head: str | None = None,
+        sounds_head: str | None = None,
+        choice: Choice = EVERY_LABEL,
+    ) -> Wanted:
+        """What is asked of the model: heads by name, where none is said the first of their kind; the layer
+        from 0. tasks: None: all that it can. Raises ChoiceError for what the model does not have, ValueError
+        for a task that is not known."""
+        tasks = self.tasks if tasks is None else tasks
+        check_tasks(tasks)
+        speech = self.check_head("transcription", speech_head) if "transcription" in tasks else None
+        sounds = self.check_head("classification", sounds_head) if "classification" in tasks else None
+        wanted = self.check_layer(layer) if "embedding" in tasks else None
+        return Wanted(wanted, pooling, speech, sounds, choice)
+
     def check_head(self, task: HeadTask, name: str | None = None) -> str:
-        """The name of the head for a task: the one named, else the model's first. Raises ValueError."""
-        kind, does, recipe = HEADS[task]
-        names = [n for n, spec in self.heads.items() if isinstance(spec, kind)]
+        """The name of the head for a task: the one named, else the model's first. Raises ChoiceError."""
+        _, does, recipe = HEADS[task]
+        names = self._heads_of(task)
         if not names:
             why = f" ({self.heads_left_out[recipe]})" if recipe in self.heads_left_out else ""
-            raise ValueError(
+            raise ChoiceError(
                 f"the model {self.name} cannot {does}: it has no head for it{why}. Add one with `python -m "
-                f"recipes.finetune_{recipe}`, or load another model"
+                f"recipes.finetune_{recipe}`, or load another model",
+                "model" if name is None else "head",
             )
         if name is not None and name not in names:
-            raise ValueError(
-                f"the model {self.name} has no head {name!r} to {does}: it has {', '.join(names)}"
+            raise ChoiceError(
+                f"the model {self.name} has no head {name!r} to {does}: it has {', '.join(names)}", "head"
             )
         return name or names[0]
+
+    def _heads_of(self, task: HeadTask) -> list[str]:
+        kind, _, _ = HEADS[task]
+        return [name for name, spec in self.heads.items() if isinstance(spec, kind)]
+
+    def labels(self, head: str) -> tuple[str, ...] | None:
+        """Of a head that classifies, in its own order; None of one that transcribes."""
+        spec = self.heads[head]
+        return spec.labels if isinstance(spec, EventsSpec) else None
+
+    def output_bytes(self, head: str) -> int:
+        """Of a head's outputs of one frame, and of what is made of them on the way to an answer."""
+        spec = self.heads[head]
+        if isinstance(spec, CTCSpec):
+            units = len(spec.vocabulary)
+            return 5 * units if units <= WHOLE else 7 * KEPT + 8  # with a byte for each to be looked through
+        assert isinstance(spec, EventsSpec)
+        return 4 * (3 if spec.pooling == "attentive" else 2) * len(spec.labels)  # and their probabilities
 
     def plan(self, num_samples: int) -> list[Window]:
         """The windows of a clip: one if it is short. Raises AudioError `too_short`."""
@@ -114,53 +184,3 @@ class Card:
     def meter(self) -> Meter | None:
         """What the model normalises clips by; None: by nothing that is of a whole clip."""
         return self.chunker.meter
-
-    def clock(self, whole: ClipOutput) -> Clock:
-        return Clock(self.hop / SAMPLE_RATE, self.min_samples / SAMPLE_RATE, whole.duration_s)
-
-    def search(self, head: str) -> BeamSearch | None:
-        """With the language model that came with a head; None if there is none, or it cannot be used, which
-        is logged once."""
-        with _SEARCHES:
-            if head not in self._searches:
-                self._searches[head] = self._search(head) if head in self.ngrams else None
-            return self._searches[head]
-
-    def _search(self, head: str) -> BeamSearch | None:
-        from speech_ssl.inference.beam import BeamSearch
-
-        spec = self.heads[head]
-        assert isinstance(spec, CTCSpec)
-        try:
-            return BeamSearch(Vocabulary(spec.vocabulary, spec.spaced), lm=self.ngrams[head])
-        except ValueError as error:
-            logger.warning("the language model of %s is not used: %s", self.name, error)
-            return None
-
-    def transcript(
-        self, whole: ClipOutput, head: str, decoder: TextDecoder | None = None, *, best_path: bool = False
-    ) -> Transcript:
-        """What a head heard said in a clip that has been run: by the decoder, else by the language model that
-        came with the head, else by the best path. best_path: by that in any case."""
-        if decoder is None and not best_path:
-            decoder = self.search(head)
-        spec = self.heads[head]
-        assert isinstance(spec, CTCSpec)
-        passed = whole.passed
-        said = answers.transcribe(passed.heads[head], spec, self.clock(whole), decoder, passed.loudness)
-        return replace(said, warnings=whole.warnings)
-
-    def settled(self, whole: ClipOutput, head: str) -> int:
-        """How many of a clip's first frames have a text that no later frame can change. To a language model
-        all is one sentence."""
-        if self.search(head) is not None:
-            return 0
-        spec = self.heads[head]
-        assert isinstance(spec, CTCSpec)
-        return answers.settled(whole.passed.heads[head], spec)
-
-    def classification(self, whole: ClipOutput, head: str, choice: Choice) -> Classification:
-        spec = self.heads[head]
-        assert isinstance(spec, EventsSpec)
-        heard = answers.classify(dense(whole.passed.heads[head]), spec, self.clock(whole), choice)
-        return replace(heard, warnings=whole.warnings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from speech_ssl.audio import AudioError
 from speech_ssl.inference.levels import Level, Meter
 from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
 
+if TYPE_CHECKING:  # it loads torch, and processes that only decode audio need none of it
+    from speech_ssl.model.encoder import Encoder
+
+WINDOW_S, CONTEXT_S = 20.0, 2.0
 HELD_S = 120.0
 """So much of a clip is kept while its level is measured; of a longer one all is decoded twice."""
 
@@ -84,6 +89,20 @@ class Chunker:
         window, context = frames - frames % multiple, context + -context % multiple
         return cls(hop, receptive_field, window, context, multiple, meter)
 
+    @classmethod
+    def of(
+        cls, encoder: Encoder, *, window_s: float = WINDOW_S, context_s: float = CONTEXT_S, multiple: int = 1
+    ) -> Chunker:
+        """For an encoder, with what it normalises a clip by."""
+        return cls.of_seconds(
+            encoder.hop,
+            encoder.receptive_field,
+            window_s=window_s,
+            context_s=context_s,
+            multiple=multiple,
+            meter=Meter.of(encoder.config),
+        )
+
     @property
     def window_s(self) -> float:
         """Seconds of the longest window."""
@@ -109,6 +128,11 @@ class Chunker:
         level = self.meter.measured([wave]) if self.meter and len(plan) > 1 else None
         return [replace(window, level=level) for window in plan]
 
+    def cut_wave(self, wave: Waveform) -> Iterator[tuple[Window, Waveform]]:
+        """The windows of `plan_of` with their samples, which are not copied. Raises as `plan`."""
+        for window in self.plan_of(wave):
+            yield window, wave[window.start : window.stop]
+
     def cut_file(
         self, blocks: Iterable[Waveform], again: Callable[[], Iterable[Waveform]]
     ) -> Iterator[tuple[Window, Waveform]]:
@@ -127,8 +151,7 @@ class Chunker:
             if samples > HELD_S * SAMPLE_RATE:
                 break
         else:
-            wave = np.concatenate(held)
-            yield from ((window, wave[window.start : window.stop]) for window in self.plan_of(wave))
+            yield from self.cut_wave(np.concatenate(held))
             return
         while held:
             level.add(held.pop(0))

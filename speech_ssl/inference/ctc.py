@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from speech_ssl.inference.units import Outputs, best_path, blanks, numbers
 from speech_ssl.inference.word_times import Loudness, Span, Word, words_of
 from speech_ssl.text import SPACE, Vocabulary
+from speech_ssl.types import least_frames
 
 LEAST_LOG_PROB = -200.0  # as good as never, and float32 sums stay exact enough
 
@@ -68,10 +69,10 @@ def align(
     units = vocabulary.encode(SPACE.join(text.split()))
     if not units:
         return []
-    repeats = sum(one == other for one, other in pairwise(units))
-    if len(units) + repeats > len(log_probs_TV):
+    least = int(least_frames(np.array(units)))
+    if least > len(log_probs_TV):
         raise ValueError(
-            f"{len(units)} characters need at least {len(units) + repeats} frames, and there are "
+            f"{len(units)} characters need at least {least} frames, and there are "
             f"{len(log_probs_TV)}: the text does not belong to this audio, {text[:60]!r}"
         )
     if len(log_probs_TV) * (2 * len(units) + 1) > MOST_CELLS:

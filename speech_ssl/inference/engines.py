@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from speech_ssl.inference.arithmetic import Precision, check_precision, computing, fitted
 from speech_ssl.inference.units import KEPT, WHOLE, Outputs, TopUnits
-from speech_ssl.inference.window_output import NO_FRAMES, WindowOutput
+from speech_ssl.inference.window_output import NO_FRAMES, Layers, WindowOutput
 from speech_ssl.inference.word_times import Loudness, loudness_of
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.heads import CTCHead
-from speech_ssl.types import Levels, Waveform
+from speech_ssl.types import Levels, Waveform, pad
 
 
 class TorchEngine:
@@ -37,7 +37,7 @@ class TorchEngine:
         precision: Precision,
         heads: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        self.device = _checked_device(device)
+        self.device = checked_device(device)
         check_precision(precision, self.device)
         self.encoder, self.precision = fitted(encoder, self.device, precision)
         self.heads = {
@@ -48,15 +48,15 @@ class TorchEngine:
     def run(
         self,
         waves: Sequence[Waveform],
-        layers: Sequence[int | None],
+        layers: Sequence[Layers],
         heads: Sequence[str] = (),
         levels: Levels | None = None,
         units: Sequence[int] | None = None,
     ) -> list[WindowOutput]:
-        """One pass: each wave's frames at its own layer, 0 to N (None: no frames), and the outputs of
-        the heads named. levels: of the clips that waves are windows of; None: waves are clips. units: of
-        heads that transcribe these alone, in this order; None: all, or the likeliest of many. No wave may
-        be too short for a frame."""
+        """One pass: each wave's frames at its own layer, 0 to N (None: no frames; several: (T, L, D)), and
+        the outputs of the heads named. levels: of the clips that waves are windows of; None: waves are clips.
+        units: of heads that transcribe these alone, in this order; None: all, or the likeliest of many. No
+        wave may be too short for a frame."""
         levels = [None] * len(waves) if levels is None else levels
         if self.precision == "int8":
             rows = zip(waves, layers, levels, strict=True)
@@ -70,22 +70,19 @@ class TorchEngine:
     def _run(
         self,
         waves: Sequence[Waveform],
-        layers: Sequence[int | None],
+        layers: Sequence[Layers],
         heads: Sequence[str],
         levels: Levels,
         units: Sequence[int] | None,
     ) -> list[WindowOutput]:
-        lengths = [len(wave) for wave in waves]
-        padded = np.zeros((len(waves), max(lengths)), dtype=np.float32)
-        for row, wave in zip(padded, waves, strict=True):
-            row[: len(wave)] = wave
+        padded_BS, lengths = pad(waves)
         with computing(self.device, self.precision):
-            wave_BS = torch.from_numpy(padded).to(self.device)
+            wave_BS = torch.from_numpy(padded_BS).to(self.device)
             lengths_B = torch.tensor(lengths, device=self.device)
             states = self.encoder.hidden_states(
                 wave_BS,
                 lengths_B,
-                last=None if heads else max(layer or 0 for layer in layers),
+                last=None if heads else max(max(_several(layer), default=0) for layer in layers),
                 levels=levels,
             )
             frames_B = self.encoder.frame_count(lengths_B)
@@ -93,7 +90,7 @@ class TorchEngine:
             counts = [self.encoder.frame_count(length) for length in lengths]
             return [
                 WindowOutput(
-                    NO_FRAMES if layer is None else _rows(states[layer], i, count),
+                    _frames(states, layer, i, count),
                     {name: outputs[name].of(i, count) for name in heads},
                     self._loudness(waves[i], count) if heads else NO_FRAMES,
                 )
@@ -127,17 +124,35 @@ class _Outputs:
         return TopUnits.of(units_TK, log_probs_TK, _rows(self._x_BTO, row, count)[:, 0], self._size)
 
 
+def _several(layer: Layers) -> Sequence[int]:
+    return () if layer is None else (layer,) if isinstance(layer, int) else layer
+
+
+def _frames(states: Sequence[Tensor], layer: Layers, row: int, count: int) -> NDArray[np.float32]:
+    if layer is None:
+        return NO_FRAMES
+    rows = [_rows(states[each], row, count) for each in _several(layer)]
+    return rows[0] if isinstance(layer, int) else np.stack(rows, axis=1)
+
+
 def _rows(x_BTD: Tensor, row: int, count: int) -> NDArray[np.float32]:
     return np.array(x_BTD[row, :count].float().cpu().numpy())
 
 
-def _checked_device(name: str) -> torch.device:
+def automatic() -> str:
+    """What the device "auto" is here."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def checked_device(name: str) -> torch.device:
+    """Raises ValueError for one that is not there."""
+    name = automatic() if name == "auto" else name
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device {name!r} is not known: use 'cpu', 'cuda' or 'cuda:N'") from None
+        raise ValueError(f"device {name!r} is not known: use 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name!r} is not supported: use 'cpu', 'cuda' or 'cuda:N'")
+        raise ValueError(f"device {name!r} is not supported: use 'auto', 'cpu', 'cuda' or 'cuda:N'")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:

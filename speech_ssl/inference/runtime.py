@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,31 +18,25 @@ from speech_ssl.audio import Warn
 from speech_ssl.checkpoints.artifact import Artifact, ArtifactError, load_artifact
 from speech_ssl.checkpoints.opening import open_checkpoint
 from speech_ssl.inference import answers
-from speech_ssl.inference.answers import Analysis, Choice, Classification, Task, TextDecoder, Transcript
+from speech_ssl.inference.answering import Answering
+from speech_ssl.inference.answers import Analysis, Choice, Classification, TextDecoder, Transcript
 from speech_ssl.inference.arithmetic import Precision
-from speech_ssl.inference.batching import Piece, batches
-from speech_ssl.inference.card import Card
-from speech_ssl.inference.chunking import Chunker, Window
-from speech_ssl.inference.clips import Clip, ClipOutput, Memory, checked_clips, key_of, naming
-from speech_ssl.inference.engines import TorchEngine
-from speech_ssl.inference.levels import Meter
-from speech_ssl.inference.pooling import Pool
+from speech_ssl.inference.card import TASKS, ModelCard, Task
+from speech_ssl.inference.chunking import CONTEXT_S, WINDOW_S, Chunker, Window
+from speech_ssl.inference.clips import Clip, checked_clips, naming
+from speech_ssl.inference.engines import TorchEngine, checked_device
 from speech_ssl.inference.units import WHOLE, dense
-from speech_ssl.inference.window_output import WindowOutput
-from speech_ssl.model.specs import CTCSpec, EventsSpec
+from speech_ssl.inference.window_output import Layers, WindowOutput
+from speech_ssl.inference.windows import BATCH_S, LOOKAHEAD, ClipOutput, WindowedPass
+from speech_ssl.model.encoder import Encoder
 from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE, AudioWarning, Features, Levels, Pooling, Waveform
 
 if TYPE_CHECKING:
     from speech_ssl.inference.beam import BeamSearch
 
-WINDOW_S = 20.0
-CONTEXT_S = 2.0
-BATCH_S = {"cpu": 20.0, "cuda": 160.0}
-LOOKAHEAD = 8  # batches' worth of audio that is gathered to group it by length
 
-
-class Runtime(Card):
+class Runtime(ModelCard):
     """A model, ready to encode. Synchronous, for one thread at a time.
 
     Clips longer than `window_s` are computed in overlapping windows, normalised as the whole clip is (for
@@ -54,8 +47,7 @@ class Runtime(Card):
 
     precision: what is computed in; of "auto" what it has come to here, see `arithmetic.fitted`.
 
-    The answers of all heads for the last clips are kept for a while: `classify` after `transcribe` of the
-    same clips costs no second pass.
+    Each call is a pass of its own: for several answers about the same clips, ask `analyze` once.
     """
 
     sample_rate = SAMPLE_RATE
@@ -64,7 +56,7 @@ class Runtime(Card):
         self,
         artifact: Artifact,
         *,
-        device: str = "cpu",
+        device: str = "auto",
         precision: Precision = "auto",
         window_s: float = WINDOW_S,
         context_s: float = CONTEXT_S,
@@ -72,15 +64,12 @@ class Runtime(Card):
         encoder = artifact.encoder
         modules = {name: head.module for name, head in artifact.heads.items()}
         self._engine = TorchEngine(encoder, device, precision, modules)
-        self._memory = Memory()
         self.device, self.precision = self._engine.device, self._engine.precision
-        chunker = Chunker.of_seconds(
-            encoder.hop,
-            encoder.receptive_field,
+        chunker = Chunker.of(
+            encoder,
             window_s=window_s,
             context_s=context_s,
             multiple=max((head.spec.stride for head in artifact.heads.values()), default=1),
-            meter=Meter.of(encoder.config),
         )
         super().__init__(
             name=artifact.name,
@@ -93,10 +82,11 @@ class Runtime(Card):
             heads_left_out=artifact.heads_left_out,
             ngrams={name: head.ngram for name, head in artifact.heads.items() if head.ngram is not None},
         )
+        self.answering = Answering(self)
 
-    def card(self) -> Card:
+    def card(self) -> ModelCard:
         """What others may know of it, where it is not."""
-        return Card(**{field.name: getattr(self, field.name) for field in fields(Card)})
+        return ModelCard(**{field.name: getattr(self, field.name) for field in fields(ModelCard)})
 
     @staticmethod
     def use_threads(count: int) -> None:
@@ -117,25 +107,39 @@ class Runtime(Card):
     def run_windows(
         self,
         waves: Sequence[Waveform],
-        layers: Sequence[int | None],
+        layers: Sequence[Layers],
         heads: Sequence[str] = (),
         levels: Levels | None = None,
         units: Sequence[int] | None = None,
     ) -> list[WindowOutput]:
-        """`encode_windows`, with the outputs of heads from the same pass; layer None: without the frames.
-        units: of heads that transcribe only these; None: all, or the likeliest of each frame where there are
-        more than 256."""
-        chosen = [None if layer is None else self.check_layer(layer) for layer in layers]
+        """`encode_windows`, with the outputs of heads from the same pass. layers: None: no frames of a wave;
+        several: (T, L, D). units: of heads that transcribe only these; None: all, or the likeliest of each
+        frame where there are more than 256."""
+        chosen = [self._checked(layer) for layer in layers]
         return self._engine.run(waves, chosen, heads, levels, units)
 
-    def encode(self, waves: Sequence[Clip], *, layer: int = -1) -> list[Features]:
-        """Features of each clip, in order.
+    def _checked(self, layer: Layers) -> Layers:
+        if isinstance(layer, tuple):
+            return tuple(map(self.check_layer, layer))
+        return None if layer is None else self.check_layer(layer)
+
+    def encode(
+        self, waves: Sequence[Clip], *, layer: int = -1, layers: Sequence[int] | None = None
+    ) -> list[Features]:
+        """Features of each clip, in order: `frames` (T, D).
+
+        layers: several from one pass, instead of `layer`: `features.layers[6]` (T, D) are those of layer 6,
+        `features.pooled("mean", layer=6)` their mean (D,); negative numbers are names of their own.
 
         Raises AudioError (a ValueError) that names the clip, ValueError for a layer that is not there,
         OSError for a file that cannot be opened.
         """
-        layer = self.check_layer(layer)
-        return [self._features(whole) for whole in self._wholes(checked_clips(waves), layer)]
+        asked = [layer] if layers is None else list(layers)
+        if not asked:
+            raise ValueError("no layer was asked for: layers=[0, -1], for one")
+        chosen = tuple(map(self.check_layer, asked))
+        wholes = self._wholes(waves, chosen[0] if len(chosen) == 1 else chosen)
+        return [self._features(whole, asked) for whole in wholes]
 
     def transcribe(
         self, waves: Sequence[Clip], *, head: str | None = None, decoder: TextDecoder | None = None
@@ -148,7 +152,8 @@ class Runtime(Card):
         has no such head.
         """
         name = self.check_head("transcription", head)
-        return [self.transcript(whole, name, decoder) for whole in self._heard(waves)]
+        wholes = self._wholes(waves, None, [name])
+        return [self.answering.transcript(whole, name, decoder) for whole in wholes]
 
     def align(
         self, waves: Sequence[Clip], texts: Sequence[str], *, head: str | None = None
@@ -156,22 +161,16 @@ class Runtime(Card):
         """When each word of a known text is said in its clip. Raises as `transcribe`, and ValueError for
         texts that do not fit into their clips or have characters that the model does not know."""
         name = self.check_head("transcription", head)
-        spec = self.heads[name]
-        assert isinstance(spec, CTCSpec)
+        spec = self.answering.ctc(name)
+        units = None
         if len(spec.vocabulary) > WHOLE:
             spec, units = answers.spelled(spec, texts)
-            wholes = self._wholes(checked_clips(waves), None, [name], units)
-        else:
-            wholes = self._heard(waves)
-        return [
-            replace(
-                answers.align_text(
-                    dense(whole.passed.heads[name]), text, spec, self.clock(whole), whole.passed.loudness
-                ),
-                warnings=whole.warnings,
-            )
-            for whole, text in zip(wholes, texts, strict=True)
-        ]
+        said = []
+        for whole, text in zip(self._wholes(waves, None, [name], units), texts, strict=True):
+            outputs, clock = dense(whole.passed.heads[name]), self.answering.clock(whole)
+            aligned = answers.align_text(outputs, text, spec, clock, whole.passed.loudness)
+            said.append(replace(aligned, warnings=whole.warnings))
+        return said
 
     def beam_search(self, *, head: str | None = None, **options: Any) -> BeamSearch:
         """A decoder for `transcribe`, with the vocabulary of a head; options are those of `BeamSearch`: `lm`,
@@ -179,8 +178,7 @@ class Runtime(Card):
         from speech_ssl.inference.beam import BeamSearch
 
         name = self.check_head("transcription", head)
-        spec = self.heads[name]
-        assert isinstance(spec, CTCSpec)
+        spec = self.answering.ctc(name)
         return BeamSearch(
             Vocabulary(spec.vocabulary, spec.spaced), **{"lm": self.ngrams.get(name), **options}
         )
@@ -198,26 +196,31 @@ class Runtime(Card):
         labels that the clip reaches it for too. Raises as `transcribe`."""
         name = self.check_head("classification", head)
         choice = Choice(top_k, threshold)
-        return [self.classification(whole, name, choice) for whole in self._heard(waves)]
+        wholes = self._wholes(waves, None, [name])
+        return [self.answering.classification(whole, name, choice) for whole in wholes]
 
     def frame_scores(
         self, waves: Sequence[Clip], *, head: str | None = None
     ) -> list[tuple[NDArray[np.float32], NDArray[np.float64]]]:
         """Of each clip the probabilities of the labels in its frames (T, K), and the seconds where frames
         begin and the last one ends (T + 1,). Raises as `transcribe`."""
-        name = self.check_head("classification", head)
-        spec = self.heads[name]
-        assert isinstance(spec, EventsSpec)
+        return [(scores_TK, edges_s) for _, scores_TK, edges_s in self.classify_frames(waves, head=head)]
+
+    def classify_frames(
+        self, waves: Sequence[Clip], *, head: str | None = None
+    ) -> list[tuple[Classification, NDArray[np.float32], NDArray[np.float64]]]:
+        """Of each clip what `classify` and `frame_scores` say, from one pass. Raises as `transcribe`."""
+        name, say = self.check_head("classification", head), self.answering
         return [
-            answers.frame_scores(dense(whole.passed.heads[name]), spec, self.clock(whole))
-            for whole in self._heard(waves)
+            (say.classification(whole, name, Choice()), *say.frame_scores(whole, name))
+            for whole in self._wholes(waves, None, [name])
         ]
 
     def analyze(  # noqa: PLR0913 - what each task may be asked
         self,
         waves: Sequence[Clip],
         *,
-        tasks: Sequence[Task] = answers.TASKS,
+        tasks: Sequence[Task] = TASKS,
         layer: int = -1,
         speech_head: str | None = None,
         sounds_head: str | None = None,
@@ -227,112 +230,107 @@ class Runtime(Card):
     ) -> list[Analysis]:
         """The answers to several tasks, from one pass. speech_head, sounds_head: which ones, where the model
         has several that transcribe or classify. Raises as `encode` and `transcribe`."""
-        answers.check_tasks(tasks)
-        choice = Choice(top_k, threshold)
-        speech = self.check_head("transcription", speech_head) if "transcription" in tasks else None
-        sounds = self.check_head("classification", sounds_head) if "classification" in tasks else None
+        wanted = self.choose(
+            tasks,
+            layer=layer,
+            speech_head=speech_head,
+            sounds_head=sounds_head,
+            choice=Choice(top_k, threshold),
+        )
         return [
             Analysis(
-                self._features(whole) if "embedding" in tasks else None,
-                self.transcript(whole, speech, decoder) if speech else None,
-                self.classification(whole, sounds, choice) if sounds else None,
+                None if wanted.layer is None else self._features(whole, [layer]),
+                *self.answering.heard(whole, wanted, decoder),
             )
-            for whole in self._heard(waves, self.check_layer(layer) if "embedding" in tasks else None)
+            for whole in self._wholes(waves, wanted.layer, wanted.heads)
         ]
 
     def _wholes(
         self,
-        clips: list[Clip],
-        layer: int | None,
+        waves: Sequence[Clip],
+        layer: Layers,
         heads: Sequence[str] = (),
         units: Sequence[int] | None = None,
     ) -> list[ClipOutput]:
         """Each clip's frames of a layer (None: no frames) and outputs, put together from its windows."""
+        clips = checked_clips(waves)
         for index, clip in enumerate(clips):
             if not isinstance(clip, str | Path):
                 with naming(f"clip {index}"):
                     self.plan(len(clip))
-        parts: list[dict[int, WindowOutput]] = [{} for _ in clips]
-        ends = [0] * len(clips)
-        warnings: list[list[AudioWarning]] = [[] for _ in clips]
-        pieces = self._pieces(clips, warnings)
-        lookahead_s = LOOKAHEAD * self.batch_s
-        for batch in batches(pieces, budget_s=self.batch_s, lookahead_s=lookahead_s):
-            waves, levels = [piece.wave for piece in batch], [piece.window.level for piece in batch]
-            passed = self.run_windows(waves, [layer] * len(batch), heads, levels, units)
-            for piece, one in zip(batch, passed, strict=True):
-                parts[piece.clip][piece.index] = one.kept(piece.window.skip, piece.window.keep)
-                ends[piece.clip] = max(ends[piece.clip], piece.window.stop)
-        return [
-            ClipOutput(WindowOutput.joined([part[i] for i in sorted(part)]), end / SAMPLE_RATE, tuple(told))
-            for part, end, told in zip(parts, ends, warnings, strict=True)
-        ]
+        told: list[list[AudioWarning]] = [[] for _ in clips]
+        windows = [self._windows(clip, warnings.append) for clip, warnings in zip(clips, told, strict=True)]
+        stitched = self._pass(layer, heads, units).stitched(windows)
+        return [one.clip(warnings) for one, warnings in zip(stitched, told, strict=True)]
 
-    def _heard(self, waves: Sequence[Clip], layer: int | None = None) -> list[ClipOutput]:
-        """All heads' outputs for each clip; the frames of a layer too, if they are wanted."""
-        clips = checked_clips(waves)
-        keys = [key_of(clip) for clip in clips]
-        known = self._memory.get(keys) if layer is None else None
-        if known is None:
-            known = self._wholes(clips, layer, list(self.heads))
-            self._memory.put(keys, known)
-        return known
+    def _pass(
+        self,
+        layer: Layers,
+        heads: Sequence[str] = (),
+        units: Sequence[int] | None = None,
+        lookahead: int = LOOKAHEAD,
+    ) -> WindowedPass:
+        return WindowedPass(self.run_windows, layer, heads, units, self.batch_s, lookahead * self.batch_s)
 
-    def _features(self, whole: ClipOutput) -> Features:
-        return Features(whole.passed.frames, whole.duration_s, self.hop / SAMPLE_RATE, whole.warnings)
+    def _features(self, whole: ClipOutput, asked: Sequence[int]) -> Features:
+        x = whole.passed.frames
+        frames = [x] if x.ndim == 2 else [np.ascontiguousarray(x[:, number]) for number in range(len(asked))]
+        layers = dict(zip(asked, frames, strict=True))
+        return Features(frames[-1], whole.duration_s, self.hop / SAMPLE_RATE, whole.warnings, layers)
 
     def stream(
         self, source: Clip, *, layer: int = -1, warn: Warn | None = None
     ) -> Iterator[NDArray[np.float32]]:
         """The frames of one clip, piece by piece, in memory that does not grow with its length. `warn` is
         told what is wrong with a file."""
-        layer = self.check_layer(layer)
         windows = self._windows(checked_clips([source])[0], warn)
-        at_once = max(int(self.batch_s / self.window_s), 1)
-        while group := list(islice(windows, at_once)):
-            waves, levels = [wave for _, wave in group], [window.level for window, _ in group]
-            frames = self.encode_windows(waves, [layer] * len(group), levels)
-            for (window, _), x_TD in zip(group, frames, strict=True):
-                yield x_TD[window.skip : window.skip + window.keep]
+        for part in self._pass(self.check_layer(layer), lookahead=1).in_order(windows):
+            yield part.frames
 
     def pooled(
         self, source: Clip, how: Pooling = "mean", *, layer: int = -1, warn: Warn | None = None
     ) -> NDArray[np.float32]:
         """One vector (D,) for a clip, in memory that does not grow with its length. warn: as of `stream`."""
-        pool = Pool(how)
-        for frames in self.stream(source, layer=layer, warn=warn):
-            pool.add(frames)
-        return pool.result()
-
-    def _pieces(self, clips: Iterable[Clip], warnings: Sequence[list[AudioWarning]]) -> Iterator[Piece]:
-        for number, clip in enumerate(clips):
-            for index, (window, wave) in enumerate(self._windows(clip, warnings[number].append)):
-                yield Piece(number, index, window, wave)
+        windows = self._windows(checked_clips([source])[0], warn)
+        (whole,) = self._pass(self.check_layer(layer), lookahead=1).stitched([windows], how)
+        return whole.pooled
 
     def _windows(self, clip: Clip, warn: Warn | None) -> Iterator[tuple[Window, Waveform]]:
         if isinstance(clip, str | Path):
             with naming(str(clip)):
                 yield from self.chunker.cut_file(audio.stream(clip, warn=warn), partial(audio.stream, clip))
         else:
-            for window in self.chunker.plan_of(clip):
-                yield window, clip[window.start : window.stop]
+            yield from self.chunker.cut_wave(clip)
 
 
 def load(
     model: str | Path = "default",
-    device: str = "cpu",
+    device: str = "auto",
     precision: Precision = "auto",
     *,
     language_model: bool = True,
 ) -> Runtime:
     """A runtime for the artifact in a folder, for a folder of transformers, a model of the Hugging Face hub
-    by its id (OWNER/NAME, extra `hub`), or for the packaged model, "default". language_model: transcribe with
-    the one that comes with the model, if one does.
+    by its id (OWNER/NAME, extra `hub`), or for the packaged model, "default". device: "cpu", "cuda" or
+    "cuda:N"; "auto": the first GPU if there is one. language_model: transcribe with the one that comes with
+    the model, if one does.
 
     Raises ValueError (ArtifactError where the model is at fault).
     """
     artifact = named_artifact(model, language_model=language_model)
     return Runtime(artifact, device=device, precision=precision)
+
+
+def load_encoder(
+    model: str | Path = "default", device: str = "auto", dtype: torch.dtype = torch.float32
+) -> Encoder:
+    """The encoder alone, as a torch module to build on: `encoder(wave_BS, lengths_B)` gives frames (B, T, D).
+
+    In eval mode (no dropout), its parameters as they were trained and with gradients, of a dtype. model,
+    device, and what is raised: as of `load`. See docs/python.md.
+    """
+    encoder = named_artifact(model).encoder.eval().requires_grad_(True)
+    return encoder.to(checked_device(device), dtype)
 
 
 def named_artifact(model: str | Path, *, language_model: bool = False) -> Artifact:

@@ -6,9 +6,9 @@ Of the 10,000 units of a model for 1,600 languages a frame makes a few likely at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ WHOLE = 256
 KEPT = 64
 """Of a larger one, so many of each frame: 0.4 kB."""
 LEAST_REST = 1e-10
+Rows: TypeAlias = NDArray[np.float32] | NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,20 +53,20 @@ class TopUnits:
         return len(self), self.size
 
     @property
-    def nbytes(self) -> int:
-        return self.units_TK.nbytes + self.log_probs_TK.nbytes + self.blank_T.nbytes + self.rest_T.nbytes
+    def rows(self) -> list[Rows]:
+        """All that has a row for each frame."""
+        return [self.units_TK, self.log_probs_TK, self.blank_T, self.rest_T]
+
+    def of_rows(self, rows: Iterable[Any]) -> TopUnits:
+        """The same of other frames: with these in the place of `rows`."""
+        units_TK, log_probs_TK, blank_T, rest_T = rows
+        return replace(self, units_TK=units_TK, log_probs_TK=log_probs_TK, blank_T=blank_T, rest_T=rest_T)
 
     def __len__(self) -> int:
         return len(self.units_TK)
 
     def __getitem__(self, frames: slice) -> TopUnits:
-        return TopUnits(
-            self.units_TK[frames],
-            self.log_probs_TK[frames],
-            self.blank_T[frames],
-            self.rest_T[frames],
-            self.size,
-        )
+        return self.of_rows(array[frames] for array in self.rows)
 
     def dense(self) -> NDArray[np.float32]:
         """(T, V): for a part of a recording."""
@@ -74,25 +75,9 @@ class TopUnits:
         np.put_along_axis(log_probs_TV, self.units_TK.astype(np.intp), self.log_probs_TK, axis=1)
         return log_probs_TV
 
-    @staticmethod
-    def joined(parts: Sequence[TopUnits]) -> TopUnits:
-        return TopUnits(
-            np.concatenate([part.units_TK for part in parts]),
-            np.concatenate([part.log_probs_TK for part in parts]),
-            np.concatenate([part.blank_T for part in parts]),
-            np.concatenate([part.rest_T for part in parts]),
-            parts[0].size,
-        )
-
 
 Outputs: TypeAlias = NDArray[np.float32] | TopUnits
 """Of a head: (T, O), or the likeliest of so many units."""
-
-
-def joined(parts: Sequence[Outputs]) -> Outputs:
-    if isinstance(parts[0], TopUnits):
-        return TopUnits.joined([part for part in parts if isinstance(part, TopUnits)])
-    return np.concatenate([part for part in parts if not isinstance(part, TopUnits)])
 
 
 def dense(outputs: Outputs) -> NDArray[np.float32]:

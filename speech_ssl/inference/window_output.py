@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speech_ssl.inference.units import Outputs, joined, numbers
+from speech_ssl.inference.units import Outputs, Rows, TopUnits
 from speech_ssl.inference.word_times import Loudness
 
+Layers: TypeAlias = int | tuple[int, ...] | None
+"""The layer, 0 to N, of which frames are wanted, or several; None: no frames."""
 NO_FRAMES: NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
 
 
@@ -18,18 +20,32 @@ class WindowOutput(NamedTuple):
     """What one pass gives for one wave."""
 
     frames: NDArray[np.float32]
-    """Of the wave's own layer: (T, D)."""
+    """Of the wave's own layer: (T, D); of its own L layers: (T, L, D)."""
     heads: Mapping[str, Outputs]
     """Outputs of each head that was asked for: (T, O), or the likeliest units of a large vocabulary."""
     loudness: Loudness = NO_FRAMES
     """Mean square of the samples around each frame's middle, by parts of a hop: (T, E). Empty without
     heads: it is what tells words apart where they meet."""
 
+    @property
+    def rows(self) -> list[Rows]:
+        """All that has a row for each frame, or has none at all."""
+        outputs = (x.rows if isinstance(x, TopUnits) else [x] for x in self.heads.values())
+        return [self.frames, self.loudness, *(array for arrays in outputs for array in arrays)]
+
+    def of_rows(self, rows: Iterable[Rows]) -> WindowOutput:
+        """The same of other frames: with these in the place of `rows`."""
+        frames, loudness, *others = rows
+        rest = iter(others)
+        heads = {
+            name: x.of_rows(next(rest) for _ in x.rows) if isinstance(x, TopUnits) else next(rest)
+            for name, x in self.heads.items()
+        }
+        return WindowOutput(frames, heads, loudness)  # type: ignore[arg-type]
+
     def kept(self, skip: int, keep: int) -> WindowOutput:
         """The frames from `skip` on, `keep` of them."""
-        rows = slice(skip, skip + keep)
-        heads = {name: x_TO[rows] for name, x_TO in self.heads.items()}
-        return WindowOutput(self.frames[rows], heads, self.loudness[rows])
+        return self.of_rows(rows[skip : skip + keep] if len(rows) else rows for rows in self.rows)
 
     def only(self, heads: Sequence[str]) -> WindowOutput:
         """What one wanted of a pass that others shared."""
@@ -41,19 +57,19 @@ class WindowOutput(NamedTuple):
         return self._replace(frames=NO_FRAMES)
 
     @property
-    def numbers(self) -> list[NDArray[np.float32]]:
+    def numbers(self) -> list[Rows]:
         """Those that the heads gave."""
-        return [numbers(outputs) for outputs in self.heads.values()]
+        return [rows for rows in self.rows[2:] if rows.dtype == np.float32]
 
     @property
     def nbytes(self) -> int:
-        return self.frames.nbytes + self.loudness.nbytes + sum(x.nbytes for x in self.heads.values())
+        return sum(array.nbytes for array in self.rows)
 
     @staticmethod
     def joined(parts: Sequence[WindowOutput]) -> WindowOutput:
         """One after the other."""
         if len(parts) == 1:
             return parts[0]
-        heads = {name: joined([part.heads[name] for part in parts]) for name in parts[0].heads}
-        frames = np.concatenate([part.frames for part in parts])
-        return WindowOutput(frames, heads, np.concatenate([part.loudness for part in parts]))
+        return parts[0].of_rows(
+            np.concatenate(arrays) for arrays in zip(*(p.rows for p in parts), strict=True)
+        )

@@ -17,7 +17,7 @@ from torch import Tensor
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.specs import CTCSpec
 from speech_ssl.objectives.base import FineTuneConfig, Floor, Tuned
-from speech_ssl.types import Batch, Frames, LossSum
+from speech_ssl.types import Batch, Frames, LossSum, least_frames, valid_mask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +62,8 @@ class CTC(Tuned):
             reduction="sum",
             zero_infinity=True,  # in the gradient too, which a mask on the loss would leave no number
         )
-        possible_B = least_frames(targets_BU, target_lengths_B) <= outputs.lengths_B
+        said_BU = valid_mask(target_lengths_B, targets_BU.shape[1])
+        possible_B = least_frames(targets_BU * said_BU) <= outputs.lengths_B
         count = (target_lengths_B * possible_B).sum().float()
         units = target_lengths_B.sum().float()
         with torch.no_grad():
@@ -118,10 +119,3 @@ def _distance(reference: Sequence[object], hypothesis: Sequence[object]) -> int:
     from torchaudio.functional import edit_distance
 
     return int(edit_distance(reference, hypothesis))
-
-
-def least_frames(targets_BU: Tensor, lengths_B: Tensor) -> Tensor:
-    """The fewest frames that can say each row's units: one a unit, and a blank between equal ones."""
-    within_BU = torch.arange(1, targets_BU.shape[1], device=lengths_B.device) < lengths_B[:, None]
-    repeats_B = ((targets_BU[:, 1:] == targets_BU[:, :-1]) & within_BU).sum(1)
-    return lengths_B + repeats_B

@@ -132,9 +132,8 @@ class TimedEvents(ClipLabels):
         found: dict[str, list[detection.Event]] = {}
         scores: dict[str, psds.TimedScores] = {}
         for clips, waves in readable(files, runtime, notes):
-            frames = runtime.frame_scores(waves, head=head)
-            answers = runtime.classify(waves, head=head)
-            for clip, answer, (scores_TK, edges_s) in zip(clips, answers, frames, strict=True):
+            heard = runtime.classify_frames(waves, head=head)
+            for clip, (answer, scores_TK, edges_s) in zip(clips, heard, strict=True):
                 references[clip.id] = [detection.Event(*event) for event in events[clip.id]]
                 found[clip.id] = [detection.Event(e.label, e.start, e.end) for e in answer.events]
                 scores[clip.id] = psds.TimedScores(scores_TK, edges_s, answer.duration_s)

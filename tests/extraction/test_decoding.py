@@ -15,8 +15,8 @@ import soundfile
 from speech_ssl import audio
 from speech_ssl.extraction import decoding
 from speech_ssl.extraction.decoding import Decoded, Decoders, DecodeTask, Failed
-from speech_ssl.inference.batching import Piece
 from speech_ssl.inference.chunking import Chunker
+from speech_ssl.inference.windows import Piece
 
 CHUNKER = Chunker(320, 400, window=100, context=10)
 

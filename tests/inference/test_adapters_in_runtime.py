@@ -127,7 +127,7 @@ def test_text_settles_as_in_the_whole(artifacts: dict[int, Artifact], stride: in
     path = np.random.default_rng(0).choice([0, 0, 1, 2, 3, 4], -(-count // stride)).tolist()
     outputs_TV = np.repeat(on_path(path, len(SYMBOLS)), stride, axis=0)[:count]
     whole = replace(whole, passed=whole.passed._replace(heads={"ctc": outputs_TV}))
-    settling = Settling(Aside(), runtime, "ctc")  # type: ignore[arg-type]
+    settling = Settling(Aside(), runtime.answering, "ctc")  # type: ignore[arg-type]
 
     async def told() -> int:
         first, pieces, plan = 0, 0, runtime.plan(len(wave))
@@ -138,7 +138,7 @@ def test_text_settles_as_in_the_whole(artifacts: dict[int, Artifact], stride: in
         return pieces
 
     assert asyncio.run(told()) > 2
-    assert settling.told == runtime.transcript(whole, "ctc").text and " " in settling.told
+    assert settling.told == runtime.answering.transcript(whole, "ctc").text and " " in settling.told
 
 
 def test_what_is_settled_ends_where_outputs_do() -> None:
@@ -190,7 +190,7 @@ def test_words_end_where_it_is_quiet(artifacts: dict[int, Artifact], stride: int
     path[round((16_000 * 1.7 - FIELD / 2) / long_hop)] = SYMBOLS.index(" ")
     whole = whole_of(runtime, wave)
     heads = {"ctc": np.repeat(on_path(path, len(SYMBOLS)), stride, axis=0)[: len(whole.passed.loudness)]}
-    said = runtime.transcript(replace(whole, passed=whole.passed._replace(heads=heads)), "ctc")
+    said = runtime.answering.transcript(replace(whole, passed=whole.passed._replace(heads=heads)), "ctc")
     assert said.text == "a a"
     for word, (start, stop) in zip(said.words, bursts, strict=True):
         assert word.start == pytest.approx(start, abs=0.006) and word.end == pytest.approx(stop, abs=0.006)

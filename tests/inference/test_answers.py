@@ -14,12 +14,12 @@ from speech_ssl.inference import labels
 from speech_ssl.inference.answers import (
     Choice,
     Clock,
-    check_tasks,
     classify,
     frame_scores,
     settled,
     transcribe,
 )
+from speech_ssl.inference.card import check_tasks
 from speech_ssl.inference.units import dense
 from speech_ssl.inference.window_output import WindowOutput
 from speech_ssl.model import heads

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speech_ssl.inference.batching import Piece, batches
 from speech_ssl.inference.chunking import Window
+from speech_ssl.inference.windows import Piece, batches
 
 seconds = st.lists(st.integers(1, 400).map(lambda tenths: tenths / 10), max_size=60)
 

@@ -12,8 +12,6 @@ import speech_ssl
 from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime
-from speech_ssl.inference.clips import REMEMBERED_S, ClipOutput, Memory
-from speech_ssl.inference.window_output import WindowOutput
 from speech_ssl.types import Waveform
 from tests.narrow import HEADS
 
@@ -53,16 +51,28 @@ def passes(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_transcribing_and_classifying_a_clip_is_one_pass(runtime, waves, passes) -> None:
+def test_only_the_head_that_was_asked_for_is_run(runtime, waves, passes, monkeypatch) -> None:
+    """Each call is one pass, and nothing is kept of it."""
+    asked: list[list[str]] = []
+    run = runtime._engine.run
+    monkeypatch.setattr(runtime._engine, "run", lambda *given: (asked.append(list(given[2])), run(*given))[1])
     runtime.transcribe(waves[:1])
-    assert passes == [1]
     runtime.classify(waves[:1])
     runtime.classify(waves[:1], head="moods")
     runtime.frame_scores(waves[:1])
+    runtime.align(waves[:1], [""])
     runtime.transcribe([waves[0].copy()])
+    assert asked == [["ctc"], ["sounds"], ["moods"], ["sounds"], ["ctc"], ["ctc"]] and passes == [1] * 6
+    runtime.analyze(waves[:1])
+    assert asked[6:] == [["ctc", "sounds"]] and passes == [1] * 7
+
+
+def test_labels_and_scores_of_frames_come_from_one_pass(runtime, waves, passes) -> None:
+    ((found, scores_TK, edges_s),) = runtime.classify_frames(waves[:1])
     assert passes == [1]
-    runtime.transcribe([waves[0] * 0.5])
-    assert passes == [1, 1]
+    assert [found] == runtime.classify(waves[:1])
+    ((alone_TK, alone_s),) = runtime.frame_scores(waves[:1])
+    assert np.array_equal(scores_TK, alone_TK) and np.array_equal(edges_s, alone_s)
 
 
 def test_a_file_that_was_written_to_is_heard_again(runtime, waves, passes, tmp_path) -> None:
@@ -71,9 +81,9 @@ def test_a_file_that_was_written_to_is_heard_again(runtime, waves, passes, tmp_p
     path = tmp_path / "clip.wav"
     soundfile.write(path, waves[0], 16_000)
     first = runtime.transcribe([path])
-    assert runtime.transcribe([str(path)]) == first and len(passes) == 1
+    assert runtime.transcribe([str(path)]) == first
     soundfile.write(path, waves[1], 16_000)
-    assert runtime.transcribe([path]) != first and len(passes) == 2
+    assert runtime.transcribe([path]) != first
 
 
 def test_all_answers_at_once_are_the_single_ones(runtime, artifact, waves, passes) -> None:
@@ -165,19 +175,3 @@ def test_silence_and_precisions_give_answers(artifact) -> None:
         runtime = speech_ssl.load(artifact, precision=precision)
         (found,) = runtime.classify([silence])
         assert sum(label.score for label in found.labels) == pytest.approx(1, abs=1e-5)
-
-
-def whole(seconds: float) -> ClipOutput:
-    return ClipOutput(WindowOutput(np.zeros((5, 2), dtype=np.float32), {"a": np.zeros((5, 1))}), seconds)
-
-
-def test_memory_is_bounded_and_keeps_no_frames() -> None:
-    memory = Memory()
-    for number in range(50):
-        memory.put([(number,)], [whole(REMEMBERED_S / 10)])
-    assert memory.get([(49,)]) is not None and memory.get([(0,)]) is None
-    assert len(memory._wholes) <= 10
-    assert memory.get([(49,), (0,)]) is None and memory.get([None]) is None
-    assert memory.get([(49,)])[0].passed.frames.size == 0
-    memory.put([("huge",), None], [whole(2 * REMEMBERED_S), whole(1.0)])
-    assert memory.get([("huge",)]) is None

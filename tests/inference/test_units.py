@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 
 from speech_ssl import audio
-from speech_ssl.inference import Runtime, beam, beam_words, clips, engines
+from speech_ssl.inference import Runtime, beam, beam_words, engines
 from speech_ssl.inference.answers import align_text, settled, transcribe
 from speech_ssl.inference.beam import BeamSearch
-from speech_ssl.inference.clips import REMEMBERED_BYTES, ClipOutput, Memory
 from speech_ssl.inference.units import KEPT, TopUnits, best_path, blanks, dense
-from speech_ssl.inference.window_output import WindowOutput
 from speech_ssl.model.specs import CTCSpec
 from speech_ssl.text import BLANK, SPACE, Vocabulary
 from speech_ssl.types import Waveform
@@ -55,7 +53,7 @@ def spoken(frames: int, units: int, seed: int) -> LogProbs:
 
 
 def test_the_likeliest_units_are_kept_of_each_frame(runtime: Runtime, wave: Waveform, whole_TV: LogProbs):
-    (whole,) = runtime._heard([wave])
+    (whole,) = runtime._wholes([wave], None, ["ctc"])
     kept = whole.passed.heads["ctc"]
     assert isinstance(kept, TopUnits) and kept.shape == whole_TV.shape
     assert whole.passed.nbytes < 520 * len(kept) < whole_TV.nbytes / 20
@@ -70,8 +68,8 @@ def test_the_likeliest_units_are_kept_of_each_frame(runtime: Runtime, wave: Wave
 
 
 def test_the_answers_are_those_of_all_units(runtime: Runtime, wave: Waveform, whole_TV: LogProbs):
-    (whole,) = runtime._heard([wave])
-    clock, loudness_TE = runtime.clock(whole), whole.passed.loudness
+    (whole,) = runtime._wholes([wave], None, ["ctc"])
+    clock, loudness_TE = runtime.answering.clock(whole), whole.passed.loudness
     kept = whole.passed.heads["ctc"]
     assert settled(kept, SPEC) == settled(whole_TV, SPEC)
     for decoder in (None, BeamSearch(Vocabulary(MANY), beam=4)):
@@ -87,24 +85,11 @@ def test_a_known_text_is_aligned_by_its_own_units(runtime: Runtime, wave: Wavefo
     """However unlikely they are."""
     text = f"{MANY[7]}{MANY[2_000]} {MANY[3]}"
     (found,) = runtime.align([wave], [text])
-    (whole,) = runtime._heard([wave])
-    expected = align_text(whole_TV, text, SPEC, runtime.clock(whole), whole.passed.loudness)
+    (whole,) = runtime._wholes([wave], None, ["ctc"])
+    expected = align_text(whole_TV, text, SPEC, runtime.answering.clock(whole), whole.passed.loudness)
     assert found.words == [replace(w, score=pytest.approx(w.score, rel=1e-3)) for w in expected.words]
     with pytest.raises(ValueError, match="the vocabulary has no 'x'"):
         runtime.align([wave], ["x"])
-
-
-def test_memory_of_the_last_clips_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch):
-    memory = Memory()
-    passed = WindowOutput(np.zeros((0, 0), np.float32), {"ctc": np.zeros((1_000, 300), np.float32)})
-    for number in range(100):
-        memory.put([(number,)], [ClipOutput(passed, 1.0)])
-        assert memory.nbytes <= REMEMBERED_BYTES
-    assert memory.nbytes == sum(whole.passed.nbytes for whole in memory._wholes.values())
-    assert 50 < len(memory._wholes) < 60 and memory.get([(99,)]) is not None
-    monkeypatch.setattr(clips, "REMEMBERED_BYTES", 1_000)
-    memory.put([("large",)], [ClipOutput(passed, 1.0)])
-    assert memory.get([("large",)]) is None
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -35,7 +35,7 @@ def test_heads_answer_at_any_hop(kernels: tuple[int, ...], strides: tuple[int, .
     assert found.transcript is not None and found.classification is not None
     times = [time for word in found.transcript.words for time in (word.start, word.end)]
     assert times and times == sorted(times) and times[0] >= 0 and times[-1] <= 3_000 / 13_000
-    (whole,) = runtime._heard([wave])
+    (whole,) = runtime._wholes([wave], None, ["ctc"])
     assert len(whole.passed.loudness) == runtime.chunker.frame_count(3_000)
 
 

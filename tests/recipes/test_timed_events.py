@@ -67,18 +67,15 @@ class Loud:
     def plan(self, samples: int) -> None:
         pass
 
-    def frame_scores(self, waves, *, head: str):
-        return [
-            (np.abs(wave.reshape(-1, 320)).max(axis=1)[:, None], np.arange(len(wave) // 320 + 1) * 0.02)
-            for wave in waves
-        ]
-
-    def classify(self, waves, *, head: str) -> list[Classification]:
+    def classify_frames(self, waves, *, head: str):
         answers = []
-        for wave, (scores, edges) in zip(waves, self.frame_scores(waves, head=head), strict=True):
+        for wave in waves:
+            scores = np.abs(wave.reshape(-1, 320)).max(axis=1)[:, None]
+            edges = np.arange(len(wave) // 320 + 1) * 0.02
             bounds = np.flatnonzero(np.diff(np.concatenate(([0], scores[:, 0] > 0.5, [0]))))
             spans = zip(edges[bounds[::2]], edges[bounds[1::2]], strict=True)
-            answers.append(Classification([], [TimedEvent("loud", *s, 1.0) for s in spans], len(wave) / 16e3))
+            events = [TimedEvent("loud", *span, 1.0) for span in spans]
+            answers.append((Classification([], events, len(wave) / 16e3), scores, edges))
         return answers
 
 

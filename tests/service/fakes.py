@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from service.models import worker
 from service.server import serve
 from service.settings import Settings
-from speech_ssl.inference.card import Card
-from speech_ssl.inference.chunking import Chunker, Window
+from speech_ssl.inference.card import ModelCard
+from speech_ssl.inference.chunking import Chunker
 from speech_ssl.inference.window_output import WindowOutput
 from speech_ssl.types import Levels
 
@@ -39,31 +39,11 @@ class FakeRuntime:
         self.open_gate.set()
         self.entered = threading.Semaphore(0)  # released at the beginning of every pass
         self.passes: list[list[float]] = []  # seconds of the waves in each
-        self.heads: dict[str, object] = {}
         self.poison: type[Exception] | None = None
         self._busy = threading.Lock()
 
-    @property
-    def window_s(self) -> float:
-        return self.chunker.window_s
-
-    def plan(self, num_samples: int) -> list[Window]:
-        return self.chunker.plan(num_samples)
-
-    def plan_of(self, wave: NDArray[np.float32]) -> list[Window]:
-        return self.chunker.plan_of(wave)
-
-    @property
-    def meter(self) -> None:
-        """Clips are not normalised."""
-
     def check_layer(self, layer: int) -> int:
-        if not -4 <= layer <= 3:
-            raise ValueError(f"layer {layer} is not there: fake has 0 to 3")
-        return layer % 4
-
-    def check_head(self, task: str, name: str | None = None) -> str:
-        raise ValueError("fake has no heads")
+        return self.card().check_layer(layer)
 
     def run_windows(
         self,
@@ -93,8 +73,8 @@ class FakeRuntime:
     def use_threads(count: int) -> None:
         assert count >= 1
 
-    def card(self) -> Card:
-        return Card(self.name, self.sha256, self.width, self.num_layers, self.batch_s, self.chunker, {})
+    def card(self) -> ModelCard:
+        return ModelCard(self.name, self.sha256, self.width, self.num_layers, self.batch_s, self.chunker, {})
 
     @staticmethod
     def frames(wave: NDArray[np.float32], layer: int) -> NDArray[np.float32]:

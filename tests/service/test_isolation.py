@@ -93,7 +93,7 @@ from tests.service import fakes
 if __name__ == "__main__":
     worker = Worker(partial(fakes.load), timeout_s=60, lost=int, threads=preload())
     worker.start()
-    print(worker.name)
+    print(worker.card().name)
     worker.close()
 """
 

@@ -16,8 +16,8 @@ import yaml
 
 from service.settings import PREFIX, Settings
 from service.stream import live
-from service.v1.json_output import PIECE_BYTES
-from speech_ssl.inference.runtime import CONTEXT_S, WINDOW_S
+from service.v1.answering import PIECE_BYTES
+from speech_ssl.inference.chunking import CONTEXT_S, WINDOW_S
 from speech_ssl.types import SAMPLE_RATE
 from tests.service.support import Process, encoded, until
 

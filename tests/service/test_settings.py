@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from service import server
 from service.settings import FILE_VARIABLE, PREFIX, Settings
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
@@ -96,3 +97,22 @@ def _written(default):
     if default is None:
         return "unset"
     return json.dumps(default) if isinstance(default, dict) else str(default)
+
+
+@pytest.mark.parametrize(
+    ("device", "driver", "visible", "gpu"),
+    [
+        ("cpu", True, "0", False),
+        ("cuda:1", False, "0", True),
+        ("auto", True, "0", True),
+        ("auto", True, "", False),
+        ("auto", False, "0", False),
+    ],
+)
+def test_auto_is_known_to_be_a_gpu_without_pytorch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, driver: bool, visible: str, gpu: bool
+) -> None:
+    """There a model has one process, not two."""
+    monkeypatch.setattr(server, "DRIVER", tmp_path if driver else tmp_path / "none")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert server._is_gpu(device) == gpu

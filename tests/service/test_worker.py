@@ -17,7 +17,7 @@ import pytest
 
 from service.batcher import Away
 from service.models.worker import Threads, Worker, WorkerLost, context
-from speech_ssl.inference.card import Card
+from speech_ssl.inference.card import ModelCard
 from speech_ssl.inference.window_output import WindowOutput
 from tests.service import fakes
 from tests.service.support import Process, children, encoded, error_of, of_models, tone, until
@@ -60,8 +60,8 @@ def worker(lost: list[int]) -> Iterator[Worker]:
 
 def test_it_is_the_model_elsewhere(worker: Worker) -> None:
     here = fakes.FakeRuntime()
-    assert (worker.name, worker.width, worker.window_s) == (here.name, here.width, here.window_s)
-    assert worker.check_layer(-1) == 3 and len(worker.plan(160_000)) > 1
+    card = worker.card()
+    assert card == here.card() and card.check_layer(-1) == 3 and len(card.plan(160_000)) > 1
     waves = [tone(1.0), tone(0.5)]
     for mine, other in zip(worker.run_windows(waves, [1, 2]), here.run_windows(waves, [1, 2]), strict=True):
         np.testing.assert_array_equal(mine.frames, other.frames)
@@ -152,7 +152,7 @@ class Versioned(fakes.FakeRuntime):
         super().__init__()
         self.file, self.sha256 = file, file.read_text()
 
-    def card(self) -> Card:
+    def card(self) -> ModelCard:
         return dataclasses.replace(super().card(), sha256=self.sha256)
 
 
@@ -162,7 +162,7 @@ def test_another_model_does_not_take_its_place(tmp_path: Path) -> None:
     file.write_text("one")
     worker = Worker(partial(Versioned, file), timeout_s=5, lost=lambda: None)
     worker.start()
-    assert worker.pid is not None and worker.sha256 == "one"
+    assert worker.pid is not None and worker.card().sha256 == "one"
     file.write_text("two")
     os.kill(worker.pid, signal.SIGKILL)
     until(lambda: worker.stale)
@@ -178,7 +178,7 @@ class Once:
         if not file.exists():
             raise ValueError(f"{file.name} is gone")
 
-    def card(self) -> Card:
+    def card(self) -> ModelCard:
         return fakes.FakeRuntime().card()
 
     @staticmethod

@@ -14,16 +14,15 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from speech_ssl import audio
 from speech_ssl.data.manifest import Utterance
-from speech_ssl.inference.batching import Piece, batches
 from speech_ssl.inference.chunking import Chunker
-from speech_ssl.inference.levels import Meter
+from speech_ssl.inference.engines import TorchEngine
+from speech_ssl.inference.windows import BATCH_S, WindowedPass
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.types import SAMPLE_RATE, Waveform, valid_mask
+from speech_ssl.types import SAMPLE_RATE, Waveform
 
 Means: TypeAlias = NDArray[np.float32]
 """Shape (N, L, D)."""
@@ -31,9 +30,6 @@ Means: TypeAlias = NDArray[np.float32]
 Representation: TypeAlias = Callable[[Sequence[Waveform]], Means]
 """Of each wave by itself, whatever else is in the list."""
 
-WINDOW_S = 20.0
-CONTEXT_S = 2.0
-BATCH_S = {"cpu": 20.0, "cuda": 160.0}
 GATHERED_S = 160.0  # audio that is decoded before it is computed, to batch it by length
 LIMITS = audio.Limits(max_seconds=1_800.0)
 MIN_SAMPLES = 512  # the transform of the spectra; published encoders need 400
@@ -117,65 +113,29 @@ def random_encoder(config: EncoderConfig, seed: int) -> Encoder:
         return Encoder(config)
 
 
-def encoder_states(encoder: Encoder, device: str = "cpu") -> Representation:
-    """All hidden states of an encoder, (N, L + 1, D), in fp32. The encoder is moved and put in eval mode."""
-    encoder.eval().requires_grad_(False).to(device)
-    return lambda waves: hidden_means(encoder, waves)
+def encoder_states(encoder: Encoder, device: str = "auto") -> Representation:
+    """All hidden states of an encoder, (N, L + 1, D), in fp32. The encoder is left as it is."""
+    engine = TorchEngine(encoder, device, "fp32")
+    return lambda waves: _hidden_means(engine, waves)
 
 
-@torch.no_grad()
 def hidden_means(encoder: Encoder, waves: Sequence[Waveform]) -> Means:
-    """The mean over the real frames of each hidden state, (N, L + 1, D), as in `Encoder.hidden_states`.
+    """The mean over the real frames of each hidden state, (N, L + 1, D), as in `Encoder.hidden_states`, on
+    the encoder's device.
 
-    The encoder must be in eval mode. Waves longer than WINDOW_S are computed in windows, as the runtime does,
-    and each frame counts once. A wave's means depend on the others by at most 1e-4.
+    Long waves are computed in windows, as the runtime does, and each frame counts once. A wave's means depend
+    on the others by at most 1e-4.
     """
-    assert not encoder.training
-    device = next(encoder.parameters()).device
-    chunker = Chunker.of_seconds(
-        encoder.hop,
-        encoder.receptive_field,
-        window_s=WINDOW_S,
-        context_s=CONTEXT_S,
-        meter=Meter.of(encoder.config),
-    )
-    pieces = (
-        Piece(number, index, window, wave[window.start : window.stop])
-        for number, wave in enumerate(waves)
-        for index, window in enumerate(chunker.plan_of(wave))
-    )
-    sums_NLD = np.zeros((len(waves), encoder.config.depth + 1, encoder.config.width))
-    counts_N = np.zeros(len(waves))
-    for batch in batches(pieces, budget_s=BATCH_S[device.type], lookahead_s=GATHERED_S):
-        sums_BLD = _frame_sums(encoder, batch, device).cpu().numpy()
-        for piece, sums_LD in zip(batch, sums_BLD, strict=True):
-            sums_NLD[piece.clip] += sums_LD
-            counts_N[piece.clip] += piece.window.keep
-    return (sums_NLD / counts_N[:, None, None]).astype(np.float32)
+    return encoder_states(encoder, str(next(encoder.parameters()).device))(waves)
 
 
-def _frame_sums(encoder: Encoder, pieces: Sequence[Piece], device: torch.device) -> Tensor:
-    """The sum over the frames of each piece that count, (B, L + 1, D) float64, from one padded pass."""
-    lengths = [len(piece.wave) for piece in pieces]
-    padded_BS = np.zeros((len(pieces), max(lengths)), dtype=np.float32)
-    for row_S, piece in zip(padded_BS, pieces, strict=True):
-        row_S[: len(piece.wave)] = piece.wave
-    with (
-        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-        torch.autocast(device.type, enabled=False),
-    ):
-        states = encoder.hidden_states(
-            torch.from_numpy(padded_BS).to(device),
-            torch.tensor(lengths, device=device),
-            levels=[piece.window.level for piece in pieces],
-        )
-    first_B = torch.tensor([piece.window.skip for piece in pieces], device=device)
-    stop_B = first_B + torch.tensor([piece.window.keep for piece in pieces], device=device)
-    frames = states[0].shape[1]
-    counts_BT = valid_mask(stop_B, frames) & ~valid_mask(first_B, frames)
-    return torch.stack(
-        [torch.where(counts_BT[:, :, None], x_BTD, 0).sum(1, dtype=torch.float64) for x_BTD in states], 1
-    )
+def _hidden_means(engine: TorchEngine, waves: Sequence[Waveform]) -> Means:
+    chunker = Chunker.of(engine.encoder)
+    layers = tuple(range(engine.encoder.config.depth + 1))
+    batch_s = BATCH_S[engine.device.type]
+    windowed = WindowedPass(engine.run, layers, batch_s=batch_s, lookahead_s=GATHERED_S)
+    stitched = windowed.stitched([chunker.cut_wave(wave) for wave in waves], "mean")
+    return np.stack([whole.pooled for whole in stitched])
 
 
 def log_mel(waves: Sequence[Waveform]) -> Means:

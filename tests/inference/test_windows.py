@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from speech_ssl.inference.answers import Choice, Clock, classify
-from speech_ssl.inference.joining import Joining
+from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.units import TopUnits, dense
 from speech_ssl.inference.window_output import NO_FRAMES, WindowOutput
+from speech_ssl.inference.windows import Stitcher
 from speech_ssl.model.heads import clip_logits
 from speech_ssl.model.specs import EventPooling, EventsSpec
+from speech_ssl.types import Pooling
 
 RANDOM = np.random.default_rng(0)
 
@@ -31,14 +33,19 @@ def part(frames: int, *, width: int = 0) -> WindowOutput:
     return WindowOutput(x_TD, {"top": top, "all": numbers(frames, 3)}, numbers(frames, 4))
 
 
+def of_all(part: WindowOutput, start: int = 0) -> Window:
+    """All of it counts."""
+    return Window(start, start + 320, 0, len(part.loudness))
+
+
 @pytest.mark.parametrize("counts", [(7,), (3, 5, 1)])
 @pytest.mark.parametrize("width", [0, 6])
 def test_it_is_what_joining_at_the_end_gives(counts: tuple[int, ...], width: int) -> None:
     parts = [part(count, width=width) for count in counts]
-    joining = Joining(sum(counts))
+    stitcher = Stitcher(frames=sum(counts))
     for each in parts:
-        joining.add(each)
-    found, expected = joining.result(), WindowOutput.joined(parts)
+        stitcher.add(of_all(each), each)
+    found, expected = stitcher.output, WindowOutput.joined(parts)
     assert np.array_equal(found.frames, expected.frames)
     assert np.array_equal(found.loudness, expected.loudness)
     for name in ("top", "all"):
@@ -46,22 +53,55 @@ def test_it_is_what_joining_at_the_end_gives(counts: tuple[int, ...], width: int
 
 
 def test_nothing_of_any_frame() -> None:
-    joining = Joining(9)
-    joining.add(WindowOutput(NO_FRAMES, {}))
-    assert joining.result() == WindowOutput(NO_FRAMES, {})
+    stitcher = Stitcher(frames=9)
+    stitcher.add(Window(0, 3_200, 0, 9), WindowOutput(NO_FRAMES, {}))
+    assert stitcher.output == WindowOutput(NO_FRAMES, {})
 
 
 def test_no_more_is_held_than_the_result() -> None:
     tracemalloc.start()
     try:
-        joining = Joining(40 * 800)
-        for _ in range(40):
-            joining.add(WindowOutput(NO_FRAMES, {"a": numbers(1000, 100)}).kept(100, 800))
-        size = joining.result().nbytes
+        stitcher = Stitcher(frames=40 * 800)
+        for at in range(40):
+            window = Window(at, at + 1, 100, 800)
+            stitcher.add(window, WindowOutput(NO_FRAMES, {"a": numbers(1000, 100)}))
+        size = stitcher.output.nbytes
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert most < 1.1 * size
+
+
+def test_windows_may_come_in_any_order_and_again() -> None:
+    """The last of a window counts, and only what counts of it."""
+    parts = [part(count, width=6) for count in (5, 4, 7)]
+    windows = [Window(start, start + 320, 1, len(each.frames) - 2) for start, each in enumerate(parts)]
+    stitcher = Stitcher()
+    stitcher.add(windows[1], part(4, width=6))
+    for number in (2, 0, 1):
+        kept = stitcher.add(windows[number], parts[number])
+        assert np.array_equal(kept.frames, parts[number].frames[1:-1])
+        assert all(rows.base is None for rows in kept.rows), "all of the window is held"
+    expected = WindowOutput.joined([each.kept(1, len(each.frames) - 2) for each in parts])
+    for found, rows in zip(stitcher.output.rows, expected.rows, strict=True):
+        assert np.array_equal(found, rows)
+    assert stitcher.clip().duration_s == 322 / 16_000
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+@pytest.mark.parametrize("frames", [None, 8])
+def test_pooled_frames_are_not_held(how: Pooling, frames: int | None) -> None:
+    """Of several layers too, beside the outputs of heads."""
+    parts = [part(5, width=6), part(3, width=6)]
+    several = [each._replace(frames=np.stack([each.frames, 2 * each.frames], axis=1)) for each in parts]
+    stitcher = Stitcher(how, frames=frames)
+    for start, each in enumerate(several):
+        stitcher.add(of_all(each, start), each)
+    x_TD = np.concatenate([each.frames for each in parts])
+    expected_D = x_TD.mean(0) if how == "mean" else x_TD.max(0)
+    np.testing.assert_allclose(stitcher.vectors, [expected_D, 2 * expected_D], rtol=1e-6)
+    assert not stitcher.output.frames.size and len(stitcher.output.heads["all"]) == 8
+    assert (stitcher.windows, stitcher.frames) == (2, 8)
 
 
 @pytest.mark.parametrize("pooling", get_args(EventPooling))
