@@ -20,7 +20,7 @@ WORKDIR /src
 # Dependencies first: the layer is made again only when they change.
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import os, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-        extras = [p['optional-dependencies'][name] for name in ['otel', *os.environ['EXTRAS'].split()]]; \
+        extras = [p['optional-dependencies'][name] for name in ['serve', 'otel', *os.environ['EXTRAS'].split()]]; \
         print(*p['dependencies'], *sum(extras, []), sep='\n')" > requirements.txt \
     && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt -r requirements.txt
 COPY . .

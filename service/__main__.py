@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
+from service import lacking
 
-from service.settings import PREFIX, Settings
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 
 def run(settings: Settings) -> None:
@@ -17,6 +19,13 @@ def run(settings: Settings) -> None:
 
 
 def main() -> int:
+    if missing := lacking():
+        print(f"error: {missing}", file=sys.stderr)
+        return 2
+    from pydantic import ValidationError
+
+    from service.settings import PREFIX, Settings
+
     try:
         run(Settings())
     except ValidationError as error:

@@ -109,22 +109,22 @@ class Settings(BaseSettings):
     processes: int | None = Field(
         default=None,
         ge=1,
-        description="Copies of each model, in a process each, that share the processor's cores. Unset: 2 on "
-        "the CPU, if it has so many cores, and 1 on a GPU.",
+        description="Copies of each model, each in its own process, that share the cores. Unset: 2 on the"
+        " CPU, if it has that many cores, and 1 on a GPU.",
     )
     batch_timeout_s: float = Field(
         default=120.0,
         gt=0,
         le=DAY_S,
-        description="Time for one batch; above: the model's process is replaced.",
+        description="Time for one batch; if it takes longer, the model's process is replaced.",
     )
-    host: str = Field(default="127.0.0.1", description="Address to listen on; `0.0.0.0` for every one.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on; `0.0.0.0` for all.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     allowed_hosts: str | None = Field(
         default=None,
-        description="Names that it is asked by, separated by commas: `asr.example.org`, `*.example.org`, `*` "
-        "for any. Unset: addresses, names of one part, and those that nobody can register, as `localhost` "
-        "and `.local`; with API keys any.",
+        description="Host names that it answers to, separated by commas: `asr.example.org`, "
+        "`*.example.org`, `*` for any. Unset: addresses, single-part names, and names that "
+        "nobody can register, such as `localhost` and `.local`; with API keys any.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="What is logged; requests are `info`, probes and `/metrics` are `debug`."
@@ -141,14 +141,14 @@ class Settings(BaseSettings):
 
     api_keys: Path | None = Field(
         default=None,
-        description="File of API keys, a name and a hash a line (`python -m service.auth NAME` makes one). "
-        "Set: every route but the probes asks for one.",
+        description="File of API keys, a name and a hash on each line (`python -m service.auth NAME` "
+        "makes one). If set, every route except the probes needs a key.",
     )
 
     public_page: bool = Field(
         default=False,
-        description="With keys: the playground page is shown without one, and asks for it itself. Else the "
-        "browser asks: any name, and the key for a password.",
+        description="With keys: the playground page is shown without one and asks for it itself. "
+        "Otherwise the browser asks: any name, and the key as the password.",
     )
     key_max_requests: int | None = Field(
         default=None, ge=1, description="POST requests of one key being served at a time; above: 429."
@@ -163,7 +163,8 @@ class Settings(BaseSettings):
     key_max_jobs: int | None = Field(
         default=None,
         ge=1,
-        description="Jobs of one key being sent, waiting and running; above: 429. Unset: half of `max_jobs`.",
+        description="Jobs of one key being uploaded, waiting and running; above: 429. Unset: half of "
+        "`max_jobs`.",
     )
     key_max_result_bytes: int | None = Field(
         default=None,
@@ -180,25 +181,25 @@ class Settings(BaseSettings):
         description="Bytes of a body that is JSON, with audio as base64 or numbers in it; above: 413.",
     )
     max_pending_bytes: int = Field(
-        default=256 * MIB, ge=1, description="Bytes of all bodies being held at a time; above: 429."
+        default=256 * MIB, ge=1, description="Bytes of all bodies held at a time; above: 429."
     )
     max_answer_bytes: int = Field(
         default=512 * MIB,
         ge=1,
-        description="Bytes of what models gave for all requests and streams, and of answers being sent; "
+        description="Bytes of model outputs for all requests and streams, and of answers being sent; "
         "above: 429, or 422 for one request.",
     )
     max_requests: int = Field(
         default=256, ge=1, description="POST requests being served at a time; above: 429."
     )
     max_streams: int = Field(
-        default=64, ge=1, description="Live streams at a time, beside the requests; above: `overloaded`."
+        default=64,
+        ge=1,
+        description="Live streams at a time, in addition to the requests; above: `overloaded`.",
     )
     max_files: int = Field(default=64, ge=1, description="Files in one request; above: 400.")
 
-    max_clip_s: float = Field(
-        default=3600.0, gt=0, description="Seconds of one file, counted decoded; above: 422."
-    )
+    max_clip_s: float = Field(default=3600.0, gt=0, description="Seconds of one file, decoded; above: 422.")
     max_frames_s: float = Field(
         default=600.0,
         gt=0,
@@ -244,8 +245,8 @@ class Settings(BaseSettings):
         default=30.0,
         gt=0,
         le=DAY_S,
-        description="From a connection, or the end of the answer before, to the end of a request's head; "
-        "above: 408 if it has begun, and the connection is closed.",
+        description="From a connection, or the end of the previous answer, to the end of a request's "
+        "head; above: 408 if the head has begun, and the connection is closed.",
     )
     min_upload_rate: int = Field(
         default=1_000,
@@ -263,15 +264,15 @@ class Settings(BaseSettings):
     min_answer_rate: int = Field(
         default=4_000,
         ge=1,
-        description="Minimum rate at which an answer is taken, in bytes a second; below, for "
-        "`answer_idle_timeout_s`: cut off.",
+        description="Minimum rate at which an answer is read, in bytes a second; below, for "
+        "`answer_idle_timeout_s`: disconnected.",
     )
     answer_idle_timeout_s: float = Field(
         default=30.0,
         gt=0,
         le=DAY_S,
-        description="How long a client may take less of its answer than `min_answer_rate`, and so its "
-        "longest pause; above: cut off.",
+        description="How long a client may read less than `min_answer_rate`, and so its longest pause; "
+        "above: disconnected.",
     )
     drain_timeout_s: float = Field(
         default=30.0, ge=0, le=DAY_S, description="After SIGTERM, how long requests may take to finish."
@@ -279,25 +280,30 @@ class Settings(BaseSettings):
 
     jobs_dir: Path | None = Field(
         default=None,
-        description="Folder that jobs are kept in, for one process at a time. Unset: there is no `/v1/jobs`.",
+        description="Folder in which jobs are kept, for one process at a time. Unset: there is no "
+        "`/v1/jobs`.",
     )
-    max_jobs: int = Field(default=100, ge=1, description="Jobs being sent, waiting and running; above: 429.")
+    max_jobs: int = Field(
+        default=100, ge=1, description="Jobs being uploaded, waiting and running; above: 429."
+    )
     max_job_files: int = Field(default=1000, ge=1, description="Files of one job; above: 400.")
     max_job_bytes: int = Field(
-        default=1024 * MIB, ge=1, description="Bytes of one job, in place of those of a body; above: 413."
+        default=1024 * MIB, ge=1, description="Bytes of one job, instead of those of a body; above: 413."
     )
     max_result_bytes: int = Field(
         default=8192 * MIB,
         ge=1,
-        description="Bytes of results of all jobs that are kept; above: 507, for new jobs and for files that "
-        "are still to be run.",
+        description="Bytes of the results of all jobs; above: 507, for new jobs and for files that are "
+        "still to be run.",
     )
-    job_workers: int = Field(default=1, ge=1, description="Files of jobs run at a time, each of another job.")
+    job_workers: int = Field(
+        default=1, ge=1, description="Files of jobs that run at a time, each of another job."
+    )
     job_keep_s: float = Field(
         default=7 * 86400.0,
         gt=0,
         le=CENTURY_S,
-        description="From a job's end until it is deleted, with its results.",
+        description="From a job's end until it is deleted with its results.",
     )
 
     @field_validator("aliases")

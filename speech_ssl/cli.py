@@ -196,6 +196,10 @@ def doctor(as_json: bool) -> int:
 @click.option("--port", type=int, help="[default: SPEECH_SSL_PORT, or 8000]")
 def serve(**options: Any) -> None:
     """Serve a model over HTTP. Further settings are environment variables, SPEECH_SSL_*."""
+    from service import lacking
+
+    if missing := lacking():
+        raise ValueError(missing)
     from pydantic import ValidationError
 
     from service.__main__ import run

@@ -1,6 +1,6 @@
 """The values that cross packages, and the one legend of shape suffixes.
 
-Tensors and arrays carry their shape in their name (`x_BTD`):
+Tensors and arrays carry their shape in their name (`x_BTD`)::
 
     B  rows of a batch            S  samples of a wave at 16 kHz     T  frames
     C  channels of a convolution  D  width of a frame vector         H  attention heads

@@ -216,6 +216,12 @@ def test_what_cannot_be_converted_is_one_line(run: Run, tmp_path: Path, tiny_art
         assert not (tmp_path / "out").exists()
 
 
+def test_serving_says_which_extra_it_needs(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)  # as if it were not installed
+    said = "the service needs uvicorn: pip install 'speech-ssl[serve]'"
+    assert run("serve") == (2, "", f"speech-ssl: {said}\n")
+
+
 def command(*args: object) -> list[str]:
     return [sys.executable, "-m", "speech_ssl.cli", *map(str, args)]
 

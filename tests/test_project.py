@@ -25,7 +25,11 @@ from packaging.utils import canonicalize_name
 import speech_ssl
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    *(path for path in sorted(ROOT.glob("*.md")) if path.name != "LOG.md"),  # it tells of commands that were
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "examples" / "README.md",
+]
 
 
 # Documents
@@ -203,7 +207,7 @@ def test_image_serves_without_training_code(tmp_path):
     assert not (tmp_path / "speech_ssl" / "training").exists() and (tmp_path / "service").exists()
     code = (
         "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in repr(f)];"
-        "import speech_ssl.extraction.extract as it, speech_ssl.cli, service.__main__; print(it.__file__)"
+        "import speech_ssl.extraction.extract as it, speech_ssl.cli, service.server; print(it.__file__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -230,6 +234,7 @@ def test_wheel_holds_assets_and_type_marker(tmp_path):
     wanted = {
         "service/playground/static/index.html",
         "speech_ssl/py.typed",
+        "speech_ssl/assets/MODEL_CARD.md",
         f"{prompts}/manifest.tsv",
         f"{prompts}/ATTRIBUTION.md",
         f"{prompts}/audio/hello.flac",

@@ -1,1 +1,1 @@
-"""What surrounds every request, whatever it asks: connections, origins, limits, logs and traces."""
+"""What surrounds every request, whatever its route: connections, origins, limits, logs and traces."""

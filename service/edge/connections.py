@@ -1,4 +1,4 @@
-"""Connections, from their first byte on: how long a client may take to ask, and to take its answer."""
+"""Connections from their first byte on: how long a client may take to ask, and to read its answer."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 
 UNSENT = 128 << 10
-"""Bytes of an answer that the system takes beyond what is on its way. By itself it takes megabytes, and tells
-when a third is free again: of a client that reads 40 kB a second nothing is then seen for half a minute."""
+"""Bytes of an answer that the system buffers beyond what is in transit. By default it buffers megabytes, and
+signals when a third is free again: a client that reads 40 kB a second then seems to stand still for half a
+minute."""
 LOOKS = 4
-"""At what a client has taken, in the time that it may be slow."""
+"""Looks at what a client has read, within the time that it may be slow."""
 
 
 class _Answering(asyncio.Protocol):
-    """Cuts off a client that takes less of its answer than `min_answer_rate`, and has not been better for
-    `answer_idle_timeout_s`; also of what is left when the service has closed."""
+    """Disconnects a client that reads its answer more slowly than `min_answer_rate` for
+    `answer_idle_timeout_s`; also while the rest is sent after the service has closed."""
 
     settings: Settings
     loop: asyncio.AbstractEventLoop
@@ -64,13 +65,13 @@ class _Answering(asyncio.Protocol):
     def _look(self) -> None:
         self._seen()
         if self._pace.left_s <= 0:
-            logger.info("a client that does not take its answer is cut off")
+            logger.info("a client that does not read its answer is disconnected")
             self.transport.abort()
         elif self._waiting:
             self._watch()
 
     def _seen(self) -> None:
-        """What has been taken since the last look."""
+        """What has been read since the last look."""
         if self._look_again is not None:
             self._stop_looking()
             before, began = self._waiting, self._since
@@ -84,8 +85,9 @@ class _Answering(asyncio.Protocol):
 
 
 class Protocol(_Answering, H11Protocol):
-    """HTTP. What is not gets the JSON error too. From the connection, or the end of an answer, until the next
-    head is all there, it takes `head_timeout_s` at most, the rest of a body that was refused included."""
+    """HTTP. Anything else gets the JSON error too. From the connection, or the end of an answer, until the
+    next head is complete, at most `head_timeout_s` may pass, including the rest of a body that was
+    refused."""
 
     _head_due: asyncio.TimerHandle | None = None
 
@@ -106,7 +108,7 @@ class Protocol(_Answering, H11Protocol):
         super().connection_lost(exc)
 
     def _await_head(self) -> None:
-        """What comes of it does not begin the time anew."""
+        """Parts of it do not restart the time."""
         if self.conn.our_state not in (h11.IDLE, h11.DONE):
             self._stop_waiting()
         elif self._head_due is None:
@@ -139,7 +141,7 @@ class Protocol(_Answering, H11Protocol):
 
 
 class Stream(_Answering, WebSocketsSansIOProtocol):
-    """A WebSocket. What comes in is the route's affair."""
+    """A WebSocket. What it receives is up to the route."""
 
 
 def protocols(settings: Settings) -> tuple[type[Protocol], type[Stream]]:

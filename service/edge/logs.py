@@ -1,6 +1,6 @@
-"""One line an event on stderr: text for people, or JSON for programs.
+"""One line per event on stderr: text for people, or JSON for programs.
 
-What a request says is in neither: no keys, no names or contents of files, no query strings.
+Neither contains what a request says: no keys, no names or contents of files, no query strings.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A traceback takes lines of its own; what a message holds never does."""
+    """Only a traceback has lines of its own, never a part of a message."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
@@ -48,7 +48,7 @@ class TextFormatter(logging.Formatter):
 
 
 def configure(settings: Settings) -> None:
-    """For the process: everything that is logged or would be printed as a warning or a traceback."""
+    """For the whole process: everything that is logged, or would be printed as a warning or a traceback."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
@@ -60,14 +60,14 @@ def configure(settings: Settings) -> None:
 
 
 def told(settings: Settings, load: Callable[[], T]) -> T:
-    """What `load` gives; in a process of its own, what it logs has the form of the service's."""
+    """The result of `load`. In a separate process, its log has the format of the service's."""
     configure(settings)
     return load()
 
 
 def _tells_no_request(record: logging.LogRecord) -> bool:
-    """Of a WebSocket uvicorn tells the query, and `websockets` each header, the key too. What may be told is
-    in the lines of `service.requests`."""
+    """For a WebSocket uvicorn logs the query, and `websockets` each header, even the key. What may be logged
+    is in the lines of `service.requests`."""
     least = logging.WARNING if record.module.startswith("websockets") else logging.INFO
     return record.levelno >= least
 
@@ -79,7 +79,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    """Those of a request's line; elsewhere the request that was being served, if there was one."""
+    """Those of a request's line; on other lines the current request, if there is one."""
     given: dict[str, object] | None = getattr(record, "fields", None)
     if given is None:
         request_id = current().request_id

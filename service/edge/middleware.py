@@ -1,4 +1,4 @@
-"""What surrounds every request: its name, its times, and the limits on its body."""
+"""What surrounds every request: its id, its times, and the limits on its body."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Observe:
-    """Names, times, counts, logs and traces requests, and answers 500 for exceptions that nobody expected."""
+    """Gives requests an id, times, counts, logs and traces them, and answers 500 for unexpected
+    exceptions."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class Observe:
         traces: Tracing | None = None,
         bare_errors: str | None = None,
     ) -> None:
-        """bare_errors: the beginning of paths whose errors are `{"error": "a string"}`."""
+        """bare_errors: prefix of the paths whose errors are `{"error": "a string"}`."""
         self.app = app
         self.engine = engine
         self.metrics = metrics
@@ -146,7 +147,7 @@ class _Exchange:
 
     @property
     def route(self) -> str:
-        """Its template: what a client made up is in no log and no metric."""
+        """Its template: no log and no metric contains what a client made up."""
         return getattr(self._scope.get("route"), "path_format", "unmatched")
 
     @property
@@ -154,7 +155,7 @@ class _Exchange:
         return 499 if self.left else self.record.status or self.status or 499
 
     def fields(self) -> dict[str, object]:
-        """For the log; what is not known is left out."""
+        """For the log, without unknown ones."""
         record = self.record
         waits, runs = record.waits(time.monotonic()), record.runs()
         known = {
@@ -176,7 +177,7 @@ class _Exchange:
         return {name: value for name, value in known.items() if value not in (None, "")}
 
     def attributes(self) -> dict[str, str | int | float]:
-        """For the trace, by the names of OpenTelemetry where it has them."""
+        """For the trace, with OpenTelemetry's names where it has them."""
         record = self.record
         said: dict[str, str | int | float] = {
             "http.request.method": self.method,
@@ -192,15 +193,15 @@ class _Exchange:
 
 
 class GuardBody:
-    """Limits the bytes of a body, of all bodies together, and how slowly they may come; what is held for an
-    answer is let go at its end.
+    """Limits the bytes of a body and of all bodies together, and how slowly they may arrive; what is held for
+    an answer is released at its end.
 
-    A length that is declared is judged before a byte is read; the others are counted. What goes to the disk
-    as it comes has a limit of its own, and is not held.
+    A declared length is checked before a byte is read; other bodies are counted. What is written to the disk
+    as it arrives has a limit of its own, and is not held.
     """
 
     def __init__(self, app: ASGIApp, engine: Engine, settings: Settings, to_disk: str | None = None) -> None:
-        """to_disk: the path of what is written to the disk as it is sent."""
+        """to_disk: the path of requests whose bodies are written to the disk as they arrive."""
         self.app = app
         self.engine = engine
         self.settings = settings
@@ -283,8 +284,8 @@ def _request_id(headers: Headers) -> str:
 
 
 def _is_framed_twice(scope: Scope, headers: Headers) -> bool:
-    """Whether a proxy in front may take another part of the bytes for the body, and the rest for a request of
-    its own: a length beside pieces, or pieces in HTTP/1.0 (RFC 9112, 6.1)."""
+    """Whether a proxy in front may see another end of the body, and the rest as a request of its own: a
+    length beside chunks, or chunks in HTTP/1.0 (RFC 9112, 6.1)."""
     return "transfer-encoding" in headers and (
         "content-length" in headers or scope.get("http_version") == "1.0"
     )

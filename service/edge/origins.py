@@ -1,8 +1,9 @@
-"""Whose page a browser asks from, and by which name: pages of other sites get nothing.
+"""From which site's page a browser sends a request, and to which host name: pages of other sites get nothing.
 
-A page anywhere can make its reader's browser ask a service that only that browser reaches. Browsers say so in
-`Sec-Fetch-Site`, over HTTPS and to this machine, or else in `Origin`; programs send neither. Where a site's
-name has been made to lead here (DNS rebinding), its page is the service's own by both, and `Host` tells.
+A page on any site can make its visitor's browser send requests to a service that only that browser can reach.
+Browsers say so in `Sec-Fetch-Site` (over HTTPS and to this machine), or else in `Origin`; programs send
+neither. If a site's name was made to lead here (DNS rebinding), both call its page the service's own; only
+`Host` differs.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from service.errors import ServiceError, refuse
 from service.settings import PREFIX
 
 OPEN = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
-"""What balancers ask by whatever name."""
+"""Paths that load balancers may request under any name."""
 NOBODYS = ("localhost", "local", "internal", "home.arpa", "svc", "test")
-"""Ends of names that nobody can register."""
+"""Suffixes of names that nobody can register."""
 
 
 def same_origin(headers: Headers, hosts: Hosts | None = None) -> bool:
-    """Whether it is the service's own page, or no page at all. hosts: where a proxy gives the service another
-    name than browsers know it by, pages of those that are listed are its own too."""
+    """Whether it is the service's own page, or no page at all. hosts: if a proxy passes another name to the
+    service than browsers use, pages of the listed names are its own too."""
     site = headers.get("sec-fetch-site")
     if site is not None:
         return site in ("none", "same-origin")
@@ -41,25 +42,25 @@ def same_origin(headers: Headers, hosts: Hosts | None = None) -> bool:
 
 @dataclass(frozen=True)
 class Hosts:
-    """Names that the service is asked by. listed: `NAME`, `*.NAME` for all below it, `*` for any; None: those
+    """Names that the service answers to. listed: `NAME`, `*.NAME` for all below it, `*` for any; None: those
     that no other site can have."""
 
     listed: tuple[str, ...] | None
 
     @classmethod
     def of(cls, text: str | None) -> Hosts:
-        """Separated by commas."""
+        """From names separated by commas."""
         return cls(None if text is None else tuple(name.strip().lower() for name in text.split(",")))
 
     def allow(self, host: str) -> bool:
-        """host: with a port or without. Addresses always: their page is nobody else's."""
+        """host: with or without a port. Addresses always: no other site has them."""
         name = _name(host)
         if _is_address(name):
             return True
         return self._is_listed(name) or (self.listed is None and _is_nobodys(name))
 
     def lists(self, host: str) -> bool:
-        """By name, not by `*`."""
+        """By its name, not by `*`."""
         return self._is_listed(_name(host), but=("*",))
 
     def _is_listed(self, name: str, but: tuple[str, ...] = ()) -> bool:
@@ -71,8 +72,8 @@ class Hosts:
 
 
 class GuardOrigin:
-    """Refuses what a page of another site asks for, but for a look at the service in a window of its own, and
-    what is asked by a name that is not the service's."""
+    """Refuses requests of other sites' pages, except for links to the service, and requests for a host name
+    that is not the service's."""
 
     def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
         self.app = app
@@ -97,14 +98,14 @@ class GuardOrigin:
 
 
 def _is_visit(scope: Scope, headers: Headers) -> bool:
-    """A link that was followed: the other site does not see the answer."""
+    """Whether a link was followed: then the other site does not see the answer."""
     mode, there = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
     reads = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
     return reads and (mode, there) == ("navigate", "document")
 
 
 def _name(host: str) -> str:
-    """Without the port, and the dot that ends a full name."""
+    """Without the port and the final dot of a full name."""
     name = host.strip().lower()
     name = name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
     return name.removesuffix(".")
@@ -119,5 +120,5 @@ def _is_address(name: str) -> bool:
 
 
 def _is_nobodys(name: str) -> bool:
-    """Also of one part: what it means is up to this network."""
+    """Also single-part names, whose meaning is up to this network."""
     return "." not in name or name.endswith(tuple(f".{end}" for end in NOBODYS))

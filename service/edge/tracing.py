@@ -1,7 +1,7 @@
-"""Traces of requests over OpenTelemetry (extra `otel`), as its standard variables configure them.
+"""Traces of requests with OpenTelemetry (extra `otel`), configured by its standard variables.
 
-OpenTelemetry is imported only when an endpoint is named. FastAPI's own instrumentation stays off: it would
-send query strings.
+OpenTelemetry is imported only if an endpoint is set. FastAPI's own instrumentation stays off: it would export
+query strings.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ FLUSH_TIMEOUT_S = 3.0
 
 
 class Tracing:
-    """A span a request, under the caller's if it sends a W3C `traceparent`; children for the decoding of
-    each file, the wait in the queue, and the passes through the model."""
+    """One span per request, a child of the caller's if it sends a W3C `traceparent`; its children are the
+    decoding of each file, the wait in the queue, and the passes of the model."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
@@ -66,7 +66,7 @@ class Tracing:
             self._tracer.start_span(name, context, start_time=_epoch(began)).end(_epoch(ended))
 
     def stop(self) -> None:
-        """Send what is left, if it is taken soon: the SDK itself would try for longer."""
+        """Send what is left, if that works soon: the SDK itself would try for longer."""
         sending = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         sending.start()
         sending.join(FLUSH_TIMEOUT_S)
@@ -77,7 +77,7 @@ def trace_id(span: Span) -> str:
 
 
 def from_environment() -> Tracing | None:
-    """None if no endpoint is named. Raises ValueError for one that cannot be used."""
+    """None if no endpoint is set. Raises ValueError for one that cannot be used."""
     name = next((name for name in ENDPOINTS if os.environ.get(name)), None)
     disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if name is None or disabled or os.environ.get("OTEL_TRACES_EXPORTER", "otlp") == "none":

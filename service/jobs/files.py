@@ -6,7 +6,6 @@ import errno
 import fcntl
 import json
 import logging
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import IO
 
 from service.errors import ServiceError
 from service.v1.answering import Answer
+from speech_ssl.files import replacing, sync
 
 logger = logging.getLogger(__name__)
 
@@ -57,21 +57,12 @@ def results_full() -> ServiceError:
 def write_answer(path: Path, answer: Answer, most: int) -> None:
     """What follows `"result": ` in a line of the results. All of it or nothing, also if the power fails.
     Raises ServiceError for one of more than `most` bytes."""
-    part = path.with_suffix(".part")
-    try:
-        with part.open("wb") as file:
-            for piece in _in_line(answer):
-                data = piece.encode()
-                if (most := most - len(data)) < 0:
-                    raise results_full()
-                file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial, partial.open("wb") as file:
+        for piece in _in_line(answer):
+            data = piece.encode()
+            if (most := most - len(data)) < 0:
+                raise results_full()
+            file.write(data)
 
 
 def _in_line(answer: Answer) -> Iterable[str]:
@@ -89,15 +80,7 @@ def made_folder(folder: Path) -> None:
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for each in missing:
-        sync_folder(each.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(each.parent)
 
 
 def line(position: int, name: str, *, error: str | None, answer: Path) -> Iterator[bytes]:

@@ -17,8 +17,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from service.errors import ServiceError, bad_request
-from service.jobs.files import storage, sync_folder
+from service.jobs.files import storage
 from service.v1.uploads import MAX_FIELD_BYTES, MAX_FIELDS, kept
+from speech_ssl.files import sync
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -70,7 +71,7 @@ class Form:
         if not self.files:
             raise bad_request("no file: send it in the field `file`", "file", "empty")
         with storage():
-            sync_folder(self._folder)
+            sync(self._folder)
 
     def close(self) -> None:
         if self._file is not None:

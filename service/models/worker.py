@@ -65,7 +65,7 @@ class WorkerLost(Again):
 
 
 def cores() -> int:
-    """That this process may use."""
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 

@@ -1,7 +1,7 @@
 """Audio of any kind in, 16 kHz mono float32 out, in blocks and within limits.
 
-Headers are taken as claims: samples are counted while they are decoded, and only formats known by
-their first bytes reach a decoder: libsndfile, or FFmpeg where the extra `av` is installed.
+Headers are not trusted: samples are counted while they are decoded. Only formats that are recognised by
+their first bytes reach a decoder: libsndfile, or FFmpeg if the extra `av` is installed.
 """
 
 from speech_ssl.audio.decoding import (

@@ -1,4 +1,4 @@
-"""Containers of packets (MP4, Matroska, ASF): whether they end where their outermost parts say."""
+"""Containers of packets (MP4, Matroska, ASF): whether they end where their outermost parts say they do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KNOWN = {EBML_HEADER, SEGMENT, CLUSTER} | IN_SEGMENT | IN_CLUSTER | ANYWHERE
 
 
 def end_of_mp4(file: File, name: str) -> tuple[int, Flaw | None]:
-    """Where the recording ends, and what is wrong there. Raises AudioError where its index is missing."""
+    """Where the recording ends, and what is wrong there. Raises AudioError if its index is missing."""
     at, kind = 0, b""
     kinds: set[bytes] = set()
     for _ in range(MOST_PARTS):
@@ -42,7 +42,7 @@ def end_of_mp4(file: File, name: str) -> tuple[int, Flaw | None]:
 
 
 class Element(NamedTuple):
-    """Of EBML: what it holds is `size` bytes from `begin` on; endless: it does not say how many."""
+    """An EBML element: its content is `size` bytes from `begin` on; endless: it does not say how many."""
 
     kind: int
     begin: int
@@ -51,7 +51,7 @@ class Element(NamedTuple):
 
 
 def end_of_matroska(file: File) -> tuple[int, Flaw | None]:
-    """Raises nothing: FFmpeg finds its way behind damage, and does not say so."""
+    """Raises nothing: FFmpeg skips damage, and does not report it."""
     at, end = 0, file.size
     for _ in range(MOST_PARTS):
         if at >= end:
@@ -86,7 +86,7 @@ def _is_known(file: File, at: int) -> bool:
 
 
 def _number(data: bytes, *, keep_marker: bool) -> tuple[int, int]:
-    """A number of variable length, and that length; of no bytes where there is none."""
+    """A number of variable length, and its length in bytes; 0 if there is none."""
     length = 9 - data[0].bit_length() if data and data[0] else 0
     if not 0 < length <= len(data) or (keep_marker and length > 4):
         return 0, 0

@@ -1,6 +1,6 @@
-"""WAV and its kin, made of chunks, and AU: where their samples end, and where they should.
+"""WAV and its relatives, made of chunks, and AU: where their samples end, and where they should.
 
-Recorders write the length last, and those that were cut off never did: what is there counts.
+Recorders write the length last, and an interrupted recorder never does: what is there counts.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from speech_ssl.audio.files import File, Piece, Range, patched
 from speech_ssl.audio.formats import Container
 
 SLACK_BYTES = 64
-"""Some writers count the header as samples. So little that is missing is not told."""
+"""Some writers count the header as samples. So few missing bytes are not reported."""
 JUNK_BYTES = 4_096
-"""So much behind the samples is taken for padding, not for samples that the header does not know of."""
+"""So many bytes after the samples count as padding, not as samples that the header does not mention."""
 ENDLESS = (range(0x7FFF_0000, 0x8000_0001), range(0xFFFF_0000, 0x1_0000_0000), range(1 << 62, 1 << 64))
-"""What writers into a pipe say, who cannot come back to the header: nothing is wrong with that."""
+"""The lengths that writers into a pipe put there, since they cannot return to the header. Not an error."""
 MOST_CHUNKS = 10_000
 
 
 class Layout(NamedTuple):
-    """first: where the first chunk begins. size: how its size is written, behind its name. counts_itself:
-    with its name and its size. data: the name of the chunk of samples."""
+    """first: where the first chunk begins. size: the format of a chunk's size, after its name. counts_itself:
+    the size includes name and size. data: the name of the chunk of samples."""
 
     first: int
     name_bytes: int
@@ -46,8 +46,8 @@ LAYOUTS: dict[bytes, Layout] = {
 
 
 class Samples(NamedTuple):
-    """Where samples begin, how many bytes of them are claimed, where that is said, and how. added: what is
-    counted there besides. layout: of the chunks that may follow."""
+    """Where samples begin, how many bytes of them are claimed, where and how this is written. added: what
+    else is counted there. layout: of the chunks that may follow."""
 
     begin: int
     claimed: int
@@ -62,8 +62,8 @@ class Samples(NamedTuple):
 
 
 def mended(file: File, kind: Container) -> tuple[list[Piece], Flaw | None, int]:
-    """The file with a header that speaks of the samples that there are; what is wrong with it; and where it
-    ends, for another may have been joined to it."""
+    """The file with a header for the samples that exist; what is wrong with it; and where it ends, because
+    another file may have been joined to it."""
     samples = _samples_of_au(file) if kind == "au" else _samples_in_chunks(file)
     if samples is None or samples.begin > file.size:
         return [Range(0, file.size)], None, file.size
@@ -84,7 +84,7 @@ def mended(file: File, kind: Container) -> tuple[list[Piece], Flaw | None, int]:
 
 
 def _end(file: File, samples: Samples) -> int:
-    """Of the file, or where another one begins."""
+    """The end of the file, or the beginning of another one."""
     ends = [samples.end]
     if samples.layout is not None:
         size = file.peek(16, 8) if samples.layout.counts_itself else file.peek(4, 4)
@@ -98,7 +98,7 @@ def _is_another(file: File, at: int) -> bool:
 
 
 def flaw_of_voc(file: File) -> Flaw | None:
-    """Of its first block, mostly the only one."""
+    """For its first block, usually the only one."""
     at = int.from_bytes(file.peek(20, 2), "little")
     head = file.peek(at, 4)
     end = at + 4 + int.from_bytes(head[1:], "little")
@@ -141,7 +141,7 @@ def _aligned(at: int, layout: Layout) -> int:
 
 
 def _go_on(file: File, samples: Samples) -> bool:
-    """Whether samples go on where they are said to end: nothing that may be there is there."""
+    """Whether samples continue after their stated end: nothing else that may follow is there."""
     rest = file.size - samples.end
     if _end(file, samples) < file.size:
         return False

@@ -1,4 +1,4 @@
-"""Decoding: blocks of samples at 16 kHz, or all of them, or how long they are."""
+"""Decoding: blocks of samples at 16 kHz, all samples, or only their duration."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LARGEST_SAMPLE = 2.0**32
 
 @dataclass(frozen=True)
 class Limits:
-    """What is decoded before a clip is refused. `max_seconds` counts decoded audio, not the header."""
+    """Beyond these a clip is refused. `max_seconds` counts decoded audio, not what the header says."""
 
     max_seconds: float | None = None
     max_channels: int = 16
@@ -58,14 +58,14 @@ def stream(
 ) -> Iterator[Waveform]:
     """Decode in blocks: 16 kHz, mono (the mean of the channels), constant memory.
 
-    What can be decoded before damage is used. Recordings that were joined are decoded one after the other.
+    What can be decoded before damage is used. Joined recordings are decoded one after the other.
 
-    `start_s` and `stop_s` choose a part, resampled as if nothing were around it. It is sought; only with
-    FFmpeg's formats, where a seek does not lead to an exact sample, is what comes before it decoded too.
-    Never yields an empty block. `warn` is told, after the last block, what is wrong with audio that is used
-    all the same; without it nobody is.
+    `start_s` and `stop_s` choose a part, resampled as if nothing were around it. libsndfile seeks to it;
+    FFmpeg's formats are decoded from the beginning, because a seek there is not exact to the sample.
+    Never yields an empty block. After the last block `warn` is called with what is wrong with audio that
+    is used nevertheless.
 
-    Raises AudioError, from the first block on, and OSError where the file itself cannot be opened.
+    Raises AudioError, from the first block on, and OSError if the file itself cannot be opened.
     """
     if not 0 <= start_s < (math.inf if stop_s is None else stop_s):
         raise ValueError(f"start_s must be at least 0 and before stop_s, not {start_s} and {stop_s}")
@@ -83,7 +83,7 @@ def decode(
     stop_s: float | None = None,
     warn: Warn | None = None,
 ) -> Waveform:
-    """The whole of what `stream` yields, shape (S,)."""
+    """All that `stream` yields, joined, shape (S,)."""
     blocks = list(stream(source, limits=limits, start_s=start_s, stop_s=stop_s, warn=warn))
     if not blocks:  # fewer samples than one at 16 kHz
         raise AudioError("empty", f"{name_of(source)}: no audio in it")
@@ -91,7 +91,7 @@ def decode(
 
 
 def duration(path: str | Path, *, warn: Warn | None = None) -> float:
-    """Seconds: by the header where audio is found at the end that it claims, by the frames or the index where
+    """Seconds: from the header if audio is found at the end that it claims, from the frames or the index if
     these are complete (within 50 ms of what is decoded), else by decoding.
 
     Raises as `stream` does.
@@ -111,7 +111,7 @@ def duration(path: str | Path, *, warn: Warn | None = None) -> float:
 
 
 def _total_s(links: Sequence[Link], name: str) -> float | None:
-    """Without decoding them; None where that does not do."""
+    """Without decoding; None if that is not possible."""
     total = 0.0
     for number, link in enumerate(links):
         try:
@@ -129,7 +129,7 @@ def _total_s(links: Sequence[Link], name: str) -> float | None:
 
 
 class _Decoding:
-    """Of a file's recordings, from `start_s` to `stop_s`; tells what is wrong with them."""
+    """Decodes a file's recordings from `start_s` to `stop_s`, and reports what is wrong with them."""
 
     def __init__(
         self,
@@ -225,7 +225,7 @@ def _opened(link: Link, name: str, limits: Limits) -> OpenAudio:
 
 
 def _clip(link: Link, name: str) -> OpenAudio:
-    """What libsndfile reads at all it reads sooner, and with seeking; but it knows fewer codecs."""
+    """libsndfile is faster and can seek, but knows fewer codecs."""
     form = TABLE[link.kind]
     refusal: AudioError | None = None
     if form.libsndfile:
@@ -250,7 +250,7 @@ def _clip(link: Link, name: str) -> OpenAudio:
 def _without_ffmpeg(form: Format, name: str, refusal: AudioError | None, error: ImportError) -> AudioError:
     if refusal is not None:
         hint = (
-            f"; if it is damaged nowhere, pip install 'speech-ssl[av]' for {' and '.join(form.extra)}"
+            f"; if it is not damaged, pip install 'speech-ssl[av]' for {' and '.join(form.extra)}"
             if form.extra
             else ""
         )
@@ -277,7 +277,7 @@ def _block_size(clip: OpenAudio) -> int:
 
 
 def _go_to(clip: OpenAudio, frame: int) -> int:
-    """The frame that is read next: that one, or the end."""
+    """The frame that is read next: this one, or the end."""
     if not frame or (clip.can_seek and frame < clip.frames < UNKNOWN and clip.seek(frame)):
         return frame
     at = 0
@@ -295,7 +295,7 @@ def _read(clip: OpenAudio, frames: int) -> NDArray[np.float32]:
 
 
 def resampler(rate: int) -> soxr.ResampleStream:
-    """From `rate` to 16 kHz, one channel, block by block: the one way in which all audio is resampled."""
+    """From `rate` to 16 kHz, one channel, block by block. All audio is resampled by this."""
     return soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
 
 

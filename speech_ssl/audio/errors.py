@@ -1,4 +1,4 @@
-"""How audio is refused, and how the caller is told of what is wrong with audio that is used."""
+"""How audio is refused, and how problems of audio that is used are reported."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ Warn: TypeAlias = Callable[[AudioWarning], object]
 
 
 class Flaw(NamedTuple):
-    """A warning before it is known how much can be decoded: `message` has a place for the seconds."""
+    """A warning before it is known how much can be decoded: `message` has a placeholder for the seconds."""
 
     code: WarningCode
     message: str
 
 
-CUT_OFF = Flaw("truncated", "it is cut off after {:.2f} s, which are used")
-DAMAGED = Flaw("truncated", "it is damaged or cut off after {:.2f} s, and only what comes before is used")
+CUT_OFF = Flaw("truncated", "it is cut off after {:.2f} s; what comes before is used")
+DAMAGED = Flaw("truncated", "it is damaged or cut off after {:.2f} s; what comes before is used")
 CHANGED = Flaw(
-    "truncated", "its rate or number of channels changes after {:.2f} s, and only what comes before is used"
+    "truncated", "its rate or number of channels changes after {:.2f} s; what comes before is used"
 )
 UNFINISHED = Flaw(
     "unfinished_header", "its header was not finished; all the {:.2f} s that follow it are used"

@@ -1,8 +1,8 @@
 """What FFmpeg decodes, through PyAV (the extra `av`).
 
-FFmpeg is given bytes, one demuxer and a few decoders, all by name: it guesses nothing and opens nothing else,
-whatever a file refers to. What an encoder put in front of the audio, and behind it, is left out where the
-container says how much that is, as FFmpeg does.
+FFmpeg gets bytes, one demuxer and a few decoders, all by name: it guesses nothing, and opens nothing that a
+file refers to. An encoder's padding before and after the audio is removed where the container says how long
+it is, as FFmpeg does.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ DECODERS = frozenset(
     + ["pcm_u8", "pcm_s8", "pcm_alaw", "pcm_mulaw"]
     + [f"pcm_{form}{order}" for form in ("s16", "s24", "s32", "f32", "f64") for order in ("be", "le")]
 )
-"""Of speech and music, as recorders, telephones and films have it."""
+"""Codecs of speech and music, as recorders, telephones and films use them."""
 CODECS = (
     "AAC, AC-3, ADPCM, ALAC, AMR, FLAC, G.722, G.723.1, G.726, GSM, MP2, MP3, Opus, Speex, Vorbis, WavPack, "
     "WMA and PCM"
 )
 INSTEAD = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
-"""FFmpeg's own know no pauses (DTX)."""
+"""FFmpeg's own decoders do not know pauses (DTX)."""
 WITH_CHECKSUMS = frozenset(["ac3", "eac3", "flac", "wavpack"])
 """Nothing else would look at them."""
 
@@ -67,7 +67,7 @@ FULL_SCALE = {np.uint8: 2.0**7, np.int16: 2.0**15, np.int32: 2.0**31, np.float32
 
 
 class FFmpegReader:
-    """One file's sound track, with what `libsndfile.SndfileReader` has. Raises AudioError."""
+    """One file's audio track, with the interface of `libsndfile.SndfileReader`. Raises AudioError."""
 
     can_seek = False
     frames = 0  # not known: they are counted
@@ -95,7 +95,7 @@ class FFmpegReader:
         self._container.close()
 
     def length_s(self, *, complete: bool) -> float | None:
-        """By the index, or by packets that are not decoded. Nothing can be read after that."""
+        """From the index, or from packets without decoding them. Nothing can be read afterwards."""
         if not complete:
             return None
         if indexed_s := self._indexed_s():
@@ -136,7 +136,7 @@ class FFmpegReader:
         return out[:filled]
 
     def _indexed_s(self) -> float:
-        """0 where there is no index."""
+        """0 if there is no index."""
         track = self._track
         if not track.frames or not track.duration or track.time_base is None:
             return 0.0
@@ -147,7 +147,7 @@ class FFmpegReader:
         return float((self._end_pts - max(self._begin_pts, 0)) * (self._track.time_base or 0))
 
     def _without_padding(self) -> Generator[tuple[AudioFrame, int]]:
-        """Frames, and how many samples of each count: of MP4 it is said when the last is not full."""
+        """Frames, and how many samples of each count: MP4 says if the last is not full."""
         last: AudioFrame | None = None
         before = 0
         for frame in self._frames():
@@ -163,7 +163,7 @@ class FFmpegReader:
             yield last, counted
 
     def _frames(self) -> Generator[AudioFrame]:
-        """Up to damage; of a file that is nothing else, its error."""
+        """Up to damage; raises the error if nothing comes before it."""
         heard = False
         damage: av.FFmpegError | None = None
         try:
@@ -208,7 +208,7 @@ def _refusal(name: str, reason: str) -> AudioError:
 
 
 def _track(container: InputContainer, name: str) -> tuple[AudioStream, AudioCodecContext]:
-    """The one that FFmpeg thinks best, or else the first that is read here; and its decoder."""
+    """The track that FFmpeg prefers, or else the first that can be read here, and its decoder."""
     best = container.streams.best("audio")
     if best is None:
         raise AudioError("empty", f"{name}: no audio in it")

@@ -1,4 +1,4 @@
-"""The bytes of a source: all of them, or those of them that belong together."""
+"""The bytes of a source: all of them, or those that belong together."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ VIEW_WINDOW = 1 << 14
 
 
 class Range(NamedTuple):
-    """The bytes of a file from `begin` on, before `end`."""
+    """The bytes of a file from `begin` up to `end`."""
 
     begin: int
     end: int
 
 
 Piece: TypeAlias = Range | bytes
-"""Of a view: bytes of the file, or others in their place."""
+"""A piece of a view: bytes of the file, or others in their place."""
 
 
 class File:
-    """A source to be read anywhere, from `origin` on. descriptor: -1 of what is no regular file."""
+    """A source that can be read anywhere, from `origin` on. descriptor: -1 if it is not a regular file."""
 
     def __init__(self, raw: BinaryIO | io.FileIO, descriptor: int = -1, origin: int = 0) -> None:
         self.raw, self.descriptor, self.origin = raw, descriptor, origin
@@ -56,7 +56,7 @@ class File:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def peek(self, at: int, size: int) -> bytes:
-        """As `read_at`, of a few bytes: quick where one follows the other."""
+        """As `read_at`, for a few bytes: fast for consecutive calls."""
         begin = at - self._window_at
         if not 0 <= begin <= begin + size <= len(self._window):
             self._window, self._window_at, begin = self.read_at(at, max(size, self._window_bytes)), at, 0
@@ -65,8 +65,8 @@ class File:
 
 
 class View:
-    """Pieces one after the other, as a file for a decoder. A broken file makes it seek before the beginning:
-    refused here without an exception, which could only be printed."""
+    """Pieces one after the other, as a file for a decoder. A broken file may make it seek before the
+    beginning: this is refused without an exception, which could only be printed."""
 
     def __init__(self, file: File, pieces: Sequence[Piece]) -> None:
         self._file = file
@@ -80,7 +80,7 @@ class View:
         return self._begins[-1]
 
     def descriptor(self) -> int:
-        """Of the file, at its beginning, where this is all of it, else -1."""
+        """The file's descriptor, at its beginning, if this is the whole file, else -1."""
         if self._file.origin or self._pieces != [Range(0, self._file.size)]:
             return -1
         self._file.raw.seek(0)
@@ -133,7 +133,7 @@ def _size(piece: Piece) -> int:
 
 
 def patched(begin: int, end: int, changes: Sequence[tuple[int, bytes]]) -> list[Piece]:
-    """Pieces of a file, with other bytes at some places between them."""
+    """Pieces of a file with other bytes at some places."""
     pieces: list[Piece] = []
     for at, data in sorted(changes):
         if begin <= at and at + len(data) <= end:
@@ -144,7 +144,7 @@ def patched(begin: int, end: int, changes: Sequence[tuple[int, bytes]]) -> list[
 
 @contextmanager
 def opened(source: AudioSource) -> Iterator[File]:
-    """Raises AudioError for what is no regular file, and OSError."""
+    """Raises AudioError for anything but a regular file, and OSError."""
     if isinstance(source, str | Path):
         # Unbuffered, for the descriptor's position has to be the file's.
         with _regular(source) as raw:
@@ -155,7 +155,7 @@ def opened(source: AudioSource) -> Iterator[File]:
 
 
 def _regular(path: str | Path) -> io.FileIO:
-    """A file to be sought in. A pipe is refused, and does not make its opener wait for a writer."""
+    """A file that can be sought in. A pipe is refused, without waiting for its writer."""
     file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()

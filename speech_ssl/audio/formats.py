@@ -1,7 +1,7 @@
 """What is read: each container with its signature, its names, and who decodes it.
 
-A file is told by its bytes alone. Only containers of sound that have a signature are here: nothing headerless
-(it would be anything), no list or script that refers to other files, no pictures.
+A file is recognised by its bytes alone. Only audio containers with a signature are here: nothing without a
+header (it could be anything), no list or script that refers to other files, no pictures.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ Container: TypeAlias = Literal[
 
 
 class Format(NamedTuple):
-    """libsndfile: whether it tries, first. demuxer: by which FFmpeg tries, where it does. names, extra: for
-    people; of what libsndfile reads, and of what needs the extra `av`."""
+    """libsndfile: whether libsndfile tries first. demuxer: FFmpeg's, if it tries. names, extra: for people,
+    what libsndfile reads, and what needs the extra `av`."""
 
     suffixes: str
     libsndfile: bool = False
@@ -84,7 +84,7 @@ def known_formats() -> str:
 
 
 SUFFIXES: frozenset[str] = frozenset(suffix for form in TABLE.values() for suffix in form.suffixes.split())
-"""Those of all files that can be read, some only with the extra `av`."""
+"""Suffixes of all files that can be read, some only with the extra `av`."""
 
 HEAD_BYTES = 64
 
@@ -118,7 +118,7 @@ _DOC_TYPE = re.compile(rb"\x42\x82(\x84webm|\x88matroska)")
 def sniff(head: bytes) -> Container | None:
     """The container named by a file's first bytes (64 are enough), or None if it is not read here.
 
-    Of formats that are nothing but frames (MP3, ADTS, AC-3) these are a few bits, which may be there by
+    For formats that consist of frames only (MP3, ADTS, AC-3) these are a few bits, which may be there by
     chance: more frames have to follow.
     """
     if head[:4] in (b"RIFF", b"RF64", b"RIFX") and head[8:12] in (b"WAVE", b""):

@@ -1,4 +1,4 @@
-"""Formats that are nothing but frames, each with a header: how far they go, and what is in between."""
+"""Formats that consist of frames only, each with a header: where they end, and what is in between."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from speech_ssl.audio.files import File
 from speech_ssl.audio.formats import Container
 
 SEARCHED_BYTES = 1 << 16
-"""So much of something else may be in front of MP3 or ADTS."""
+"""So many other bytes may precede MP3 or ADTS."""
 CHAIN = 8
-"""So many headers in a row, each where the one before says, are not there by chance."""
+"""So many headers in a row, each where the previous one says, are not there by chance."""
 JUNK_BYTES = 4_096
-"""So much behind the last frame is no sound that was lost: tags of unknown kinds."""
+"""So many bytes after the last frame are not lost audio, but tags of unknown kinds."""
 HEADER_BYTES = 48
 
 _SYNC = re.compile(rb"\xff(?=[\xe0-\xff])")
@@ -49,7 +49,7 @@ class FrameRun(NamedTuple):
 
 
 FrameOf: TypeAlias = Callable[[bytes], Frame | None]
-"""The frame whose header this is; None if it is none."""
+"""The frame with this header; None if it is not a header."""
 
 KBITS = {  # by whether the version is 1, and by layer
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -62,7 +62,7 @@ KBITS = {  # by whether the version is 1, and by layer
 
 
 def mpeg_frame(head: bytes) -> Frame | None:
-    """Layers I to III. Of a free bit rate it cannot be said where a frame ends."""
+    """Layers I to III. With a free bit rate the end of a frame is unknown."""
     return _mpeg_frame(head[:4])
 
 
@@ -151,7 +151,7 @@ WAVPACK_RATES = (6, 8, 9.6, 11.025, 12, 16, 22.05, 24, 32, 44.1, 48, 64, 88.2, 9
 
 
 def wavpack_frame(head: bytes) -> Frame | None:
-    """A block; of several for several channels, the first counts."""
+    """A block; if there are several for several channels, the first counts."""
     if len(head) < 32 or head[:4] != b"wvpk":
         return None
     size, flags = int.from_bytes(head[4:8], "little") + 8, int.from_bytes(head[24:28], "little")
@@ -180,7 +180,7 @@ class Frames:
         self._file, self._frame_of, self._is_first = file, frame_of, is_first
 
     def follow(self, at: int, count: int) -> bool:
-        """Whether so many are there in a row, or fewer to the end of the file."""
+        """Whether there are so many in a row, or fewer up to the end of the file."""
         first: Frame | None = None
         for number in range(count):
             frame = self._frame_of(self._file.peek(at, HEADER_BYTES))
@@ -221,7 +221,7 @@ class Frames:
             at += frame.size
 
     def _flaw(self, at: int) -> Flaw | None:
-        """What it means that no recording goes on here."""
+        """What it means that no recording continues here."""
         frame = self._frame_of(self._file.peek(at, HEADER_BYTES))
         if at >= self._file.size:
             return None
@@ -234,7 +234,7 @@ class Frames:
         )
 
     def found(self, begin: int) -> int | None:
-        """Where frames begin behind something else."""
+        """Where frames begin after other bytes."""
         data = self._file.read_at(begin, SEARCHED_BYTES + 1)
         for candidate in _SYNC.finditer(data):
             if self.follow(begin + candidate.start(), CHAIN):
@@ -243,7 +243,7 @@ class Frames:
 
 
 def tag_bytes(head: bytes) -> int:
-    """How long the tag is that begins here; 0 if none does."""
+    """The length of the tag that begins here; 0 if there is none."""
     if head[:3] == b"ID3" and len(head) >= 10:
         size = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
         return size + (20 if head[5] & 0x10 else 10)

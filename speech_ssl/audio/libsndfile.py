@@ -13,20 +13,20 @@ UNKNOWN = 1 << 40
 
 
 class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it comes without types
-    """Reads straight on. Its parent seeks to where it is after every block: FLAC of unknown length
-    fails at that, and MP3 decodes a little differently for it."""
+    """Reads sequentially. Its parent seeks to the current position after every block: FLAC of unknown length
+    fails at that, and MP3 decodes slightly differently."""
 
     def seekable(self) -> bool:
         return False
 
     @property
     def can_seek(self) -> bool:
-        """What the parent would say of the format: GSM cannot."""
+        """Not the parent's answer for the format: GSM cannot."""
         return bool(super().seekable())
 
 
 class SndfileReader:
-    """One recording. frames: as its header claims; beyond 2^40 it does not say.
+    """One recording. frames: as its header claims; beyond 2^40 they are unknown.
 
     flaw: what was found to be wrong with it, so far. Raises AudioError.
     """
@@ -66,7 +66,7 @@ class SndfileReader:
         return float(self.frames / self.samplerate) if len(last) else None
 
     def seek(self, frame: int) -> bool:
-        """Whether it got there; if not, it is at the beginning."""
+        """Whether it succeeded; if not, it is at the beginning."""
         try:
             self._file.seek(frame)
         except soundfile.SoundFileError:

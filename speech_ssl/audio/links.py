@@ -1,4 +1,4 @@
-"""From a file to what is decoded: mostly one recording, sometimes several that were joined.
+"""From a file to what is decoded: usually one recording, sometimes several that were joined.
 
 Nothing is decoded here: the structure says what a file is, where its recordings begin and end, and whether it
 was cut off.
@@ -18,14 +18,14 @@ from speech_ssl.audio.frames import AMR_NB, AMR_WB, FRAMES, FrameRun, Frames, ta
 MOST_TAGS = 8
 MOST_LINKS = 10_000
 WEAK: tuple[Container, ...] = ("mp3", "adts", "ac3", "eac3")
-"""Of a few bits that may be there by chance."""
+"""Signatures of a few bits that may be there by chance."""
 JUNK_BEFORE: tuple[Container, ...] = ("mp3", "adts")
 _OTHER = re.compile(rb"PK\x03\x04|RIFF|FORM|FLV|\x1aE\xdf\xa3|.{4}ftyp|.{257}ustar", re.DOTALL)
 """Archives and films, in which such frames may lie, are not junk."""
 
 
 class Link(NamedTuple):
-    """One recording. flaw: what is wrong at its end. seconds: how long it is, where its frames say so."""
+    """One recording. flaw: what is wrong at its end. seconds: its duration, if its frames say so."""
 
     kind: Container
     view: View
@@ -34,7 +34,7 @@ class Link(NamedTuple):
 
 
 def links_of(file: File, name: str) -> list[Link]:
-    """At least one. Raises AudioError for what is not audio, or known to be unreadable."""
+    """At least one. Raises AudioError for what is not audio, or is known to be unreadable."""
     kind, begin = _recognised(file, name)
     if kind == "mp3":
         return _mp3(file, begin)
@@ -50,7 +50,7 @@ def links_of(file: File, name: str) -> list[Link]:
 
 
 def _links(file: File, kind: Container, name: str) -> tuple[list[Link], int]:
-    """Those up to where, by the first one's header, another may begin."""
+    """Those up to the point where, by the first one's header, another may begin."""
     if kind == "ogg":
         found, flaw = ogg.links_of(file, name)
         links = [Link("flac" if one.codec == "flac" else "ogg", View(file, one.pieces)) for one in found]

@@ -1,4 +1,4 @@
-"""MP3's first frame: it says how many follow, and how much an encoder put before the sound and behind it."""
+"""MP3's first frame: how many frames follow, and the encoder's padding before and after the audio."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from speech_ssl.audio.frames import NO_FRAME, FrameRun, mpeg_frame
 FRAMES_SAID, BYTES_SAID, TABLE_SAID, QUALITY_SAID = 1, 2, 4, 8
 INFO_BYTES = 192
 SLACK_FRAMES = 1
-"""Some writers count the frame that says it."""
+"""Some writers count the info frame itself."""
 LAYER_III = 1
 LAME_TRIMS = 21
-"""Behind its name and its settings, LAME says how much is to be left out at the beginning and the end."""
+"""After its name and its settings, LAME says how much to remove at the beginning and the end."""
 
 
 def is_info(head: bytes) -> bool:
@@ -28,7 +28,7 @@ def _info_at(head: bytes) -> int | None:
 
 
 def _place(head: bytes) -> int:
-    """Behind the header, and room for what says how sound is coded, of which there is none."""
+    """After the header, and the place of the side information, which is empty."""
     mono, version_1 = head[3] >> 6 == 3, head[1] & 0x18 == 0x18
     return 4 + ((17 if mono else 32) if version_1 else (9 if mono else 17))
 

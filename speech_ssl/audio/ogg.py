@@ -1,7 +1,7 @@
 """Ogg: its pages, and the recordings in it.
 
-Of several one after the other (a chain: messages joined, radio) each is a link; of streams side by side (a
-film's) the first of sound is taken.
+Of several one after the other (a chain: joined messages, radio) each is a link. Of parallel streams (a
+film's) the first audio stream is taken.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 class Page(NamedTuple):
-    """codec: of the sound whose first page this is."""
+    """codec: of the audio stream whose first page this is."""
 
     begin: int
     body: int
@@ -42,14 +42,14 @@ class Page(NamedTuple):
 
 @dataclass
 class Link:
-    """One recording of sound: its codec, the pieces that a decoder of it gets, and its last page so far."""
+    """One audio recording: its codec, the pieces for its decoder, and its last page so far."""
 
     codec: str
     pieces: list[Piece]
     last: Page
 
     def add(self, page: Page) -> None:
-        """Of FLAC the container goes: what is in it, but for nine bytes, is a FLAC file."""
+        """FLAC is taken out of the container: apart from nine bytes, its content is a FLAC file."""
         begin, end = page.begin, page.end
         if self.codec == "flac":
             begin = page.body + (9 if page.flags & FIRST else 0)
@@ -61,7 +61,7 @@ class Link:
         self.last = page
 
     def end(self, file: File) -> None:
-        """Mark the last page as such, where it is not: phones do not, and libsndfile takes it for damage."""
+        """Mark the last page as such if it is not: phones do not, and libsndfile takes that for damage."""
         before = self.pieces[-1]
         if self.last.flags & LAST or self.codec == "flac" or not isinstance(before, Range):
             return
@@ -72,7 +72,7 @@ class Link:
 
 
 def links_of(file: File, name: str) -> tuple[list[Link], Flaw | None]:
-    """And what is wrong at the end of the last. Raises AudioError where there is none."""
+    """The links, and what is wrong at the end of the last. Raises AudioError if there is none."""
     links: list[Link] = []
     taken: Link | None = None
     opening, at, flaw = False, 0, None
@@ -103,7 +103,8 @@ def links_of(file: File, name: str) -> tuple[list[Link], Flaw | None]:
 
 
 def _is_gap(before: Page, page: Page) -> bool:
-    """Pages are missing; not behind those of the header, where one begins who listens in to radio."""
+    """Whether pages are missing. A gap after the header pages does not count: recordings of radio begin
+    there."""
     return page.number > before.number + 1 and before.granule != 0
 
 
@@ -134,13 +135,13 @@ def _pages(file: File) -> Iterator[Page]:
 
 
 def _checksum(page: bytes) -> bytes:
-    """As written in a page. Ogg's CRC has the bits of each byte the other way round than zlib's."""
+    """As written in a page. Ogg's CRC has the bits of each byte in the opposite order to zlib's."""
     mirrored = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return mirrored.to_bytes(4, "big").translate(_REVERSED)
 
 
 def _flaw(file: File, at: int) -> Flaw | None:
-    """What it means that there is no whole page."""
+    """What it means that there is no complete page."""
     rest = file.read_at(at, MOST_PAGE_BYTES)
     if not rest:
         return None

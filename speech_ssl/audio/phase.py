@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 CANCELLED = 0.01
-"""So little of the channels' energy is left in the mean. Sixteen channels that have nothing in common leave a
-sixteenth."""
+"""With a smaller share of the channels' energy in the mean, they cancel out. Sixteen uncorrelated channels
+leave a sixteenth."""
 AUDIBLE = 1e-3
-"""The share of the energy that is not a constant offset: with less, rounding would decide."""
+"""Least share of the energy that is not a constant offset: with less, rounding would decide."""
 
 
 class PhaseMeter:
-    """Sums over blocks; offsets are left out, for they do not cancel where the sound does."""
+    """Sums over blocks, without offsets, which do not cancel where the audio does."""
 
     def __init__(self, channels: int) -> None:
         self._count = 0

@@ -1,6 +1,6 @@
-"""NIST SPHERE, the corpora's own format: a header of text, then samples.
+"""NIST SPHERE, the format of many corpora: a text header, then samples.
 
-libsndfile reads the samples, but not every way in which the header is written: it is given another one.
+libsndfile reads the samples, but not every form of the header, so it gets another one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MOST = 2**31 - 1
 
 
 def mended(file: File, name: str) -> tuple[list[Piece], Flaw | None, int]:
-    """The samples behind a header that libsndfile understands. Raises AudioError for compressed ones."""
+    """The samples after a header that libsndfile understands. Raises AudioError for compressed ones."""
     start = _LENGTH.match(file.peek(0, 32))
     if start is None or b"\r" in start.group():
         raise AudioError(

@@ -7,12 +7,13 @@ their work in folders that have a `config.json` too.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from speech_ssl.files import sync
 
 CONFIG = "config.json"
 
@@ -59,7 +60,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         for path in (*new.iterdir(), new):
             if path.is_file():  # safetensors makes files for the owner alone; a service may be another user
                 path.chmod((new / CONFIG).stat().st_mode)
-            _sync(path)
+            sync(path)
         check_replaceable(place)  # once more: somebody may have put something there
         _move_into_place(new, place)
     finally:
@@ -95,13 +96,5 @@ def _move_into_place(new: Path, folder: Path) -> None:
         if old.exists():
             old.rename(folder)
         raise
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,8 +1,10 @@
-"""Asks a running service, with no model and no PyTorch on this side. docs/client.md shows how.
+"""Asks a running service, with no model and no PyTorch on this side::
 
-from speech_ssl.client import Client
-with Client("http://localhost:8000") as client:
-    client.embed("clip.wav").vector
+    from speech_ssl.client import Client
+    with Client("http://localhost:8000") as client:
+        client.embed("clip.wav").vector
+
+docs/client.md shows the rest.
 """
 
 from __future__ import annotations

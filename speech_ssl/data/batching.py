@@ -17,18 +17,18 @@ from speech_ssl.types import SAMPLE_RATE
 Samples: TypeAlias = NDArray[np.int64]
 
 SPREAD = 0.1
-"""Lengths within a batch differ by about this share: what random membership costs in padding."""
+"""Lengths within a batch differ by about this share. This is the padding that random membership costs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """How utterances become batches.
 
-    batch_s: padded seconds of a batch, at most.
+    batch_s: most padded seconds of a batch.
     crop_s: longer utterances are cut into crops of this length; None: into parts of `batch_s`.
     min_s: shorter utterances are left out.
-    max_batch_rows: rows of a batch, at most; None leaves it to `batch_s`.
-    workers: processes that decode; 0 decodes in the training process.
+    max_batch_rows: most rows of a batch; None: as many as fit into `batch_s`.
+    workers: processes that decode; 0: the training process decodes.
     """
 
     batch_s: float
@@ -50,7 +50,7 @@ class DataConfig:
 
     @property
     def longest_s(self) -> float:
-        """Seconds of a row, at most."""
+        """Most seconds of a row."""
         return self.batch_s if self.crop_s is None else self.crop_s
 
     @property
@@ -73,7 +73,7 @@ BatchPlan: TypeAlias = tuple[Segment, ...]
 class EpochPlan(Sequence[BatchPlan]):
     """The batches of an epoch, in order.
 
-    The arrays hold one entry a segment, in samples. Batch i is the segments from `edges[order[i]]` to
+    The arrays have one entry per segment, in samples. Batch i is the segments from `edges[order[i]]` to
     `edges[order[i] + 1]`.
     """
 
@@ -122,7 +122,7 @@ class EpochPlan(Sequence[BatchPlan]):
 
 
 def plan_epoch(durations_s: NDArray[np.float64], config: DataConfig, *, seed: int, epoch: int) -> EpochPlan:
-    """Cover all the audio about once, in batches of segments of about one length, in random order.
+    """Cover all the audio about once, in batches of segments of similar length, in random order.
 
     An utterance of d seconds gives `max(1, round(d / crop_s))` crops at a random phase, or itself if it
     is no longer than a crop. Utterances below `min_s` are left out.
@@ -143,7 +143,7 @@ def plan_epoch(durations_s: NDArray[np.float64], config: DataConfig, *, seed: in
 
 
 def plan_evaluation(durations_s: NDArray[np.float64], config: DataConfig) -> EpochPlan:
-    """The first crop of every utterance from `min_s` on, shortest first: the same plan each time."""
+    """The first crop of every utterance of at least `min_s`, shortest first: the same plan each time."""
     samples = _samples(durations_s)
     utterance = np.flatnonzero(samples >= config.min_samples)
     length = np.minimum(samples[utterance], _crop_samples(config))
@@ -192,7 +192,7 @@ def _segments(
 
 
 def _edges(lengths: Samples, config: DataConfig) -> Samples:
-    """Where to cut a row of lengths into batches: each takes what fits, padded to its longest."""
+    """Where to cut a sequence of lengths into batches: each takes what fits, padded to its longest."""
     budget = _whole_samples(config.batch_s)
     most = config.max_batch_rows or len(lengths)
     edges = [0]

@@ -13,7 +13,7 @@ VALID_SHARE = 0.1
 
 
 class Fold(NamedTuple):
-    """Rows to train on, to choose the checkpoint by, and to test once. No row is in two of them."""
+    """Rows to train on, to choose the checkpoint with, and to test on. No row is in two of them."""
 
     name: str
     train: list[Utterance]
@@ -22,12 +22,13 @@ class Fold(NamedTuple):
 
 
 def folds(utterances: Sequence[Utterance], by: Literal["split", "speaker"]) -> list[Fold]:
-    """One fold for each value of a column, whose rows are its test set: every row is tested once.
+    """One fold for each value of a column; its test set is the rows with that value. Every row is tested
+    once.
 
-    By `split`: the given folds of a data set, as those of ESC (Piczak 2015). By `speaker`: leave one
+    By `split`: the given folds of a data set, such as ESC's (Piczak 2015). By `speaker`: leave one
     speaker out. `valid` is a tenth of the other rows, see `hold_out`.
 
-    Raises ManifestError where a row has no value, and where all have the same.
+    Raises ManifestError if a row has no value, or if all rows have the same one.
     """
     if by not in ("split", "speaker"):
         raise ValueError(f"folds are by 'split' or 'speaker', not {by!r}")
@@ -44,12 +45,12 @@ def folds(utterances: Sequence[Utterance], by: Literal["split", "speaker"]) -> l
 
 
 def hold_out(utterances: Sequence[Utterance], *, share: float = VALID_SHARE, seed: int = 0) -> Fold:
-    """The `split` column's rows for training, validation and test, which there need not be.
+    """Rows for training, validation and test by the column `split`. The test set may be empty.
 
-    Without rows for validation a share of the others is held out: whole files, chosen by the hash of
+    Without rows for validation, a share of the others is held out: whole files, chosen by the hash of
     their ids, so that each combination of labels gives its share, rounded up or down.
 
-    Raises ManifestError where fewer than two files are left to divide, or there is nothing to train on.
+    Raises ManifestError if fewer than two files are left to divide, or if nothing is left to train on.
     """
     train, valid, test = given_splits(utterances)
     if not valid:

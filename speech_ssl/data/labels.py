@@ -1,6 +1,6 @@
-"""What labelled rows of a manifest ask for: classes of clips, and events in time.
+"""The targets in labelled rows of a manifest: classes of clips, and events in time.
 
-A manifest of events has one row an event, with `start`, `end` and `label` (several that begin and end
+A manifest of events has one row per event, with `start`, `end` and `label` (several that begin and end
 together are one row, separated by ";"). A row with neither start nor end is about the whole file: its
 labels last from its beginning to its end, and without a label it says that the file belongs to the data.
 `duration_s` is that of the file in all rows.
@@ -20,7 +20,7 @@ Event: TypeAlias = tuple[str, float, float]
 """A label, and the seconds between which it holds."""
 
 TOLERANCE_S = 0.01
-"""Durations and ends of events are rounded by whoever writes them: so far they may lie apart."""
+"""Durations and ends of events are rounded in manifests; they may differ by this much."""
 
 
 def labels_of(utterance: Utterance) -> list[str]:
@@ -40,8 +40,8 @@ def label_names(utterances: Iterable[Utterance]) -> tuple[str, ...]:
 class ClipTargets:
     """The classes of a clip: positions of its labels in `labels`.
 
-    Calling it raises ValueError for a label that is not among them, and, without `multilabel`, where
-    there is not exactly one.
+    Calling it raises ValueError for a label that is not among them, and, without `multilabel`, if there
+    is not exactly one.
     """
 
     labels: tuple[str, ...]
@@ -61,8 +61,8 @@ class ClipTargets:
 class TimedTargets:
     """The events of a window as one flat list: class, start and end in milliseconds, and so on.
 
-    events: of each window by its id, in seconds from the window's start; see `timed_windows`.
-    Calling it raises ValueError for a window that is not there and for a label not in `labels`. An event
+    events: for each window's id its events, in seconds from the window's start; see `timed_windows`.
+    Calling it raises ValueError for an unknown window and for a label not in `labels`. An event
     of less than half a millisecond may be lost to rounding.
     """
 
@@ -86,14 +86,13 @@ class TimedTargets:
 def timed_windows(
     utterances: Iterable[Utterance], *, window_s: float
 ) -> tuple[list[Utterance], dict[str, list[Event]]]:
-    """The files that the rows are about, in equal windows of at most `window_s`; and their events.
+    """The files of the rows in equal windows of at most `window_s`, and the events of each window.
 
-    The windows of a file lie side by side and cover it; a file that fits into one is a whole file.
-    The events, by the window's id, are cut to the window and count from its start; those of one label that
-    overlap are one. A window keeps of the
-    rows' other columns what all rows of the file agree on, and no label.
+    The windows of a file do not overlap and cover it; a file that fits into one window stays whole. Events,
+    by the window's id, are cut to the window and count from its start; overlapping events of one label are
+    merged. Of the other columns a window keeps what all rows of the file agree on, and no label.
 
-    Raises ManifestError where rows contradict each other or the file.
+    Raises ManifestError if rows contradict each other or the file.
     """
     if not window_s * SAMPLE_RATE >= 1:
         raise ValueError(f"window_s must be a number of seconds above 0, not {window_s}")
@@ -116,8 +115,8 @@ def timed_windows(
 def whole_files(
     windows: Iterable[Utterance], events: Mapping[str, Sequence[Event]]
 ) -> tuple[list[Utterance], dict[str, list[Event]]]:
-    """What `timed_windows` was made of: the files of some windows, all of a file's, and their events by the
-    file's id. Events that were cut are whole again: to the microsecond."""
+    """The inverse of `timed_windows`, for all windows of some files: the files, and their events by the
+    file's id. Events that were cut are joined again, to the microsecond."""
     files: dict[str, Utterance] = {}
     found: dict[str, list[Event]] = {}
     for window in windows:
@@ -136,10 +135,10 @@ def whole_files(
 
 
 def balanced_weights(counts: Sequence[int]) -> list[float]:
-    """A weight for each class, inversely proportional to how many samples it has; 1 in the mean over
-    the samples. A class without any has weight 0.
+    """A weight for each class, inversely proportional to its number of samples, with a mean of 1 over
+    the samples. A class without samples has weight 0.
 
-    Raises ValueError if there are no samples, or fewer than none of a class.
+    Raises ValueError if there are no samples, or for a negative count.
     """
     if min(counts, default=0) < 0 or not sum(counts):
         raise ValueError("balanced weights need counts from 0 on, and not all 0")
@@ -206,7 +205,7 @@ def _events(rows: Sequence[Utterance], file_s: float) -> Iterator[Event]:
 
 
 def _merged(events: Iterable[Event]) -> list[Event]:
-    """Events of one label that overlap or touch are one: there is no telling them apart."""
+    """Merge events of one label that overlap or touch: they cannot be told apart."""
     merged: list[Event] = []
     for label, start, end in sorted(events):
         if merged and merged[-1][0] == label and start <= merged[-1][2]:

@@ -1,8 +1,8 @@
 """From utterances to an endless, resumable sequence of batches, the same on any number of ranks.
 
-There is one global sequence of batches, running on from epoch to epoch. With W ranks, rank r takes at
-its j-th step the batch number `j * W + r`: so one process that accumulates two batches and two ranks
-read the same data, and a run can go on with another number of ranks.
+There is one global sequence of batches, across epochs. With W ranks, rank r takes batch number `j * W + r` at
+its j-th step. So two ranks, and one process that accumulates two batches, read the same data, and a run can
+continue with another number of ranks.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ PREFETCH = 4
 """Batches read ahead by each worker."""
 
 MOST_FAILING = 0.5
-"""The share of unreadable utterances at which a run had better stop: the manifest is wrong, not a file."""
+"""With this share of unreadable utterances a run stops: the manifest is wrong, not a file."""
 
 
 FILES = FileSource()
 
 
 class DataError(ValueError):
-    """There is nothing, or too little, to learn from. The message says what to look at."""
+    """There is nothing, or too little, to learn from. The message says where to look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +70,14 @@ class LoaderState:
 class Loader:
     """Reads training batches in worker processes.
 
-    failures: id -> reason, of every utterance that could not be read so far by this rank. Each is also
+    failures: id -> reason, for every utterance that this rank could not read so far. Each is also
         passed to `on_failure`, once.
-    crops, silent: how many crops this rank has met so far, and how many of them `Sounding` left out. The
-        first of an utterance is passed to `on_failure`; its other crops are used if something is in them.
-    on_warning: told once what is wrong with an utterance that is used, for each code.
-    too_short: how many utterances are left out because the manifest gives them less than `min_s`.
+    crops, silent: how many crops this rank has read so far, and how many of them `Sounding` left out. The
+        first of an utterance is passed to `on_failure`; its other crops are used unless they are silent.
+    on_warning: called once for each warning code of an utterance that is used.
+    too_short: how many utterances are left out because they are shorter than `min_s` in the manifest.
 
-    Raises DataError where no utterance is long enough.
+    Raises DataError if no utterance is long enough.
     """
 
     def __init__(  # noqa: PLR0913 - each is a part of it
@@ -113,11 +113,12 @@ class Loader:
     def iterate(
         self, state: LoaderState, *, rank: int = 0, world: int = 1
     ) -> Generator[tuple[Batch, LoaderState], None, None]:
-        """This rank's batches from `state` on, endlessly, each with the state to go on from after it.
+        """This rank's batches from `state` on, endlessly, each with the state from which to continue after
+        it.
 
-        The state is the same on all ranks, and the batches that follow from it are bit for bit those
-        that would have followed. Closing the generator ends the worker processes. It raises DataError
-        where most utterances turn out to be unreadable.
+        The state is the same on all ranks. Continuing from it gives the same batches, bit for bit, as an
+        uninterrupted run. Closing the generator ends the worker processes. Raises DataError if most
+        utterances turn out to be unreadable.
         """
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} is not one of {world} ranks")
@@ -167,8 +168,8 @@ class Loader:
         )
 
     def _batch(self, turn: LoaderState, read: Read) -> Batch:
-        """The batch of a turn. Where nothing of it can be used, the next one of the epoch that can: all
-        ranks need a batch in every round."""
+        """The batch of a turn, or, if nothing in it can be used, the next usable one of the epoch: all ranks
+        need a batch in every round."""
         self._note(read)
         batches = len(self._plan(turn.epoch))
         for ahead in range(1, batches):
@@ -216,9 +217,9 @@ def evaluation(
     on_warning: OnWarning | None = None,
     targets: Targets | None = None,
 ) -> Iterator[Batch]:
-    """One pass without chance: the first crop of every utterance, shortest first, the same each time.
+    """One deterministic pass: the first crop of every utterance, shortest first, the same each time.
 
-    Utterances that cannot be read are left out. Reads in threads, which a short pass starts sooner than
+    Utterances that cannot be read are left out. Reads in threads: for a short pass they start faster than
     processes.
     """
     _check_whole(config, targets)

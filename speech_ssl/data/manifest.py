@@ -1,4 +1,4 @@
-"""The list of what there is to learn from: a tab-separated manifest."""
+"""The list of the data: a tab-separated manifest."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from speech_ssl.data.split_names import named_kind
+from speech_ssl.files import replacing
 from speech_ssl.types import SAMPLE_RATE
 
 LONGEST_S = 1e6
@@ -26,10 +26,10 @@ class ManifestError(ValueError):
 class Utterance:
     """One row: a file, or the part of it from `start` to `end` (seconds; both or neither).
 
-    duration_s: seconds of the utterance, as the manifest claims. It is `end - start` of a part.
+    duration_s: seconds of the utterance according to the manifest; for a part `end - start`.
     id: the path as written in the manifest, with "#start-end" for a part; unique in a manifest.
-    label: several are separated by ";".
-    file_s: of a part, seconds of the whole file, as the manifest claims, where that is known.
+    label: several labels are separated by ";".
+    file_s: for a part, seconds of the whole file according to the manifest, if known.
     """
 
     path: Path
@@ -55,11 +55,11 @@ def part_id(file_id: str, start: float, end: float) -> str:
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:
-    """Read a manifest, or a fairseq `.tsv` (a root folder, then path and samples at 16 kHz a line). The name
-    of such a one is its rows' split, if it says one: `train.tsv`, `valid.tsv`, `dev_other.tsv`.
+    """Read a manifest, or a fairseq `.tsv` (a root folder, then a path and a number of samples at 16 kHz on
+    each line). The file name of the latter gives the split of its rows: `train.tsv`, `valid.tsv`,
+    `dev_other.tsv`.
 
-    Columns other than the known ones are passed over. Whether the files exist is not looked at.
-    Raises ManifestError.
+    Unknown columns are ignored. Whether the files exist is not checked. Raises ManifestError.
     """
     path = Path(path)
     try:
@@ -83,13 +83,13 @@ def check_writable(path: Path) -> None:
     if not path.parent.is_dir():
         raise ManifestError(f"{path}: no such folder to write to")
     if path.exists() and not path.is_file():
-        raise ManifestError(f"{path} is no regular file: name the manifest to write")
+        raise ManifestError(f"{path} is not a regular file: name the manifest to write")
     if not os.access(path.parent, os.W_OK):
         raise ManifestError(f"{path}: its folder cannot be written to")
 
 
 def write_manifest(path: str | Path, utterances: Sequence[Utterance]) -> None:
-    """Write a manifest, in one step: a reader sees the old file or the whole new one.
+    """Write a manifest atomically: a reader sees the old file or the whole new one.
 
     Paths below the manifest's folder are written relative to it, others absolute.
     """
@@ -99,21 +99,15 @@ def write_manifest(path: str | Path, utterances: Sequence[Utterance]) -> None:
     columns = [name for name in (*TEXTS, "start", "end") if any(getattr(u, name) for u in utterances)]
     if "end" in columns and "start" not in columns:  # all parts begin at 0
         columns.insert(-1, "start")
-    with NamedTemporaryFile(
-        "w", dir=folder, prefix=path.name, suffix=".partial", encoding="utf-8", newline="\n", delete=False
-    ) as file:
-        try:
+    try:
+        with (
+            replacing(path, shared=True) as partial,
+            partial.open("w", encoding="utf-8", newline="\n") as file,
+        ):
             file.write("\t".join(("path", "duration_s", *columns)) + "\n")
             file.writelines(_line(utterance, columns, folder) for utterance in utterances)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).chmod(0o644)
-            Path(file.name).replace(path)
-        except BaseException as error:
-            Path(file.name).unlink()
-            if isinstance(error, OSError):  # of a full disk it does not say where
-                raise OSError(error.errno, error.strerror, str(path)) from None
-            raise
+    except OSError as error:  # of a full disk it does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _rows(lines: Iterable[str], path: Path, columns: list[str]) -> Iterator[tuple[int, Utterance]]:
@@ -198,7 +192,7 @@ def _fairseq_rows(lines: Iterable[str], path: Path, root: Path) -> Iterator[tupl
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """A million new objects set off collections that find nothing and take a third of the time."""
+    """A million new objects trigger garbage collections that find nothing and take a third of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -2,8 +2,8 @@
 
     python -m speech_ssl.data.ngram MANIFEST OUT.arpa [--order 3]
 
-Texts are normalised as for fine-tuning; only training rows are read, so that figures of the validation and
-test rows stay honest. Interpolated Kneser-Ney with one discount an order (Chen and Goodman 1999, "An
+Texts are normalised as for fine-tuning. Only training rows are read, so that figures on validation and test
+rows stay honest. Interpolated Kneser-Ney with one discount per order (Chen and Goodman 1999, "An
 empirical study of smoothing techniques", section 4.1.6 and eq. 20). The unigrams are interpolated with the
 uniform distribution, whose share for one more word is `<unk>`: a word never seen.
 """
@@ -28,14 +28,14 @@ DISCOUNT = 0.5  # where an order has no n-gram that occurs once, or none that oc
 
 Gram: TypeAlias = tuple[str, ...]
 Counts: TypeAlias = dict[Gram, Counter[str]]
-"""Context -> word -> how often."""
+"""Context -> word -> count."""
 
 
 def write_arpa(texts: Iterable[str], path: str | Path, *, order: int = 3) -> None:
-    """Estimate a model of the words between spaces and write it. Texts without words are passed over.
+    """Estimate a model of the words between spaces, and write it. Texts without words are ignored.
 
     Raises ValueError for an order that KenLM does not read, for texts without a word, and for words that
-    are the marks of the form.
+    are markers of the ARPA format.
     """
     if order not in ORDERS:
         raise ValueError(f"order must be {ORDERS[0]} to {ORDERS[-1]}, not {order}")
@@ -51,7 +51,7 @@ def write_arpa(texts: Iterable[str], path: str | Path, *, order: int = 3) -> Non
 
 
 def _count(texts: Iterable[str], order: int) -> list[Counts]:
-    """How often each n-gram occurs, by its length less one; `<s>` is never counted as a word said."""
+    """Counts of n-grams, by length minus one; `<s>` alone is not counted as a word."""
     counts: list[Counts] = [defaultdict(Counter) for _ in range(order)]
     for text in texts:
         words = text.split()
@@ -67,9 +67,9 @@ def _count(texts: Iterable[str], order: int) -> list[Counts]:
 
 
 def _adjusted(counts: list[Counts]) -> list[Counts]:
-    """Below the highest order, what matters is in how many contexts an n-gram occurs, not how often.
+    """Below the highest order, an n-gram counts once for each context in which it occurs.
 
-    N-grams at the begin of a text keep their counts: nothing stands before them.
+    N-grams at the beginning of a text keep their counts: nothing precedes them.
     """
     adjusted: list[Counts] = []
     for shorter, longer in zip(counts, counts[1:], strict=False):
@@ -82,7 +82,7 @@ def _adjusted(counts: list[Counts]) -> list[Counts]:
 
 
 def _estimate(counts: list[Counts]) -> tuple[list[dict[Gram, float]], dict[Gram, float]]:
-    """Probabilities of the n-grams seen, by order, and the weight of each context's shorter context.
+    """Probabilities of the observed n-grams, by order, and the back-off weight of each context.
 
     With the weight of () and the uniform distribution below, each context's probabilities sum to 1.
     """
@@ -108,7 +108,7 @@ def _estimate(counts: list[Counts]) -> tuple[list[dict[Gram, float]], dict[Gram,
 
 
 def _discount(contexts: Counts) -> float:
-    """By Ney, Essen and Kneser (1994): n1 / (n1 + 2 n2), of the n-grams that occur once and twice."""
+    """Ney, Essen and Kneser (1994): n1 / (n1 + 2 n2), for n1 and n2 n-grams that occur once and twice."""
     occur = Counter(count for words in contexts.values() for count in words.values())
     return occur[1] / (occur[1] + 2 * occur[2]) if occur[1] and occur[2] else DISCOUNT
 

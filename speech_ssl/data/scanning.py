@@ -18,8 +18,8 @@ from speech_ssl.data.manifest import ManifestError, Utterance
 class Scan:
     """What was found below a folder.
 
-    failures: files that cannot be read, and why. warnings: what is wrong with some that can, as far as it
-    shows without decoding. passed_over: of files that are no audio by their suffix, how many have which.
+    failures: files that cannot be read, and why. warnings: what is wrong with readable files, as far as it
+    shows without decoding. passed_over: how many files have which suffix that is not audio.
     """
 
     utterances: list[Utterance] = field(default_factory=list)
@@ -29,9 +29,9 @@ class Scan:
 
 
 def scan_folder(folder: str | Path, *, workers: int = 4, tick: Callable[[], object] | None = None) -> Scan:
-    """Every audio file (by suffix: `audio.SUFFIXES`) below a folder, in order of name, but hidden ones.
+    """Every audio file (by suffix: `audio.SUFFIXES`) below a folder, sorted by name, without hidden ones.
 
-    Durations come from headers where they can, see `audio.duration`. `tick` is called after each file.
+    Durations come from headers where possible, see `audio.duration`. `tick` is called after each file.
     """
     folder = Path(folder)
     if not folder.is_dir():

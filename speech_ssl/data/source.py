@@ -13,7 +13,7 @@ from speech_ssl.data.manifest import Utterance
 from speech_ssl.types import AudioWarning, Waveform
 
 CONSTANT = 1e-6
-"""Samples within such a range are all equal: -120 dB. Resampling leaves 1e-7 of an offset."""
+"""Samples within this range count as equal: -120 dB. Resampling leaves 1e-7 of an offset."""
 ROUNDING_S = 0.001
 """Of times to whole samples, at any rate."""
 PART_SLACK_S = 0.05
@@ -25,8 +25,8 @@ FILE_SLACK_S = 0.5
 def cut_short(
     utterance: Utterance, got_s: float, *, start_s: float = 0.0, stop_s: float | None = None
 ) -> AudioWarning | None:
-    """What there is to tell where so many seconds were all that a file has of an utterance, or of its part
-    between two times, and the manifest says that it has more."""
+    """The warning for a file that has only so many seconds of an utterance, or of its part between two times,
+    where the manifest says that it has more."""
     if stop_s is not None and got_s >= stop_s - start_s - ROUNDING_S:
         return None
     missing_s = utterance.duration_s - start_s - got_s
@@ -48,18 +48,18 @@ class Source(Protocol):
     def read(
         self, utterance: Utterance, start_s: float, stop_s: float, *, warn: Warn | None = None
     ) -> Waveform:
-        """The part between two times, in seconds from the utterance's start, or what there is of it; `warn`
-        is told what is wrong with it.
+        """The part between two times, in seconds from the utterance's start, or what exists of it. `warn` is
+        called with what is wrong with it.
 
-        Raises ValueError (AudioError) or OSError where there is nothing to read.
+        Raises ValueError (AudioError) or OSError if there is nothing to read.
         """
         ...
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Reads the files named by the manifest. Parts are sought: a crop of a long file costs a crop (but
-    see `audio.stream` for FFmpeg's formats)."""
+    """Reads the files named by the manifest. It seeks to parts, so a crop of a long file costs only a crop
+    (but see `audio.stream` for FFmpeg's formats)."""
 
     limits: audio.Limits = audio.Limits()
 
@@ -72,7 +72,7 @@ class FileSource:
 
 @dataclass(frozen=True)
 class Sounding:
-    """What is to be heard in another source. Raises Silent for a part in which nothing is."""
+    """Another source without its silent parts: raises Silent for them."""
 
     source: Source = FileSource()
 

@@ -1,4 +1,4 @@
-"""What the name of a split says: the one place that knows."""
+"""What the name of a split means."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _WORDS: dict[str, SplitKind] = {
 
 
 def named_kind(name: str) -> SplitKind | None:
-    """By the first word that says it, as in "dev", "test-clean", "test_other", "LibriTest2"; or None."""
+    """By the first known word in it, as in "dev", "test-clean", "test_other", "LibriTest2"; or None."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
     return next((_WORDS[word.lower()] for word in words if word.lower() in _WORDS), None)
 
 
 def split_kind(split: str) -> SplitKind:
-    """Of a manifest's column `split`. All but what is for validation or test is for training."""
+    """For a value of the column `split`. Anything that is not validation or test is training."""
     return named_kind(split) or "train"

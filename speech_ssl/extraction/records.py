@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from speech_ssl.extraction.rows import put_in_place
+from speech_ssl.files import replacing
 
 _NAME = re.compile(r"([a-z]+)(-\d{5,}-of-\d{5,})?\.jsonl")
 
@@ -82,13 +81,11 @@ class Records:
 
 def replace_text(path: Path, text: str) -> None:
     """A reader sees the old file or the whole new one."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        with replacing(path, shared=True) as partial:
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:  # of a full disk it does not say where
-        partial.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
-    put_in_place(partial, path)
 
 
 def _same_kind(path: Path) -> list[Path]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from speech_ssl.files import replacing
 from speech_ssl.types import SAMPLE_RATE
 
 FORMAT_VERSION = 1
@@ -204,28 +204,11 @@ def _with_texts(table: pa.Table, column: str, texts: Mapping[str, Mapping[str, s
 def write(table: pa.Table, path: Path) -> None:
     """Under another name first, then in its place."""
     texts = [field.name for field in table.schema if field.type == pa.string()]
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        pq.write_table(table, partial, compression="zstd", use_dictionary=texts)
+        with replacing(path, shared=True) as partial:
+            pq.write_table(table, partial, compression="zstd", use_dictionary=texts)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(f"{path.parent} cannot be written: {error}") from None
-    put_in_place(partial, path)
-
-
-def put_in_place(partial: Path, path: Path) -> None:
-    """Bring a file to disk, and give it its name."""
-    _sync(partial)
-    partial.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _column(table: pa.Table, name: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Numbers of a run that may change where it is resumed: `--resume --set NAME=VALUE`."""
+"""Numbers of a run that may change when it is resumed: `--resume --set NAME=VALUE`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FIXED: Mapping[str, str] = {
     "betas": "the optimizer's moments were gathered with them",
     "valid_at_start": "the start is over",
 }
-"""What a run keeps, and why."""
+"""What a run cannot change, and why."""
 
 CHANGEABLE: Mapping[str, Any] = {
     name: kind for name, kind in get_type_hints(TrainConfig).items() if name not in FIXED
@@ -26,8 +26,8 @@ CHANGEABLE: Mapping[str, Any] = {
 
 
 def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
-    """Of NAME=VALUE each. Raises ValueError for a number that there is not or that a run keeps, and for a
-    value of the wrong kind."""
+    """From texts NAME=VALUE. Raises ValueError for an unknown number, for one that a run cannot change, and
+    for a value of the wrong type."""
     changes = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -42,7 +42,7 @@ def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def changed(config: TrainConfig, changes: Mapping[str, Any], here: Float) -> TrainConfig:
-    """here: what precision "auto" stands for. Raises ValueError for numbers that make no run."""
+    """here: what precision "auto" stands for. Raises ValueError for numbers that are not valid together."""
     if changes.get("precision") == "auto":
         changes = {**changes, "precision": here}
     return replace(config, **changes)

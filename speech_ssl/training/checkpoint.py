@@ -1,9 +1,8 @@
-"""A run's state on disk: safetensors with a JSON header, written so that a crash leaves the old one."""
+"""A run's state on disk: safetensors with a JSON header, written so that a crash leaves the old file."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,9 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from speech_ssl.files import write_atomically
+
 LAST, BEST = "last.safetensors", "best.safetensors"
 FAIRSEQ2_STEPS = "checkpoints/step_*/trainer"
-"""What fairseq2 leaves of each step that it saved, beside the model and the optimizer."""
+"""What fairseq2 saves of each step beside the model and the optimizer."""
 
 
 class CheckpointError(ValueError):
@@ -25,35 +26,20 @@ class CheckpointError(ValueError):
 
 @dataclass(slots=True)
 class RunState:
-    """Where a run stands. All else follows from it and the run's numbers."""
+    """How far a run has come. Everything else follows from this and the run's numbers."""
 
     step: int = 0
     loader: dict[str, Any] | None = None
     best: float | None = None
     best_loss: float | None = None
-    """The loss of the best validation, which decides between equals."""
+    """The loss of the best validation, which breaks ties."""
     stale: int = 0
     """Validations since the best one."""
     below: dict[str, int] | None = None
-    """For each kind of log line and watched number, how many lines in a row it has been below its floor."""
+    """For each kind of log line and each watched number: for how many lines in a row it has been below its
+    floor."""
     guard: dict[str, float] | None = None
-    """As `Guard.numbers` gave them; in a file only, a run under way has them on its device."""
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """All of the data or the old file, also after a power cut. What a killed process leaves behind has
-    always the same name, so that it does not pile up."""
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    """As `Guard.numbers` returned them. Only in files: during a run they are on its device."""
 
 
 def save_checkpoint(
@@ -69,7 +55,8 @@ def save_checkpoint(
 
 
 def last_step(out: Path) -> int:
-    """From which the run in this folder would go on. Raises CheckpointError if a file is damaged."""
+    """The step from which the run in this folder would continue. Raises CheckpointError if a file is
+    damaged."""
     steps = [int(path.parent.name.removeprefix("step_")) for path in out.glob(FAIRSEQ2_STEPS)]
     if (out / LAST).exists():
         steps.append(_read(out / LAST, tensors=False)[0]["step"])
@@ -79,7 +66,7 @@ def last_step(out: Path) -> int:
 def load_checkpoint(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> RunState:
-    """Raises CheckpointError if the file is damaged or of another model."""
+    """Raises CheckpointError if the file is damaged or belongs to another model."""
     header, tensors = _read(path)
     weights = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
     try:
@@ -95,7 +82,7 @@ def load_checkpoint(
 
 
 def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The state's header, and what is in the file."""
+    """The header with the state, and the file's tensors."""
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {})["state"])

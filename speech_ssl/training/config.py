@@ -22,22 +22,23 @@ COUNTS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """Defaults: the optimizer of wav2vec 2.0 BASE (section 4.2), but that vectors do not decay."""
+    """Defaults: the optimizer of wav2vec 2.0 BASE (section 4.2), but without weight decay of vectors."""
 
     steps: int
     batches_per_step: int = 1
     """Batches whose gradients make one step, over all ranks and micro-steps: the run is the same on
-    one GPU as on eight."""
+    one GPU and on eight."""
     seed: int = 0
     precision: Precision = "auto"
     """Of the forward pass. "auto": what the first process's device computes natively (`precision.native`).
-    A run keeps what it began with; fp16 comes with loss scaling."""
+    A run keeps the precision that it began with. fp16 uses loss scaling."""
 
     peak_lr: float = 5e-4
     warmup: float = 0.08
-    """Share of the steps in which the learning rate rises linearly from 0; then it stays, then falls."""
+    """Share of the steps in which the learning rate rises linearly from 0; then it is constant, then it
+    falls."""
     hold: float = 0.0
-    """Share of the steps at the peak. With an exponential fall that is wav2vec 2.0's tri-stage schedule."""
+    """Share of the steps at the peak. With an exponential decay this is wav2vec 2.0's tri-stage schedule."""
     decay: Literal["linear", "exponential"] = "linear"
     final_lr_scale: float = 0.0
     """Learning rate of the last step, as a share of the peak."""
@@ -45,26 +46,26 @@ class TrainConfig:
     eps: float = 1e-6
     weight_decay: float = 0.01
     decay_vectors: bool = False
-    """Biases, norms and other vectors too, as fairseq does."""
+    """Weight decay also for biases, norms and other vectors, as in fairseq."""
     clip_norm: float | None = None
 
     max_bad_steps: int = 5
-    """Steps in a row whose loss or gradients are not finite after which the run ends. They change nothing:
-    each is skipped, and its audio named in `bad_steps.jsonl`."""
+    """After so many steps in a row with a loss or gradients that are not finite, the run ends. They change
+    nothing: each is skipped, and its audio named in `bad_steps.jsonl`."""
 
     log_every: int = 100
     valid_every: int = 5_000
     valid_at_start: bool = False
-    """Validate before the first step too: what a run starts from may be its best."""
+    """Validate before the first step too: the start of a run may be its best."""
     save_every: int = 1_000
     patience: int | None = None
-    """Validations in a row without a new best after which the run ends; None: it takes all its steps."""
+    """After so many validations in a row without a new best, the run ends; None: it takes all its steps."""
     probe_every: int = 1_000
-    """Steps between two looks of the online probe, where the run was given one."""
+    """Steps between two runs of the online probe, if there is one."""
     watch_after: float = 0.02
-    """Share of the steps before the collapse watch begins: codes need time to spread."""
+    """Share of the steps before the collapse watch begins: the codes need time to spread."""
     watch_patience: int = 3
-    """Log lines of training in a row below a floor before it counts as a collapse."""
+    """After so many log lines of training in a row below a floor, it counts as a collapse."""
     on_collapse: Literal["warn", "stop"] = "warn"
 
     def __post_init__(self) -> None:

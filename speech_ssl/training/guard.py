@@ -1,5 +1,5 @@
-"""Steps whose loss or gradients are not finite: skipped on the device, told a step later, and too many in a
-row are the end of the run."""
+"""Steps with a loss or gradients that are not finite: skipped on the device, reported a step later. Too many
+in a row end the run."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from speech_ssl.types import Batch
 BAD_STEPS = "bad_steps.jsonl"
 
 Clips = tuple[str, ...]
-"""Of a batch: what each row was read from."""
+"""For a batch: the source of each row."""
 
 
 class _Judged(NamedTuple):
-    """A step, counted from 1 as in the logs; this rank's batches; and the verdict, under way to the host."""
+    """A step, counted from 1 as in the logs; this rank's batches; and the verdict, on its way to the host."""
 
     step: int
     batches: tuple[Clips, ...]
@@ -37,9 +37,9 @@ class _Judged(NamedTuple):
 
 
 class Guard:
-    """Judges each step before it is taken, on all ranks alike.
+    """Judges each step before it is taken, identically on all ranks.
 
-    in_a_row: bad steps in a row, up to the one that was told last.
+    in_a_row: bad steps in a row, up to the one reported last.
     """
 
     def __init__(self, config: TrainConfig, state: RunState, ranks: Ranks, out: Path) -> None:
@@ -54,7 +54,7 @@ class Guard:
         self._judged: _Judged | None = None
 
     def heard(self, batch: Batch, loss: Tensor) -> None:
-        """One of this rank's batches of the step under way."""
+        """Notes one of this rank's batches of the current step."""
         self._batches.append(batch.names)
         self._finite.append(loss.isfinite())
 
@@ -74,7 +74,7 @@ class Guard:
         return skip
 
     def tell(self, logs: Logs) -> None:
-        """Name the audio of the step that was judged last, if it was bad. Waits for that step, not for what
+        """Report the audio of the step that was judged last, if it was bad. Waits for that step, not for what
         was queued after it. Raises NonFinite if it was the last of too many in a row."""
         if self._judged is None:
             return
@@ -100,8 +100,8 @@ class Guard:
 
 
 class BadSteps:
-    """Names the audio of bad steps in a file, and the first few on stderr. Each rank adds the batches that it
-    had; those of a run's earlier life are not written again."""
+    """Writes the audio of bad steps to a file, and the first few to stderr. Each rank adds its own batches;
+    those from before a resume are not written again."""
 
     told, clips_told = 5, 3
 
@@ -116,7 +116,7 @@ class BadSteps:
                 self._known.add((entry["step"], entry["rank"], entry["batch"]))
 
     def add(self, step: int, blamed: Mapping[int, Clips], loss_finite: bool, logs: Logs) -> None:
-        """blamed: of this rank's batches, by their number within the step."""
+        """blamed: this rank's batches, by their number within the step."""
         for number, clips in blamed.items():
             self._write(step, number, clips)
         self._count += 1

@@ -1,4 +1,4 @@
-"""The collapse watch: says that a run has stopped learning, and what to change, while it still runs."""
+"""The collapse watch: reports that a run has stopped learning, and what to change, while it still runs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from speech_ssl.training.config import TrainConfig
 
 
 class Collapsed(RuntimeError):
-    """A watched number stayed below its floor, and the run was told to stop on it."""
+    """A watched number stayed below its floor, and the run was configured to stop then."""
 
 
 class NonFinite(RuntimeError):
     """The loss or the gradients are infinite or not a number.
 
     step: the last such step, counted from 1. in_a_row: how many there were; none of them changed a weight.
-    heard: where to look for its audio.
+    heard: where its audio is named.
     """
 
     def __init__(
@@ -25,8 +25,8 @@ class NonFinite(RuntimeError):
         times = f", the last of {in_a_row} such steps in a row" if in_a_row > 1 else ""
         precision = "" if config.precision == "fp32" else ", or with --set precision=fp32"
         super().__init__(
-            f"the loss or its gradients are not finite at step {step}{times}. The last checkpoint is from "
-            f"before: go on from it with --resume --set peak_lr={config.peak_lr / 2:g}, with --resume --set "
+            f"the loss or its gradients are not finite at step {step}{times}. The last checkpoint is "
+            f"from before: continue with --resume --set peak_lr={config.peak_lr / 2:g}, with --resume --set "
             f"clip_norm={1 if config.clip_norm is None else config.clip_norm / 2:g}{precision}, and look for "
             f"broken audio in {heard}"
         )
@@ -44,10 +44,10 @@ def watch(
     below: dict[str, int],
     patience: int,
 ) -> list[str]:
-    """Count log lines of a kind below each floor in `below`; the warnings of those that just reached
+    """Count log lines of a kind below each floor in `below`; returns the warnings of those that just reached
     `patience`.
 
-    Each fall is told once: a number must rise above its floor before it is told again.
+    Each fall is reported once: a number must rise above its floor before it is reported again.
     """
     now_below = fallen(reported, floors)
     warnings = []

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from speech_ssl.training.checkpoint import write_atomically
+from speech_ssl.files import write_atomically
 from speech_ssl.training.events import (
     Alarm,
     CheckpointSaved,

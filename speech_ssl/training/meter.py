@@ -1,4 +1,4 @@
-"""What happened since the last report, summed on the device and read only when it is wanted."""
+"""What happened since the last report, summed on the device and read only on demand."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def summarize(sums: LossSum, objective: Objective) -> dict[str, float]:
 
 
 class OnItsWay:
-    """A small tensor that travels to the host while its device goes on. Reading it waits for what was queued
-    there before it was made, not for what came after."""
+    """A small tensor on its way to the host while the device continues. Reading it waits for what was queued
+    there before it, not for what came after."""
 
     def __init__(self, value: Tensor) -> None:
         self._value, self._arrived = value.detach(), None
@@ -39,8 +39,8 @@ class OnItsWay:
 
 
 class Meter:
-    """Sums of losses and metrics, gradient norms, and the audio that went through. What was skipped counts
-    for the audio alone."""
+    """Sums of losses and metrics, gradient norms, and the amount of audio. Skipped steps count only for the
+    audio."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
@@ -58,7 +58,7 @@ class Meter:
         self._samples += int(batch.lengths_B.sum())
 
     def add(self, sums: LossSum, norm: Tensor, skip: Tensor) -> None:
-        """Of a step. norm: of the gradients, on all ranks the same. skip: a bool, on the device."""
+        """Adds a step. norm: of the gradients, the same on all ranks. skip: a bool, on the device."""
         sums = sums.map(lambda value: value.masked_fill(skip, 0))
         self._sums = sums if self._sums is None else self._sums + sums
         self._norm = torch.where(skip, self._norm, norm)

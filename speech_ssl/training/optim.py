@@ -12,7 +12,7 @@ from speech_ssl.training.config import TrainConfig
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Of step 0, 1, ...: linear up to the peak at the end of the warm-up, level, and down to the end."""
+    """At step 0, 1, ...: linear up to the peak at the end of the warm-up, constant, and down at the end."""
     warmup = math.ceil(config.warmup * config.steps)
     if step < warmup:
         return config.peak_lr * (step + 1) / warmup
@@ -26,7 +26,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
-    """For this step; returns it."""
+    """Set it for this step; returns it."""
     rate = learning_rate(step, config)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -34,8 +34,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, config: Train
 
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters that are not frozen; biases, norms and other vectors do not decay, unless
-    `decay_vectors` says so."""
+    """AdamW over all parameters that are not frozen. Biases, norms and other vectors have no weight decay
+    unless `decay_vectors` says so."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     vectors = config.weight_decay if config.decay_vectors else 0.0
     groups = [
@@ -46,7 +46,7 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW
     numbers = [{name: group[name] for name in ("weight_decay", "eps")} for group in optimizer.param_groups]
 
     def keep_numbers(_: torch.optim.Optimizer) -> None:
-        """Those of the config: a state that is loaded has those of the run's earlier life."""
+        """Restore the config's numbers: a loaded state has those from before the resume."""
         for group, mine in zip(optimizer.param_groups, numbers, strict=True):
             group.update(mine)
 
@@ -67,8 +67,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], most: float | None) -> Te
 
 
 def take_step(optimizer: torch.optim.AdamW, skip: Tensor) -> None:
-    """Let go of the gradients afterwards. skip: a bool on the device; where it is true nothing changes, the
-    optimizer's moments and counts neither, without waiting to know it."""
+    """Take a step, then free the gradients. skip: a bool on the device; if it is true nothing changes, not
+    even the optimizer's moments and counts, without waiting for its value."""
     optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # what torch.amp.GradScaler sets
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -10,13 +10,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
+from speech_ssl.files import write_atomically
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.flat import stored_config
 from speech_ssl.objectives.base import Objective
 from speech_ssl.precision import Float
 from speech_ssl.training.changes import changed, differing
-from speech_ssl.training.checkpoint import BEST, FAIRSEQ2_STEPS, LAST, last_step, write_atomically
+from speech_ssl.training.checkpoint import BEST, FAIRSEQ2_STEPS, LAST, last_step
 from speech_ssl.training.config import TrainConfig
 
 RUN_FILE = "run.json"

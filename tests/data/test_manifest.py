@@ -215,6 +215,6 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) ->
 
 def test_only_a_regular_file_is_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ManifestError, match="pipe is no regular file"):
+    with pytest.raises(ManifestError, match="pipe is not a regular file"):
         write_manifest(tmp_path / "pipe", [])
     assert (tmp_path / "pipe").is_fifo()

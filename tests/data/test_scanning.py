@@ -101,7 +101,9 @@ def test_the_command_says_what_it_passed_over_and_what_is_damaged(run: Run, tmp_
     assert status == 0 and out.endswith(
         ": 2 clips, 0.002 h of audio; passed over: 3 .txt, 1 without a suffix\n"
     )
-    assert err == f"speech-ssl: {tmp_path / 'cut.wav'}: it is cut off after 2.00 s, which are used\n"
+    assert (
+        err == f"speech-ssl: {tmp_path / 'cut.wav'}: it is cut off after 2.00 s; what comes before is used\n"
+    )
     for number in range(20):
         (tmp_path / f"clip.x{number}").touch()
     assert "1 .x13, 15 others" in run("manifest", tmp_path, tmp_path / "m.tsv")[1]

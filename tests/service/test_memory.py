@@ -51,7 +51,7 @@ def parts_of(settings: Settings) -> list[float]:
 
 def test_what_is_said_of_6_and_of_4_gibibytes_holds() -> None:
     assert "a container needs 6 GiB with the defaults" in DOCUMENT and sum(parts_of(Settings())) < 6 * GIB
-    _, _, rest = DOCUMENT.partition("A machine of 4 GiB is for")
+    _, _, rest = DOCUMENT.partition("For a machine with 4 GiB:")
     smaller = tomllib.loads(rest.split("```")[1].removeprefix("toml"))
     assert len(smaller) == 5 and sum(parts_of(Settings(**smaller))) < 4 * GIB
 

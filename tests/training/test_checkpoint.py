@@ -12,12 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from speech_ssl.files import write_atomically
 from speech_ssl.training.checkpoint import (
     CheckpointError,
     RunState,
     load_checkpoint,
     save_checkpoint,
-    write_atomically,
 )
 from speech_ssl.training.config import TrainConfig
 from speech_ssl.training.optim import build_optimizer

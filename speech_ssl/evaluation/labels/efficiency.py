@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
+
+from speech_ssl.files import write_atomically
 
 Arm: TypeAlias = Literal["scratch", "frozen", "finetuned"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -207,17 +208,6 @@ def load_study(folder: Path) -> Study:
         return Study(**data | lists)
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not describe a study: {error}") from None
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """All of the data or the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

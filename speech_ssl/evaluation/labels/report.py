@@ -24,7 +24,6 @@ from speech_ssl.evaluation.labels.efficiency import (
     Trial,
     load_study,
     load_trials,
-    write_atomically,
 )
 from speech_ssl.evaluation.labels.figures import (
     DARK,
@@ -52,6 +51,7 @@ from speech_ssl.evaluation.labels.words import (
     title,
     verdict_sentences,
 )
+from speech_ssl.files import write_atomically
 
 COLUMNS = (
     "task",

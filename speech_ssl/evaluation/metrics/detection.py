@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from speech_ssl.evaluation.metrics.extras import eval_extra
+from speech_ssl.evaluation.extras import eval_extra
 
 SLACK_S = 1e-6
 """Times are compared to the microsecond, so that 0.9 - 0.7 is within a collar of 0.2."""

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, cast
 
-from speech_ssl.evaluation.metrics.extras import eval_extra
+from speech_ssl.evaluation.extras import eval_extra
 from speech_ssl.text import normalize
 
 Kind: TypeAlias = Literal["equal", "substitute", "delete", "insert"]

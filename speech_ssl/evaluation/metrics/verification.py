@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from speech_ssl.evaluation.metrics.extras import eval_extra
+from speech_ssl.evaluation.extras import eval_extra
 
 
 class EqualError(NamedTuple):

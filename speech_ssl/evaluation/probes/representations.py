@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from speech_ssl import audio
 from speech_ssl.data.manifest import Utterance
+from speech_ssl.evaluation.extras import eval_extra
 from speech_ssl.inference.chunking import Chunker
 from speech_ssl.inference.engines import TorchEngine
 from speech_ssl.inference.windows import BATCH_S, WindowedPass
@@ -172,6 +173,7 @@ def _moments(waves: Sequence[Waveform], spectrum: Callable[[Waveform], NDArray[n
 
 
 def _librosa() -> Any:
-    import librosa  # takes a second, which the encoder's own features need not wait for
+    with eval_extra("log-mel and MFCC"):
+        import librosa  # takes a second, which the encoder's own features need not wait for
 
     return librosa
