@@ -29,6 +29,7 @@ from speech_ssl.data.manifest import Utterance
 from speech_ssl.data.reading import Targets
 from speech_ssl.data.source import Sounding, Source
 from speech_ssl.data.texts import read_vocabulary
+from speech_ssl.files import write_atomically
 from speech_ssl.inference.runtime import Runtime, named_artifact
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Tuned
@@ -41,7 +42,6 @@ from speech_ssl.runs.reading import batches_of, begun, fingerprint, fixed_valida
 from speech_ssl.runs.sound_events import WINDOW_S, ClipLabels, TimedEvents, over_folds
 from speech_ssl.runs.transcription import TranscriptionTask
 from speech_ssl.runs.tuning import Examples, FineTuning, TuningRequest, TuningTask
-from speech_ssl.files import write_atomically
 from speech_ssl.training.loop import train
 from speech_ssl.training.ranks import Ranks, alone
 from speech_ssl.training.run import Run
