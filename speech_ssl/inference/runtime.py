@@ -85,7 +85,7 @@ class Runtime(ModelCard):
         self.answering = Answering(self)
 
     def card(self) -> ModelCard:
-        """What others may know of it, where it is not."""
+        """The facts about the model, for processes that do not hold it."""
         return ModelCard(**{field.name: getattr(self, field.name) for field in fields(ModelCard)})
 
     @staticmethod

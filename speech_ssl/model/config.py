@@ -61,7 +61,7 @@ class Convolutions(Part):
     """Bring each wave to zero mean and unit variance over its true length."""
     wave_eps: float = WAVE_EPS
     """Added to the variance that normalize_wave divides by: fairseq, fairseq2 and torchaudio have 1e-5 there,
-    which quiet waves hear."""
+    which changes the result for quiet clips."""
 
     def __post_init__(self) -> None:
         self.check_types()

@@ -1,4 +1,4 @@
-"""What a training tells while it goes on: values, for whoever listens."""
+"""Events of a training run, as values for a listener."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class TrainingBegun:
-    """done: steps taken before, where a run is resumed. steps: of the whole run."""
+    """done: steps taken before a resume. steps: of the whole run."""
 
     done: int
     steps: int
@@ -49,7 +49,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True, slots=True)
 class TrainingEnded:
-    """By its last step, a signal or an error."""
+    """The end: by the last step, a signal or an error."""
 
     step: int
 
@@ -58,4 +58,4 @@ TrainingEvent: TypeAlias = TrainingBegun | StepTaken | StepLogged | Alarm | Chec
 
 
 def silent(event: object) -> None:
-    """Nobody listens."""
+    """A listener that ignores all events."""

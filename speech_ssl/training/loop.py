@@ -37,8 +37,8 @@ VALIDATION = 2**32  # a step number that no training step has: validation draws 
 
 LoaderState = dict[str, Any]
 Batches = Callable[[LoaderState | None], Generator[tuple[Batch, LoaderState], None, None]]
-"""Given a saved state (None: from the start), this rank's batches without end, each with the state
-from which the ones after it would follow. Closing the generator ends the processes that read."""
+"""Given a saved state (None: from the start), this rank's batches without end, each with the state from which
+to continue after it. Closing the generator ends the processes that read."""
 
 
 class Stopped(RuntimeError):
@@ -50,7 +50,7 @@ class Stopped(RuntimeError):
 
 
 Probe = Callable[[Objective], Mapping[str, float]]
-"""Looks at what is being trained now and then, and says what it is good for. It must leave it as it is."""
+"""Evaluates what is being trained now and then, without changing it."""
 
 
 def train(  # noqa: PLR0913 - each is a part of the run
@@ -124,7 +124,7 @@ def save_last(  # noqa: PLR0913 - each is a part of the run
     *,
     always: bool,
 ) -> None:
-    """The checkpoint to resume from; among bad steps only `always`, which is where the run ends."""
+    """Save the checkpoint to resume from; after a bad step only if `always`, at the end of the run."""
     guard.tell(logs)
     if logs.active and (always or not guard.in_a_row):
         save_checkpoint(out / LAST, replace(state, guard=guard.numbers()), objective, optimizer)
@@ -159,8 +159,8 @@ def accumulate(  # noqa: PLR0913 - each is a part of the run
 
 
 def over_ranks(sums: LossSum, flag: bool, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a step, in one sum and without waiting: the factor that makes its gradients those of the mean, its
-    total loss, and on how many ranks the flag is true."""
+    """For a step, in one sum and without waiting: the factor that turns its gradients into those of the mean,
+    its total loss, and on how many ranks the flag is true."""
     mine = torch.stack([sums.count, sums.total, sums.count.new_full((), flag)])
     count, total, flags = ranks.all_sum(mine)
     return ranks.world / count.clamp(min=1), total, flags  # DDP has divided by world already
@@ -224,7 +224,7 @@ def validate(  # noqa: PLR0913 - each is a part of the run
     out: Path,
     ranks: Ranks,
 ) -> None:
-    """Evaluate, log, and keep the best weights; collapsed ones are never best, however good their loss."""
+    """Evaluate, log, and keep the best weights. Collapsed ones are never best, however good their loss."""
     numbers = evaluate(objective, batches, config, ranks)
     if not numbers:
         return
@@ -249,19 +249,19 @@ def is_better(objective: Objective, score: float, loss: float, state: RunState) 
 
 
 def is_over(state: RunState, config: TrainConfig) -> bool:
-    """Whether the best weights are too long ago for better ones to be expected."""
+    """Whether `patience` is used up: the best weights are too long ago to expect better ones."""
     return config.patience is not None and state.best is not None and state.stale >= config.patience
 
 
 def last_state(out: Path, objective: Objective, optimizer: torch.optim.Optimizer, ranks: Ranks) -> RunState:
-    """Of the checkpoint in `out`, which is loaded, or of a run that begins."""
+    """The state of the checkpoint in `out`, which is loaded, or of a new run."""
     state = load_checkpoint(out / LAST, objective, optimizer) if (out / LAST).exists() else RunState()
     check_same_start(state, out, ranks)
     return state
 
 
 def check_same_start(state: RunState, out: Path, ranks: Ranks) -> None:
-    """Raises ValueError where a process does not see the first one's checkpoint."""
+    """Raises ValueError if a process does not see the first one's checkpoint."""
     mine = torch.tensor(float(state.step), device=ranks.device)
     if ranks.any(float(ranks.all_sum(mine.clone())) != ranks.world * state.step):
         raise ValueError(f"the processes do not begin at the same step: all need the same folder {out}")
@@ -282,7 +282,8 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Catch SIGTERM and SIGINT: the list holds those that came. A second one ends the process at once."""
+    """Catch SIGTERM and SIGINT: the list holds the signals received. A second one ends the process at
+    once."""
     caught: list[int] = []
 
     def note(number: int, frame: object) -> None:

@@ -30,19 +30,19 @@ class Ranks:
         return self.rank == 0
 
     def all_sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks; the tensor itself is changed."""
+        """The sum over all ranks, in place."""
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true on some rank. Waits for all."""
+        """Whether it is true on any rank. Waits for all."""
         if self.world == 1:
             return flag
         return bool(self.all_sum(torch.tensor(float(flag), device=self.device)).item() > 0)
 
     def from_first(self, value: T) -> T:
-        """The first rank's, on all."""
+        """The first rank's value, on all ranks."""
         if self.world == 1:
             return value
         box = [value]
@@ -50,7 +50,7 @@ class Ranks:
         return box[0]
 
     def meet(self) -> None:
-        """Return when all have come here."""
+        """A barrier: returns when all ranks have called it."""
         self.any(False)
 
     def share(self, batches: int) -> int:
@@ -63,7 +63,7 @@ class Ranks:
         return batches // self.world
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """DDP where there are several ranks. LayerDrop leaves parameters unused: DDP must look for them."""
+        """DDP if there are several ranks. LayerDrop leaves parameters unused, so DDP must look for them."""
         if self.world == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
@@ -75,7 +75,7 @@ class Ranks:
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" takes CUDA where there is one. Raises ValueError for a device that is not there."""
+    """ "auto" takes CUDA if there is one. Raises ValueError for a missing device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -92,7 +92,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def alone(device: str = "auto") -> Ranks:
-    """This process, whatever others torchrun started. Raises ValueError for a device that is not there."""
+    """This process alone, whatever torchrun started. Raises ValueError for a missing device."""
     chosen = pick_device(device)
     return Ranks(0, 1, _taken(chosen, chosen.index or 0))
 
@@ -114,7 +114,7 @@ def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
 
 
 def _taken(device: torch.device, index: int) -> torch.device:
-    """What is asked of CUDA without naming a device must mean this one."""
+    """Make it CUDA's current device, which calls without a device use."""
     if device.type == "cuda":
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)

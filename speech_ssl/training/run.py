@@ -22,7 +22,7 @@ from speech_ssl.training.config import TrainConfig
 
 RUN_FILE = "run.json"
 BEFORE: Mapping[str, Any] = {"decay_vectors": False}
-"""What runs did that were begun before these numbers could be chosen."""
+"""The values in runs that began before these numbers could be chosen."""
 
 
 class ObjectiveConfig(Protocol):
@@ -67,12 +67,12 @@ def open_run_folder(
     changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> TrainConfig:
     """Make the folder and its `run.json`; or, to resume, check that nothing in it has changed. Returns the
-    numbers to train with: those the run began with, as they were changed since.
+    numbers to train with: those that the run began with, with later changes.
 
     `inputs`: what else decides the result, such as a fingerprint of the manifest. `here`: what precision
-    "auto" stands for, where a run begins. `changes`: numbers that are to differ from the last checkpoint on;
-    they are recorded. Raises ValueError if the folder holds a run and `resume` is not asked for, or if a
-    number differs. A run that left no checkpoint is no run: its folder is as good as new.
+    "auto" stands for when a run begins. `changes`: numbers that change from the last checkpoint on; they are
+    recorded. Raises ValueError if the folder holds a run and `resume` is false, or if a number differs. A run
+    without a checkpoint does not count: its folder is used as a new one.
     """
     path = out / RUN_FILE
     fresh = not path.exists() or not any(any(out.glob(kept)) for kept in (LAST, BEST, FAIRSEQ2_STEPS))
@@ -109,8 +109,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    """Raises ValueError for a number that differs. What "auto" stands for, and numbers of training that the
-    folder's run does not know, remain as they were there."""
+    """Raises ValueError for a number that differs. What "auto" stands for, and numbers that the folder's run
+    does not know, stay as they were there."""
     train = {k: v for k, v in now["train"].items() if k in before["train"]}
     if train.get("precision") == "auto":
         train["precision"] = before["train"]["precision"]
