@@ -13,10 +13,10 @@ from speech_ssl.inference.answers import Choice, Clock, classify
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.units import TopUnits, dense
 from speech_ssl.inference.window_output import NO_FRAMES, WindowOutput
-from speech_ssl.inference.windows import Stitcher
+from speech_ssl.inference.windows import Stitcher, WindowedPass, pieces
 from speech_ssl.model.heads import clip_logits
 from speech_ssl.model.specs import EventPooling, EventsSpec
-from speech_ssl.types import Pooling
+from speech_ssl.types import Pooling, Waveform
 
 RANDOM = np.random.default_rng(0)
 
@@ -130,3 +130,26 @@ def test_an_hour_of_many_labels_takes_little_more_than_their_probabilities(exclu
     finally:
         tracemalloc.stop()
     assert most < 0.8 * outputs_TO.nbytes  # of two numbers for each label and frame, one comes back
+
+
+def spans(waves: list[Waveform], layers: object, heads: object, *_: object) -> list[WindowOutput]:
+    """A model whose frames are the samples: one a frame."""
+    assert heads == ["top"] and set(layers) == {3}  # type: ignore[call-overload]
+    return [WindowOutput(wave[:, None].copy(), {}) for wave in waves]
+
+
+def test_a_clip_comes_in_its_order_whatever_the_batches() -> None:
+    """The longest windows are run first, and these are not those at the beginning."""
+    wave = np.arange(100, dtype=np.float32)
+    bounds = [(0, 20, 0, 15), (10, 45, 5, 25), (35, 60, 5, 20), (50, 100, 10, 40)]
+    windows = [Window(*bound) for bound in bounds]
+    cut = [(window, wave[window.start : window.stop]) for window in windows]
+    windowed = WindowedPass(spans, 3, ["top"], batch_s=0.005, lookahead_s=1.0)
+    assert [piece.index for piece, _ in windowed.over(pieces([cut]))] == [3, 1, 2, 0]
+    parts = list(windowed.in_order(cut))
+    assert np.array_equal(np.concatenate([each.frames[:, 0] for each in parts]), wave)
+    whole, reverse = windowed.stitched([cut, cut[::-1]])
+    for stitcher in (whole, reverse):
+        assert np.array_equal(stitcher.output.frames[:, 0], wave) and stitcher.frames == 100
+    (pooled,) = windowed.stitched([cut], "max")
+    assert pooled.vectors == [99]

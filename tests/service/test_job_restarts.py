@@ -55,7 +55,7 @@ def test_killed_and_ended_in_the_middle_each_file_is_run_once(start: Start, tmp_
     process = started(start, folder)
     ended = finished(process.client, job)
     assert ended["status"] == "done" and ended["progress"]["files_failed"] == 1
-    windows = FakeRuntime().plan(120 * SAMPLE_RATE)
+    windows = FakeRuntime().chunker.plan(120 * SAMPLE_RATE)
     run_s = 1.0 + sum(window.stop - window.start for window in windows) / SAMPLE_RATE
     assert process.metric("audio_seconds_total") == pytest.approx(run_s)  # of the last two, and no other
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
