@@ -6,11 +6,7 @@ one such training. Trials are kept one file each, so that a study that was inter
 
     done = {trial.key for trial in load_trials(folder)}
 
-What is said about them is in `summary`, the figures in `figures`, the page in `report`.
-
-python -m speech_ssl.evaluation.labels FOLDER
-
-rebuilds the report of a folder from its trials. Needs the `train` extra.
+`python -m speech_ssl.evaluation.labels FOLDER` rebuilds the report of a folder from its trials.
 """
 
 from __future__ import annotations
