@@ -25,7 +25,7 @@ from speech_ssl.evaluation.labels.efficiency import (
     save_study,
     save_trial,
 )
-from speech_ssl.evaluation.labels.figures import confusion_figure, curves_figure, share_figure
+from speech_ssl.evaluation.labels.figures import confusion_figure, curves_figure, share_figure, shown
 from speech_ssl.evaluation.labels.summary import Saving, Verdict, summarise
 from speech_ssl.evaluation.labels.words import change, number, saving_line, verdict_line, verdict_lines
 
@@ -212,6 +212,17 @@ def test_values_that_are_all_the_same_can_be_drawn(points: int, value: float) ->
     pictures = [share_figure(task), curves_figure(trials), confusion_figure(trials)]
     assert [picture is not None for picture in pictures] == [True, points > 0, True]
     assert all(picture.startswith(b"\x89PNG") for picture in pictures if picture)
+
+
+def test_figures_show_the_fewest_labels_that_all_arms_have_and_the_most():
+    trials = [t for t in make_trials() if t.higher_is_better]
+    keys = [[t.key[1:] for t in group] for group in shown(trials[::-1], ("scratch", "finetuned"))]
+    ends = [(arm, share) for share in (0.05, 1.0) for arm in ("scratch", "finetuned")]
+    assert keys == [[(arm, share, seed) for seed in range(3)] for arm, share in ends]
+    scratch = [dataclasses.replace(trials[0], share=0.01), *trials]  # a share that the others do not have
+    assert {t.share for group in shown(scratch, ARMS) for t in group} == {0.05, 1.0}
+    assert [group[0].arm for group in shown(scratch, ARMS)] == [*ARMS, *ARMS]
+    assert shown([], ARMS) == []
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -18,6 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -217,7 +218,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    write_atomically(path, json.dumps(data, indent=1, allow_nan=False, default=_plain).encode())
+    plain = methodcaller("item")  # a NumPy scalar as Python's own
+    write_atomically(path, json.dumps(data, indent=1, allow_nan=False, default=plain).encode())
 
 
 def _trial(data: dict[str, Any]) -> Trial:
@@ -227,11 +229,6 @@ def _trial(data: dict[str, Any]) -> Trial:
         counts = tuple(tuple(row) for row in confusion["counts"])
         confusion = Confusion(tuple(confusion["classes"]), counts)
     return Trial(**data, curve=curve, confusion=confusion)
-
-
-def _plain(number: Any) -> Any:
-    """A NumPy scalar as Python's own."""
-    return number.item()
 
 
 def _finite(number: float | None) -> float | None:

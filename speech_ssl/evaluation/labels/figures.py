@@ -10,7 +10,7 @@ import numpy as np
 
 from speech_ssl.evaluation.labels.efficiency import ARMS, Arm, Confusion, Trial
 from speech_ssl.evaluation.labels.summary import TaskSummary
-from speech_ssl.evaluation.labels.words import ARM_NAMES, PERCENT, percent
+from speech_ssl.evaluation.labels.words import ARM_NAMES, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,16 +33,16 @@ def share_figure(task: TaskSummary) -> bytes:
     counts = [f"{labels:,}" if (labels := task.labels(share)) else "" for share in task.shares]
     axes.set_xticks(task.shares, [f"{percent(s)}\n{n}" for s, n in zip(task.shares, counts, strict=True)])
     axes.set_xticks([], minor=True)
-    for number, arm in enumerate(ARMS):
+    for place, arm in enumerate(ARMS):
         if cells := [cell for cell in task.cells if cell.arm == arm]:
-            shift = 1.035 ** (number - 1)  # so that bars of like values stand beside each other
+            shift = 1.035 ** (place - 1)  # so that bars of like values stand beside each other
             means = [cell.mean for cell in cells]
             bars = [[c.mean - c.low for c in cells], [c.high - c.mean for c in cells]]
             look: dict[str, Any] = {"color": COLOURS[arm], "marker": MARKERS[arm], "capsize": 2.5}
             axes.errorbar([c.share * shift for c in cells], means, bars, label=ARM_NAMES[arm], **look)
     if task.guessing is not None:
         axes.axhline(task.guessing, color="black", linewidth=1, linestyle=":", label="guessing")
-    _percent_axis(axes, task.metric)
+    axes.yaxis.set_major_formatter(lambda value, _: number(value, task.metric))
     axes.set_xlabel("share of the labels, and how many")
     axes.set_ylabel(f"test {task.metric}, {'higher' if task.higher_is_better else 'lower'} is better")
     axes.grid(alpha=0.3)
@@ -70,11 +70,12 @@ def curves_figure(trials: Sequence[Trial]) -> bytes | None:
         for axes in (losses, metric):
             axes.axvline(group[0].best_step, color="black", linewidth=0.8, linestyle="--")
             axes.grid(alpha=0.3)
-        losses.set_title(_heading(group[0]))
+        losses.set_title(_heading(group[0]), fontsize=10)
         metric.set_xlabel("step")
     grid[0, 0].set_ylabel("loss")
-    grid[1, 0].set_ylabel(f"validation {groups[0][0].metric}")
-    _percent_axis(grid[1, 0], groups[0][0].metric)
+    name = groups[0][0].metric
+    grid[1, 0].set_ylabel(f"validation {name}")
+    grid[1, 0].yaxis.set_major_formatter(lambda value, _: number(value, name))
     return _png(figure)
 
 
@@ -89,7 +90,7 @@ def confusion_figure(trials: Sequence[Trial]) -> bytes | None:
     figure = _figure(3.6 * columns, 3.8 * rows)
     for place, group in enumerate(groups, start=1):
         axes = figure.add_subplot(rows, columns, place)
-        axes.set_title(_heading(group[0]))
+        axes.set_title(_heading(group[0]), fontsize=10)
         _draw_confusion(axes, [t.confusion for t in group if t.confusion is not None])
     return _png(figure)
 
@@ -127,13 +128,6 @@ def _heading(trial: Trial) -> str:
 def _curve(axes: Axes, trial: Trial, field: str, **look: Any) -> None:
     points = [(point.step, getattr(point, field)) for point in trial.curve]
     axes.plot(*np.reshape([p for p in points if p[1] is not None], (-1, 2)).T, **look)
-
-
-def _percent_axis(axes: Axes, metric: str) -> None:
-    from matplotlib.ticker import PercentFormatter
-
-    if metric.lower() in PERCENT:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def _figure(width: float, height: float) -> Figure:
