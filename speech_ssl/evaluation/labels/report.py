@@ -88,9 +88,7 @@ def render(
     """The page. figures: of each task, PNGs by their kind."""
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {
         "base64": lambda data: base64.b64encode(data).decode(),
         "cell": _cell_text,
