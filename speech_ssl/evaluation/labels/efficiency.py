@@ -6,11 +6,7 @@ one such training. Trials are kept one file each, so that a study that was inter
 
     done = {trial.key for trial in load_trials(folder)}
 
-What is said about them is in `summary`, the figures in `figures`, the page in `report`.
-
-python -m speech_ssl.evaluation.labels FOLDER
-
-rebuilds the report of a folder from its trials. Needs the `train` extra.
+`python -m speech_ssl.evaluation.labels FOLDER` rebuilds the report of a folder from its trials.
 """
 
 from __future__ import annotations
@@ -21,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -211,7 +208,8 @@ def load_study(folder: Path) -> Study:
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    write_atomically(path, json.dumps(data, indent=1, allow_nan=False, default=_plain).encode())
+    plain = methodcaller("item")  # a NumPy scalar as Python's own
+    write_atomically(path, json.dumps(data, indent=1, allow_nan=False, default=plain).encode())
 
 
 def _trial(data: dict[str, Any]) -> Trial:
@@ -221,11 +219,6 @@ def _trial(data: dict[str, Any]) -> Trial:
         counts = tuple(tuple(row) for row in confusion["counts"])
         confusion = Confusion(tuple(confusion["classes"]), counts)
     return Trial(**data, curve=curve, confusion=confusion)
-
-
-def _plain(number: Any) -> Any:
-    """A NumPy scalar as Python's own."""
-    return number.item()
 
 
 def _finite(number: float | None) -> float | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from statistics import fmean, stdev, variance
 from typing import Literal, TypeAlias
 
@@ -111,9 +112,6 @@ class TaskSummary:
     def cell(self, arm: Arm, share: float) -> Cell | None:
         return next((c for c in self.cells if (c.arm, c.share) == (arm, share)), None)
 
-    def verdict(self, arm: Arm, share: float) -> Verdict | None:
-        return next((v for v in self.verdicts if (v.arm, v.share) == (arm, share)), None)
-
     def labels(self, share: float) -> int | None:
         return next((c.labels for c in self.cells if c.share == share), None)
 
@@ -133,11 +131,8 @@ def summarise(trials: Sequence[Trial], study: Study | None = None) -> Summary:
     study = study or Study()
     found = sorted({trial.task for trial in trials} - set(study.tasks))
     names = [*study.tasks, *found]
-    tasks = tuple(
-        summarise_task([t for t in trials if t.task == name], study.shares)
-        for name in names
-        if any(t.task == name for t in trials)
-    )
+    by_task = [[trial for trial in trials if trial.task == name] for name in names]
+    tasks = tuple(summarise_task(of_task, study.shares) for of_task in by_task if of_task)
     shares = sorted(set(study.shares) or {t.share for t in trials})
     seeds = sorted(set(study.seeds) or {t.seed for t in trials})
     done = {trial.key for trial in trials}
@@ -147,16 +142,11 @@ def summarise(trials: Sequence[Trial], study: Study | None = None) -> Summary:
 
 def summarise_task(trials: Sequence[Trial], planned: Iterable[float] = ()) -> TaskSummary:
     first = trials[0]
+    measured = attrgetter("metric", "higher_is_better", "guessing")
     for trial in trials:
-        same = (trial.metric, trial.higher_is_better, trial.guessing) == (
-            first.metric,
-            first.higher_is_better,
-            first.guessing,
-        )
-        if not same or len({t.confusion.classes for t in (first, trial) if t.confusion}) > 1:
-            raise ValueError(
-                f"{trial.key.name} and {first.key.name} are not measured alike: redo one of them"
-            )
+        classes = {t.confusion.classes for t in (first, trial) if t.confusion}
+        if measured(trial) != measured(first) or len(classes) > 1:
+            raise ValueError(f"{trial.key.name} and {first.key.name} are not measured alike: redo one")
     shares = tuple(sorted({trial.share for trial in trials} | set(planned)))
     cells = tuple(cell for arm in ARMS for share in shares if (cell := _cell(trials, arm, share)))
     by_place = {(cell.arm, cell.share): cell for cell in cells}
@@ -169,16 +159,7 @@ def summarise_task(trials: Sequence[Trial], planned: Iterable[float] = ()) -> Ta
     target = by_place.get(("scratch", 1.0))
     arms = [[c for c in cells if c.arm == arm] for arm in PRETRAINED] if target else []
     savings = tuple(_saving(curve, target, first.higher_is_better) for curve in arms if curve and target)
-    return TaskSummary(
-        first.task,
-        first.metric,
-        first.higher_is_better,
-        first.guessing,
-        shares,
-        cells,
-        verdicts,
-        savings,
-    )
+    return TaskSummary(first.task, *measured(first), shares, cells, verdicts, savings)
 
 
 def compare(cell: Cell, scratch: Cell, higher_is_better: bool) -> Verdict:
@@ -242,6 +223,6 @@ def _saving(cells: Sequence[Cell], scratch: Cell, higher_is_better: bool) -> Sav
         ]
         reached = labels_to_reach(curve, scratch.mean, higher_is_better)
         by_seed.append(None if reached is None else scratch.labels / reached)
-    at_most = labels == cells[0].labels
-    most = cells[-1].labels
-    return Saving(cells[0].arm, scratch.mean, scratch.labels, most, labels, at_most, tuple(by_seed))
+    first, last = cells[0], cells[-1]
+    at_most = labels == first.labels
+    return Saving(first.arm, scratch.mean, scratch.labels, last.labels, labels, at_most, tuple(by_seed))
