@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.errors import ServiceError
 from speech_ssl.audio import AudioWarning
-from speech_ssl.inference.card import ModelCard, Wanted
+from speech_ssl.inference.card import ModelCard, PassRequest
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.units import Rows
 from speech_ssl.inference.window_output import WindowOutput
@@ -29,7 +29,7 @@ Vectors: TypeAlias = NDArray[np.float32]
 Windows: TypeAlias = deque[tuple[Window, "Future[WindowOutput]"]]
 
 
-def clip_bytes(card: ModelCard, wanted: Wanted, plan: Sequence[Window]) -> int:
+def clip_bytes(card: ModelCard, wanted: PassRequest, plan: Sequence[Window]) -> int:
     """Of what is held for a clip until its answer is made, and of the text of that."""
     of_frame = LOUDNESS_BYTES + TEXT_BYTES + sum(map(card.output_bytes, wanted.heads))
     if wanted.holds_frames:
@@ -79,7 +79,7 @@ class QueuedClip:
         async for window, passed in self.passed():
             yield passed.kept(window.skip, window.keep)
 
-    async def heard(self, wanted: Wanted) -> ClipResult:
+    async def heard(self, wanted: PassRequest) -> ClipResult:
         """Pooled as windows come in: the frames of a long clip are never held together."""
         stitcher = Stitcher(wanted.pooling, frames=sum(window.keep for window, _ in self.windows))
         async for window, passed in self.passed():

@@ -31,7 +31,7 @@ from service.record import current
 from service.settings import Settings
 from service.shares import asking
 from speech_ssl.audio import LARGEST_SAMPLE, AudioError, AudioWarning, Limits
-from speech_ssl.inference.card import ModelCard, Wanted
+from speech_ssl.inference.card import ModelCard, PassRequest
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.window_output import WindowOutput
 from speech_ssl.types import SAMPLE_RATE, Waveform
@@ -158,7 +158,7 @@ class Engine:
         self.check_open()
         self.models.check_room(min(1.0, self.settings.max_queue_s))
 
-    async def hear(self, model: Model, files: Sequence[File], wanted: Wanted) -> Result:
+    async def hear(self, model: Model, files: Sequence[File], wanted: PassRequest) -> Result:
         """Raises ServiceError that names the file at fault, and what batcher and runtime raise."""
         with model.ticket() as ticket:
             current().queued(model.card.name, ticket)
@@ -167,7 +167,9 @@ class Engine:
         return Result(clips, hearing.seconds, ticket.waited_s, ticket.ran_s)
 
     @asynccontextmanager
-    async def hearing(self, model: Model, files: Sequence[File], wanted: Wanted) -> AsyncIterator[Hearing]:
+    async def hearing(
+        self, model: Model, files: Sequence[File], wanted: PassRequest
+    ) -> AsyncIterator[Hearing]:
         """For answers that begin before all has run. Raises as `hear` does."""
         with model.ticket() as ticket:
             current().queued(model.card.name, ticket)
@@ -180,7 +182,7 @@ class Engine:
         return await asyncio.wrap_future(self._answering.submit(work))
 
     async def _queued(
-        self, card: ModelCard, files: Sequence[File], wanted: Wanted, ticket: _Ticket
+        self, card: ModelCard, files: Sequence[File], wanted: PassRequest, ticket: _Ticket
     ) -> Hearing:
         clips, seconds = [], 0.0
         for file in files:
@@ -272,7 +274,7 @@ class Engine:
             raise Stopped
         return self._decoders.submit(work)
 
-    def _check_frames(self, seconds: float, wanted: Wanted) -> None:
+    def _check_frames(self, seconds: float, wanted: PassRequest) -> None:
         most = self.settings.max_frames_s
         if wanted.holds_frames and seconds > most:
             raise TooLarge(f"with pooling 'none', at most {most:g} s of audio are taken in one request")
@@ -283,7 +285,7 @@ class Engine:
         return plan if len(plan) == 1 else await self.aside(partial(card.plan_of, wave))
 
     @staticmethod
-    def _submit(ticket: _Ticket, wave: Waveform, plan: Sequence[Window], wanted: Wanted) -> Windows:
+    def _submit(ticket: _Ticket, wave: Waveform, plan: Sequence[Window], wanted: PassRequest) -> Windows:
         """Queue the windows, each with its own samples: what has run is freed."""
         windows: Windows = deque()
         for window in plan:

@@ -40,7 +40,7 @@ from service.v1.dependencies import TheEngine, attended
 from service.v1.schemas import ERRORS
 from service.v1.uploads import received_json
 from speech_ssl.inference.answers import Classification
-from speech_ssl.inference.card import ModelCard, Wanted
+from speech_ssl.inference.card import ModelCard, PassRequest
 from speech_ssl.inference.windows import Pool
 from speech_ssl.types import Pooling
 
@@ -121,7 +121,7 @@ class _Asked:
 
     outputs: list[OutputName]
     pooling: Pooling
-    wanted: Wanted
+    wanted: PassRequest
 
     @classmethod
     def of(cls, card: ModelCard, request: InferRequest) -> _Asked:

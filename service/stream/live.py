@@ -25,7 +25,7 @@ from service.models.engine import Engine
 from service.models.holding import held
 from service.models.model import Model
 from speech_ssl.audio import AudioError
-from speech_ssl.inference.card import Wanted
+from speech_ssl.inference.card import PassRequest
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.levels import Level
 from speech_ssl.inference.window_output import WindowOutput
@@ -48,7 +48,7 @@ class Live:
     the last two of a plan depend on how long the clip will be. To be closed at its end."""
 
     def __init__(
-        self, engine: Engine, model: Model, ticket: Ticket[WindowTask, WindowOutput], wanted: Wanted
+        self, engine: Engine, model: Model, ticket: Ticket[WindowTask, WindowOutput], wanted: PassRequest
     ) -> None:
         self._model, self._ticket, self._wanted = model, ticket, wanted
         self._reserve = engine.reserving(ticket)

@@ -39,7 +39,7 @@ from service.v1.uploads import Upload
 from speech_ssl import audio
 from speech_ssl.inference.answers import Choice, Transcript
 from speech_ssl.inference.answers import Classification as HeardSounds
-from speech_ssl.inference.card import ModelCard, Wanted
+from speech_ssl.inference.card import ModelCard, PassRequest
 
 PIECE_BYTES = 64 << 10
 Options: TypeAlias = EmbeddingOptions | TranscriptionOptions | ClassificationOptions | AnalysisOptions
@@ -56,7 +56,7 @@ async def respond(request: Request, engine: Engine, upload: Upload[Any]) -> Resp
     return await attended(request, engine, work())
 
 
-def wanted(card: ModelCard, options: Options) -> Wanted:
+def wanted(card: ModelCard, options: Options) -> PassRequest:
     """What the model has to run for it. Raises ServiceError or ChoiceError for what it cannot."""
     match options:
         case EmbeddingOptions():

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from speech_ssl.inference import answers
 from speech_ssl.inference.answers import Choice, Classification, Clock, TextDecoder, Transcript
-from speech_ssl.inference.card import ModelCard, Wanted
+from speech_ssl.inference.card import ModelCard, PassRequest
 from speech_ssl.inference.units import dense
 from speech_ssl.inference.windows import ClipOutput
 from speech_ssl.model.specs import CTCSpec, EventsSpec
@@ -34,7 +34,7 @@ class Answering:
         self._lock = threading.Lock()  # held while a search is made
 
     def heard(
-        self, whole: ClipOutput, wanted: Wanted, decoder: TextDecoder | None = None
+        self, whole: ClipOutput, wanted: PassRequest, decoder: TextDecoder | None = None
     ) -> tuple[Transcript | None, Classification | None]:
         """What was said in a clip and what was heard, as far as that is wanted."""
         return (

@@ -45,7 +45,7 @@ class ChoiceError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class PassRequest:
     """What a model is to give of each clip, resolved by `ModelCard.choose`: it goes with the request.
 
     layer: 0 to N, of the embedding; None: there is none. pooling: of its frames. speech, sounds: the heads
@@ -126,7 +126,7 @@ class ModelCard:
         speech_head: str | None = None,
         sounds_head: str | None = None,
         choice: Choice = EVERY_LABEL,
-    ) -> Wanted:
+    ) -> PassRequest:
         """What is asked of the model: heads by name, where none is said the first of their kind; the layer
         from 0. tasks: None: all that it can. Raises ChoiceError for what the model does not have, ValueError
         for a task that is not known."""
@@ -135,7 +135,7 @@ class ModelCard:
         speech = self.check_head("transcription", speech_head) if "transcription" in tasks else None
         sounds = self.check_head("classification", sounds_head) if "classification" in tasks else None
         wanted = self.check_layer(layer) if "embedding" in tasks else None
-        return Wanted(wanted, pooling, speech, sounds, choice)
+        return PassRequest(wanted, pooling, speech, sounds, choice)
 
     def check_head(self, task: HeadTask, name: str | None = None) -> str:
         """The name of the head for a task: the one named, else the model's first. Raises ChoiceError."""

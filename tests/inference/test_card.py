@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from speech_ssl.inference.answers import Choice
-from speech_ssl.inference.card import ChoiceError, ModelCard, Wanted
+from speech_ssl.inference.card import ChoiceError, ModelCard, PassRequest
 from speech_ssl.inference.chunking import Chunker
 from tests.narrow import HEADS
 
@@ -17,15 +17,15 @@ BARE = ModelCard("bare", "", 16, 3, 20.0, CHUNKER, {}, {"ctc": "its head has no 
 def test_what_is_not_said_is_all_that_the_model_can() -> None:
     assert CARD.tasks == ("embedding", "transcription", "classification") and BARE.tasks == ("embedding",)
     wanted = CARD.choose()
-    assert wanted == Wanted(3, "mean", "ctc", "sounds") and wanted.heads == ("ctc", "sounds")
-    assert BARE.choose() == Wanted(3) and BARE.choose().heads == ()
+    assert wanted == PassRequest(3, "mean", "ctc", "sounds") and wanted.heads == ("ctc", "sounds")
+    assert BARE.choose() == PassRequest(3) and BARE.choose().heads == ()
 
 
 def test_only_what_is_asked_for_is_wanted() -> None:
     choice = Choice(top_k=1)
     wanted = CARD.choose(["classification"], layer=99, sounds_head="moods", choice=choice)
-    assert wanted == Wanted(None, "mean", None, "moods", choice)
-    assert CARD.choose(["embedding"], layer=-4, pooling="none") == Wanted(0, "none")
+    assert wanted == PassRequest(None, "mean", None, "moods", choice)
+    assert CARD.choose(["embedding"], layer=-4, pooling="none") == PassRequest(0, "none")
     assert CARD.choose(["embedding"], pooling="none").holds_frames and not wanted.holds_frames
 
 
