@@ -33,7 +33,7 @@ import speech_ssl
 from speech_ssl.data.manifest import read_manifest
 from speech_ssl.data.ngram import write_arpa
 from speech_ssl.data.splits import given_splits
-from speech_ssl.inference.beam import LM_WEIGHT, WORD_SCORE, BeamSearch
+from speech_ssl.inference.ctc.beam import LM_WEIGHT, WORD_SCORE, BeamSearch
 from speech_ssl.text import BLANK, Vocabulary, normalize
 
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz123"

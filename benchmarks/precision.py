@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 import speech_ssl
 from speech_ssl import audio
 from speech_ssl.inference.arithmetic import AUTO_ERROR, Precision
-from speech_ssl.inference.engines import TorchEngine
+from speech_ssl.inference.engines.torch import TorchEngine
 from speech_ssl.model import presets
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder

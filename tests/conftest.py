@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import speech_ssl
-from speech_ssl.inference import arithmetic, engines
+from speech_ssl.inference import arithmetic
+from speech_ssl.inference.engines import torch as engines
 from tests.command_line import Run, without_progress
 
 torch.set_num_threads(1)  # small models: more threads only get in each other's way

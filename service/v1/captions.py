@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from speech_ssl.inference.word_times import Word
+from speech_ssl.inference.ctc.word_times import Word
 
 PAUSE_S = 0.6
 """A pause so long ends a segment."""

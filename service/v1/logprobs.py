@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from service.v1.schemas_audio import Logprob
-from speech_ssl.inference.word_times import Word
+from speech_ssl.inference.ctc.word_times import Word
 
 LEAST_SCORE = 1e-9
 

@@ -20,7 +20,7 @@ from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE
 
 if TYPE_CHECKING:
-    from speech_ssl.inference.beam import BeamSearch
+    from speech_ssl.inference.ctc.beam import BeamSearch
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Answering:
             return self._searches[head]
 
     def _search(self, head: str) -> BeamSearch | None:
-        from speech_ssl.inference.beam import BeamSearch
+        from speech_ssl.inference.ctc.beam import BeamSearch
 
         spec = self.ctc(head)
         try:

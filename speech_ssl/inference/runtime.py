@@ -24,7 +24,7 @@ from speech_ssl.inference.arithmetic import Precision
 from speech_ssl.inference.card import TASKS, ModelCard, Task
 from speech_ssl.inference.chunking import CONTEXT_S, WINDOW_S, Chunker, Window
 from speech_ssl.inference.clips import Clip, checked_clips, naming
-from speech_ssl.inference.engines import TorchEngine, checked_device
+from speech_ssl.inference.engines.torch import TorchEngine, checked_device
 from speech_ssl.inference.units import WHOLE, dense
 from speech_ssl.inference.window_output import Layers, WindowOutput
 from speech_ssl.inference.windows import BATCH_S, LOOKAHEAD, ClipOutput, WindowedPass
@@ -33,7 +33,7 @@ from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE, AudioWarning, Features, Levels, Pooling, Waveform
 
 if TYPE_CHECKING:
-    from speech_ssl.inference.beam import BeamSearch
+    from speech_ssl.inference.ctc.beam import BeamSearch
 
 
 class Runtime(ModelCard):
@@ -175,7 +175,7 @@ class Runtime(ModelCard):
     def beam_search(self, *, head: str | None = None, **options: Any) -> BeamSearch:
         """A decoder for `transcribe`, with the vocabulary of a head; options are those of `BeamSearch`: `lm`,
         `lexicon`, `beam` and weights. lm: what came with the head, if nothing is said of it; None: none."""
-        from speech_ssl.inference.beam import BeamSearch
+        from speech_ssl.inference.ctc.beam import BeamSearch
 
         name = self.check_head("transcription", head)
         spec = self.answering.ctc(name)

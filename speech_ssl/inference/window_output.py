@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from speech_ssl.inference.ctc.word_times import Loudness
 from speech_ssl.inference.units import Outputs, Rows, TopUnits
-from speech_ssl.inference.word_times import Loudness
 
 Layers: TypeAlias = int | tuple[int, ...] | None
 """The layer, 0 to N, of which frames are wanted, or several; None: no frames."""

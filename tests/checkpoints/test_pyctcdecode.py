@@ -19,7 +19,7 @@ from speech_ssl.checkpoints.artifact import Head, add_head, load_artifact
 from speech_ssl.checkpoints.ngram import NGram
 from speech_ssl.checkpoints.opening import convert, open_checkpoint
 from speech_ssl.checkpoints.transformers import hub
-from speech_ssl.inference.beam import BeamSearch
+from speech_ssl.inference.ctc.beam import BeamSearch
 from speech_ssl.model.specs import CTCSpec
 from speech_ssl.text import BLANK, Vocabulary
 from tests.arpa import Arpa

@@ -18,7 +18,7 @@ from service.v1.partial_text import Settling
 from speech_ssl.checkpoints.artifact import Artifact, Head, add_head, load_artifact
 from speech_ssl.inference import Runtime
 from speech_ssl.inference.answers import Clock, align_text, settled, transcribe
-from speech_ssl.inference.word_times import of_every
+from speech_ssl.inference.ctc.word_times import of_every
 from speech_ssl.model.specs import AdapterSpec, CTCSpec
 from tests.inference.posteriors import LETTERS, on_path, path_of
 from tests.narrow import save_narrow

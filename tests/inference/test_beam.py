@@ -14,9 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from speech_ssl.data.ngram import write_arpa
-from speech_ssl.inference.beam import BeamSearch, Hypothesis
-from speech_ssl.inference.beam_words import CHARACTER_SCORE
-from speech_ssl.inference.ctc import greedy
+from speech_ssl.inference.ctc.beam import BeamSearch, Hypothesis
+from speech_ssl.inference.ctc.beam_words import CHARACTER_SCORE
+from speech_ssl.inference.ctc.best_path import greedy
 from speech_ssl.text import BLANK, SPACE, Vocabulary
 from tests.arpa import Arpa
 from tests.inference.posteriors import (

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from speech_ssl.inference.ctc import PAUSE, align, greedy, split_at_blanks
-from speech_ssl.inference.word_times import Word
+from speech_ssl.inference.ctc.best_path import PAUSE, align, greedy, split_at_blanks
+from speech_ssl.inference.ctc.word_times import Word
 from speech_ssl.text import BLANK, Vocabulary
 from tests.inference.posteriors import (
     HOP_S,

@@ -13,7 +13,8 @@ import torch
 import speech_ssl
 from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import load_artifact
-from speech_ssl.inference import Runtime, engines
+from speech_ssl.inference import Runtime
+from speech_ssl.inference.engines import torch as engines
 from speech_ssl.types import Waveform
 from tests.narrow import PROMPT
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from speech_ssl import audio
-from speech_ssl.inference import Runtime, beam, beam_words, engines
+from speech_ssl.inference import Runtime
 from speech_ssl.inference.answers import align_text, settled, transcribe
-from speech_ssl.inference.beam import BeamSearch
+from speech_ssl.inference.ctc import beam, beam_words
+from speech_ssl.inference.ctc.beam import BeamSearch
+from speech_ssl.inference.engines import torch as engines
 from speech_ssl.inference.units import KEPT, TopUnits, best_path, blanks, dense
 from speech_ssl.model.specs import CTCSpec
 from speech_ssl.text import BLANK, SPACE, Vocabulary

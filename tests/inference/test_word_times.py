@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from speech_ssl import audio
-from speech_ssl.inference.word_times import loudness_of
+from speech_ssl.inference.ctc.word_times import loudness_of
 from tests.narrow import narrow_runtime
 
 FRONT_ENDS = [

@@ -19,7 +19,7 @@ from speech_ssl import audio
 from speech_ssl.data.manifest import Utterance
 from speech_ssl.evaluation.extras import eval_extra
 from speech_ssl.inference.chunking import Chunker
-from speech_ssl.inference.engines import TorchEngine
+from speech_ssl.inference.engines.torch import TorchEngine
 from speech_ssl.inference.windows import BATCH_S, WindowedPass
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder

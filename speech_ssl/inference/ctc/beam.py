@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speech_ssl.checkpoints.ngram import NGram
-from speech_ssl.inference.beam_words import Context, LanguageModel, Words
-from speech_ssl.inference.ctc import LEAST_LOG_PROB, check_log_probs
-from speech_ssl.inference.lexicon import Lexicon
+from speech_ssl.inference.ctc.beam_words import Context, LanguageModel, Words
+from speech_ssl.inference.ctc.best_path import LEAST_LOG_PROB, check_log_probs
+from speech_ssl.inference.ctc.lexicon import Lexicon
 from speech_ssl.inference.units import KEPT, WHOLE
 from speech_ssl.text import SPACE, Vocabulary
 

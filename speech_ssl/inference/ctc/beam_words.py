@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speech_ssl.checkpoints.ngram import NGram
-from speech_ssl.inference.lexicon import Lexicon, check_letters, fitting, forms, lines_of
+from speech_ssl.inference.ctc.lexicon import Lexicon, check_letters, fitting, forms, lines_of
 from speech_ssl.inference.units import WHOLE
 from speech_ssl.text import SPACE, Vocabulary
 

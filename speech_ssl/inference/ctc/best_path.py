@@ -2,7 +2,7 @@
 
 Log-probabilities are (T, V) float32, natural logarithms, one row a frame; unit 0 is the blank (Graves et al.
 2006). Frame t stands for the seconds from t * hop_s to (t + 1) * hop_s.
-The times of words are those of `inference.word_times`.
+The times of words are those of `inference.ctc.word_times`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from speech_ssl.inference.ctc.word_times import Loudness, Span, Word, words_of
 from speech_ssl.inference.units import Outputs, best_path, blanks, numbers
-from speech_ssl.inference.word_times import Loudness, Span, Word, words_of
 from speech_ssl.text import SPACE, Vocabulary
 from speech_ssl.types import least_frames
 

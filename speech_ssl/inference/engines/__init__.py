@@ -1,0 +1,1 @@
+"""What runs an encoder: one file an engine, none of which knows another."""
