@@ -87,7 +87,7 @@ def made(options: Mapping[str, Any]) -> Any:
 
 def ways(theirs: Any, artifact: Artifact, transformers_model: Any) -> dict[str, Frames]:
     """Each library's way with a batch."""
-    layer_norm = artifact.encoder.config.conv_norm == "layer"
+    layer_norm = artifact.encoder.config.frontend.norm == "layer"
 
     def padded(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         return torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True), torch.tensor(

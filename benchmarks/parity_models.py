@@ -198,10 +198,10 @@ def of_torchaudio(family: str, tiny: bool, _: object = None) -> Row:
     encoder = reader.read(randomized(model).state_dict(), "torchaudio", "model").encoder
 
     def theirs(wave_1S: Tensor) -> Sequence[Tensor]:
-        if encoder.config.normalize_wave:  # as its pipelines' models do it
+        if encoder.config.frontend.normalize_wave:  # as its pipelines' models do it
             wave_1S = F.layer_norm(wave_1S, wave_1S.shape)
         # Of models with a norm at the end it gives the layers without it, so that only the end is compared.
-        if encoder.config.pre_norm:
+        if encoder.config.block.pre_norm:
             return [model(wave_1S)[0]]
         return model.extract_features(wave_1S)[0]  # type: ignore[no-any-return]
 
@@ -227,7 +227,7 @@ def of_fairseq2(family: str, tiny: bool, _: object = None) -> Row:
         layer.register_forward_hook(lambda _, __, out: layers.append(out))
 
     def theirs(wave_1S: Tensor) -> Sequence[Tensor]:
-        if encoder.config.normalize_wave:  # as its data sets do it
+        if encoder.config.frontend.normalize_wave:  # as its data sets do it
             wave_1S = F.layer_norm(wave_1S, wave_1S.shape)
         layers.clear()
         last = model.encoder(*model.encoder_frontend(wave_1S, BatchLayout.of(wave_1S)))

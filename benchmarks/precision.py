@@ -22,7 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}: {native(device)} is native"
     )
     tiny = presets.tiny()
-    narrow = replace(tiny, conv_channels=(16,) * 7, width=64, depth=2, ffn_width=128)
+    narrow = tiny.changed(frontend={"channels": (16,) * 7}, width=64, depth=2, ffn_width=128)
     sizes = {"tiny": narrow} if options.tiny else {"tiny": tiny, "base": presets.base()}
     wave, repeats = (speech(1.0), 1) if options.tiny else (speech(10.0), REPEATS)
     broken = measure_training(sizes["tiny"], wave, device, repeats)

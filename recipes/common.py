@@ -25,6 +25,7 @@ from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.data.source import Sounding, Source
 from speech_ssl.data.splits import split_utterances
 from speech_ssl.inference.runtime import named_artifact
+from speech_ssl.model.config import Convolutions
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
 from speech_ssl.precision import Float, native
@@ -145,9 +146,10 @@ def pretrain(  # noqa: PLR0913 - what the command line asks
         inputs["engine"] = engine
     torch.manual_seed(run.train.seed)
     if artifact is not None:  # waves as it knows them
-        theirs = artifact.encoder.config
-        waves = {"normalize_wave": theirs.normalize_wave, "wave_eps": theirs.wave_eps}
-        run = replace(run, encoder=replace(run.encoder, **waves))
+        mine, theirs = run.encoder.frontend, artifact.encoder.config.frontend
+        if isinstance(mine, Convolutions) and isinstance(theirs, Convolutions):
+            waves = {"normalize_wave": theirs.normalize_wave, "wave_eps": theirs.wave_eps}
+            run = replace(run, encoder=run.encoder.changed(frontend=waves))
     objective = run.objective.build(Encoder(run.encoder))
     if artifact is not None:
         start_from(objective, artifact)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ HEADS = {
 }
 PROMPT = Path(speech_ssl.__file__).parent / "assets" / "prompts" / "audio" / "hello.flac"
 NARROW: dict[str, Any] = {
-    "conv_channels": (8,) * 7,
+    "frontend": {"channels": (8,) * 7},
     "width": 16,
     "depth": 1,
     "heads": 2,
@@ -36,7 +35,7 @@ NARROW: dict[str, Any] = {
 def save_narrow(folder: Path) -> Path:
     """The tiny encoder's strides and window lengths, but 16 wide and one layer deep."""
     return save_artifact(
-        Encoder(replace(tiny(), **NARROW)), folder, name="narrow", training={}, licence="Apache-2.0"
+        Encoder(tiny().changed(**NARROW)), folder, name="narrow", training={}, licence="Apache-2.0"
     )
 
 
@@ -48,7 +47,7 @@ def narrow_runtime(
     **changes: Any,
 ) -> Runtime:
     """Heads on an encoder as narrow, changed in some fields of its config; nothing is written."""
-    config = replace(tiny(), **(NARROW | changes))
+    config = tiny().changed(**NARROW).changed(**changes)
     heads = {}
     with torch.random.fork_rng():
         torch.manual_seed(1)

@@ -31,14 +31,13 @@ from speech_ssl.types import Batch
 
 pytestmark = pytest.mark.numerical
 
-ENCODER = replace(
-    presets.tiny(),
-    conv_channels=(16,) * 7,
+ENCODER = presets.tiny().changed(
+    frontend={"channels": (16,) * 7},
     depth=3,
     width=32,
     heads=2,
     ffn_width=64,
-    position_kernel=16,
+    positions={"kernel": 16},
     dropout=0.1,
     layer_drop=0.3,
 )

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from speech_ssl.model import presets
-from speech_ssl.model.config import MEL_FIELD, MEL_HOP, EncoderConfig
+from speech_ssl.model.config import (
+    ClippedDistances,
+    Conformer,
+    EncoderConfig,
+    LogMel,
+    Rotary,
+    StackedConvolutions,
+)
 from speech_ssl.objectives.base import Objective
 from tests.test_objective_contract import every_objective, fresh, loss_of, tones
 
@@ -25,31 +32,29 @@ SAMPLES, MOST = 4_000, 10.0
 
 
 def small(config: EncoderConfig, **changes: object) -> EncoderConfig:
-    sizes = {"width": 32, "depth": 2, "heads": 2, "ffn_width": 64, "position_kernel": 16}
-    return dataclasses.replace(config, **{**sizes, "layer_drop": 0.0, **changes})  # type: ignore[arg-type]
+    sizes = {"width": 32, "depth": 2, "heads": 2, "ffn_width": 64, "positions": {"kernel": 16}}
+    return config.changed(**{**sizes, "layer_drop": 0.0, **changes})
 
 
+NARROW = {"channels": (32,) * 7}
 FRONT_ENDS: Mapping[str, EncoderConfig] = {
     "tiny": small(presets.tiny()),
-    "small": small(presets.small(), conv_channels=(32,) * 7),
-    "base": small(presets.base(), conv_channels=(32,) * 7),
-    "large": small(presets.large(), conv_channels=(32,) * 7),
-    "waves as they are": small(presets.large(), conv_channels=(32,) * 7, normalize_wave=False),
+    "small": small(presets.small(), frontend=NARROW),
+    "base": small(presets.base(), frontend=NARROW),
+    "large": small(presets.large(), frontend=NARROW),
+    "waves as they are": small(presets.large(), frontend={**NARROW, "normalize_wave": False}),
     "layer norms, no bias": small(
-        presets.large(), conv_channels=(32,) * 7, conv_bias=False, normalize_wave=False
+        presets.large(), frontend={**NARROW, "bias": False, "normalize_wave": False}
     ),
-    "stacked positions": small(presets.base(), conv_channels=(32,) * 7, position_depth=3),
-    "conformer": small(presets.large(), conv_channels=(32,) * 7, conformer_kernel=5, relative="rotary"),
+    "stacked positions": small(
+        presets.base(), frontend=NARROW, positions=StackedConvolutions(layers=3, kernel=16)
+    ),
+    "conformer": small(presets.large(), frontend=NARROW, positions=Rotary(), block=Conformer(kernel=5)),
     "mel": small(
         presets.large(),
-        mel_bins=20,
-        conv_channels=(40,),
-        conv_kernels=(MEL_FIELD,),
-        conv_strides=(MEL_HOP,),
-        normalize_wave=False,
-        conformer_kernel=5,
-        conformer_norm="layer",
-        relative="clipped",
+        frontend=LogMel(bins=20),
+        positions=ClippedDistances(),
+        block=Conformer(kernel=5, norm="layer"),
     ),
 }
 

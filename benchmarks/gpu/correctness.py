@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.gpu.machine import describe, find_device, make_parser, noise_batch
 from speech_ssl.model import presets
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import Convolutions, EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.masking import hidden_positions, hide_spans
 from speech_ssl.objectives.wav2vec2 import (
@@ -191,7 +190,8 @@ CHECKS: tuple[Check, ...] = (check_encoder, check_loss, check_training)
 
 def narrowed(config: EncoderConfig) -> EncoderConfig:
     sizes = {"width": 32, "depth": 2, "heads": 2, "ffn_width": 64}
-    return replace(config, conv_channels=(16,) * len(config.conv_channels), **sizes)  # type: ignore[arg-type]
+    assert isinstance(config.frontend, Convolutions)
+    return config.changed(frontend={"channels": (16,) * len(config.frontend.channels)}, **sizes)
 
 
 def show(row: Row) -> None:

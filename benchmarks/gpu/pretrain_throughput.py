@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.machine import describe, find_device, make_parser, noise_batch
+from speech_ssl.checkpoints.transformers.transformer import write_config
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.data.loader import Loader, LoaderState
 from speech_ssl.data.manifest import read_manifest
@@ -99,35 +100,20 @@ def peer_config(config: EncoderConfig, method: Wav2Vec2Config) -> Any:
     """The same model, in transformers' words."""
     from transformers import Wav2Vec2Config as PeerConfig
 
-    return PeerConfig(
-        hidden_size=config.width,
-        num_hidden_layers=config.depth,
-        num_attention_heads=config.heads,
-        intermediate_size=config.ffn_width,
-        hidden_dropout=config.dropout,
-        attention_dropout=config.attention_dropout,
-        activation_dropout=config.activation_dropout,
-        feat_proj_dropout=config.feature_dropout,
-        layerdrop=config.layer_drop,
-        feat_extract_norm=config.conv_norm,
-        conv_dim=config.conv_channels,
-        conv_kernel=config.conv_kernels,
-        conv_stride=config.conv_strides,
-        conv_bias=config.conv_bias,
-        num_conv_pos_embeddings=config.position_kernel,
-        num_conv_pos_embedding_groups=config.position_groups,
-        do_stable_layer_norm=config.pre_norm,
-        mask_time_prob=method.hidden_share,
-        mask_time_length=method.hidden_span,
-        num_codevectors_per_group=method.entries,
-        num_codevector_groups=method.groups,
-        contrastive_logits_temperature=method.kappa,
-        feat_quantizer_dropout=method.target_dropout,
-        num_negatives=method.distractors,
-        codevector_dim=method.code_width,
-        proj_codevector_dim=method.final_width,
-        diversity_loss_weight=method.diversity_weight,
-    )
+    fields = {
+        **write_config(config, "wav2vec2"),
+        "mask_time_prob": method.hidden_share,
+        "mask_time_length": method.hidden_span,
+        "num_codevectors_per_group": method.entries,
+        "num_codevector_groups": method.groups,
+        "contrastive_logits_temperature": method.kappa,
+        "feat_quantizer_dropout": method.target_dropout,
+        "num_negatives": method.distractors,
+        "codevector_dim": method.code_width,
+        "proj_codevector_dim": method.final_width,
+        "diversity_loss_weight": method.diversity_weight,
+    }
+    return PeerConfig.from_dict(fields)
 
 
 class Sampled(NamedTuple):
@@ -221,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     config, method, data = presets.base(), Wav2Vec2Config(), DATA
     if options.tiny:
-        config = replace(config, conv_channels=(16,) * 7, width=32, depth=2, heads=2, ffn_width=64)
+        config = config.changed(frontend={"channels": (16,) * 7}, width=32, depth=2, heads=2, ffn_width=64)
         method = replace(method, entries=16, code_width=16, final_width=16)
         data = DataConfig(crop_s=1.0, batch_s=2.0, workers=0)
     print(describe(device))

@@ -22,40 +22,28 @@ from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
+from speech_ssl.checkpoints.transformers.transformer import write_config
 from speech_ssl.inference.runtime import named_artifact
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import Convolutions, EncoderConfig
 from speech_ssl.types import SAMPLE_RATE
 
 
 def peer_config(config: EncoderConfig) -> Any:
     """The same model, in transformers' words."""
-    return Wav2Vec2Config(
-        hidden_size=config.width,
-        num_hidden_layers=config.depth,
-        num_attention_heads=config.heads,
-        intermediate_size=config.ffn_width,
-        layerdrop=0.0,
-        feat_extract_norm=config.conv_norm,
-        conv_dim=config.conv_channels,
-        conv_kernel=config.conv_kernels,
-        conv_stride=config.conv_strides,
-        conv_bias=config.conv_bias,
-        num_conv_pos_embeddings=config.position_kernel,
-        num_conv_pos_embedding_groups=config.position_groups,
-        do_stable_layer_norm=config.pre_norm,
-    )
+    return Wav2Vec2Config.from_dict({**write_config(config, "wav2vec2"), "layerdrop": 0.0})
 
 
 class Peer:
     def __init__(self, config: EncoderConfig) -> None:
+        assert isinstance(config.frontend, Convolutions)
         torch.manual_seed(0)
         self.model = Wav2Vec2Model(peer_config(config)).eval()  # type: ignore[no-untyped-call]
         self.extractor = Wav2Vec2FeatureExtractor(  # type: ignore[no-untyped-call]
             feature_size=1,
             sampling_rate=SAMPLE_RATE,
             padding_value=0.0,
-            do_normalize=config.normalize_wave,
-            return_attention_mask=config.conv_norm == "layer",
+            do_normalize=config.frontend.normalize_wave,
+            return_attention_mask=config.frontend.norm == "layer",
         )
         self._lock = threading.Lock()
 

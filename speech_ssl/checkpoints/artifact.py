@@ -34,9 +34,11 @@ from speech_ssl.checkpoints.replacing import ArtifactError as ArtifactError
 from speech_ssl.checkpoints.replacing import new_folder
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
+from speech_ssl.model.flat import is_flat, stored_config
 from speech_ssl.model.specs import HeadSpec, spec_from_dict, spec_to_dict
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, KNOWN_VERSIONS = 2, (1, 2)
+"""1: the encoder's config is flat, see `model.flat`; 2: in parts."""
 ENCODER = "encoder.safetensors"
 EXTRA = "pretraining.safetensors"
 
@@ -153,7 +155,9 @@ def add_head(
                 shutil.copy(source / file, new / file)
         entry = _write_head(new, name, head, dtype)
         heads = {**config["heads"], name: entry}
-        _write_config(new, {**config, "name": model or config["name"], "heads": heads})
+        encoder = _built(source, "encoder", lambda: stored_config(config["encoder"])).to_dict()
+        now = {"format_version": FORMAT_VERSION, "name": model or config["name"], "encoder": encoder}
+        _write_config(new, {**config, **now, "heads": heads})
     return Path(folder).absolute()
 
 
@@ -187,10 +191,12 @@ def load_artifact(folder: str | Path) -> Artifact:
     config = _read_config(folder)
     for name in config["files"]:
         _check_sum(folder, config, name)
-    encoder = _built(folder, "encoder", lambda: Encoder(EncoderConfig.from_dict(config["encoder"])))
+    stored = config["encoder"]
+    encoder = _built(folder, "encoder", lambda: Encoder(stored_config(stored)))
     _load_weights(folder, config, ENCODER, encoder)
     heads = {name: _load_head(folder, config, name, encoder.config) for name in config["heads"]}
-    return Artifact(folder, config, encoder, identity(encoder, heads), heads)
+    sha256 = identity(encoder, heads, stored if is_flat(stored) else None)
+    return Artifact(folder, config, encoder, sha256, heads)
 
 
 def _load_head(folder: Path, config: Mapping[str, Any], name: str, encoder: EncoderConfig) -> Head:
@@ -276,7 +282,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ArtifactError(f"{path}: not a JSON object: copy the artifact again")
     version = config.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in KNOWN_VERSIONS:
         raise ArtifactError(
             f"{path}: format version {version!r} is not known, this is {FORMAT_VERSION}: update speech-ssl"
         )

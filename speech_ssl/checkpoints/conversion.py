@@ -105,6 +105,17 @@ def field_of(config: Mapping[str, Any], name: str, kind: type | tuple[type, ...]
     return value
 
 
+@contextmanager
+def no_encoder(where: str) -> Iterator[None]:
+    """Raises ConversionError for numbers that no encoder has, with what is wrong with them."""
+    try:
+        yield
+    except ConversionError:
+        raise
+    except ValueError as error:
+        raise ConversionError(f"{where}: no encoder can be made of it: {error}") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())

@@ -34,7 +34,7 @@ from speech_ssl.checkpoints.naming import (
 from speech_ssl.checkpoints.torch_files.plain import plain
 from speech_ssl.checkpoints.transformers.heads import read_ctc
 from speech_ssl.checkpoints.transformers.tokenizer import Units
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import EncoderConfig, OfConformer, Rotary, Sinusoidal
 from speech_ssl.text import BLANK, SPACE
 
 DICTIONARY = "dict.ltr.txt"
@@ -52,7 +52,7 @@ NUMBERS = {  # with what fairseq takes for one that is missing
     "feature_grad_scale": ("feature_grad_mult", 1.0),
 }
 WAVE_NOTE = "norms come first and waves are normalised, as where the convolutions have layer norms"
-POSITIONS = {"rel_pos": "sinusoidal", "rope": "rotary"}
+POSITIONS: Mapping[str, OfConformer] = {"rel_pos": Sinusoidal(), "rope": Rotary()}
 LAYER = r"encoder\.layers\.(\d+)\."
 NAMES = [
     ("mask_emb", "masked_spec_embed"),
@@ -124,7 +124,7 @@ def read(content: Any, where: str, name: str) -> Converted:
         "fairseq",
         task=task_name,
         stored_as=tensors.stored_as,
-        assumed=[] if options else assumed(config, *[WAVE_NOTE] * config.pre_norm),
+        assumed=[] if options else assumed(config, *[WAVE_NOTE] * config.block.pre_norm),
         left=old_names(left, found, names),
         why=why,
     )
@@ -181,7 +181,7 @@ def _config(
 
     layers = _layers(option("conv_feature_layers", CONVOLUTIONS, str), where)
     known: dict[str, Any] = {
-        "conv_strides": tuple(stride for _, _, stride in layers),
+        "strides": tuple(stride for _, _, stride in layers),
         "heads": option("encoder_attention_heads", 12, int),
         "pre_norm": option("layer_norm_first", False, bool),
         "normalize_wave": _normalizes(options, task),
@@ -195,7 +195,7 @@ def _config(
         raise ConversionError(f"{where}: field 'activation_fn' is {shown}; known are gelu and relu")
     known["activation"] = activation
     if options.get("relative_position_embedding"):
-        known["relative_distance"] = option("max_distance", 800, int)
+        known["furthest"] = option("max_distance", 800, int)
     return config_of(tensors, where, **known)
 
 
@@ -215,7 +215,7 @@ def _conformer(
         raise ConversionError(f"{where}: field 'pos_enc_type' is {shown}; Conformers have rel_pos or rope")
     dropouts = ("attention_dropout", "activation_dropout", "conformer_dropout")
     known |= dict.fromkeys(dropouts, known["dropout"])
-    return config_of(tensors, where, **known, relative=POSITIONS[positions])
+    return config_of(tensors, where, **known, positions=POSITIONS[positions])
 
 
 def _normalizes(options: Mapping[str, Any], task: Mapping[str, Any]) -> bool:

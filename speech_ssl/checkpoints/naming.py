@@ -5,13 +5,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from speech_ssl.checkpoints.conversion import ConversionError, Tensors, built_encoder
 from speech_ssl.checkpoints.transformers import conformer, transformer
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import (
+    Conformer,
+    Convolutions,
+    ConvPosition,
+    EncoderConfig,
+    GatedDistances,
+    OfConformer,
+    OfTransformer,
+    StackedConvolutions,
+    Transformer,
+    WideConvolution,
+)
 from speech_ssl.model.encoder import Encoder
 
 LONGEST = 300
@@ -75,9 +87,10 @@ def old_names(
 
 def assumed(config: EncoderConfig, *more: str, known: Collection[str] = ()) -> list[str]:
     """What a reader says of a config whose heads and strides neither shapes nor options told."""
+    assert isinstance(config.frontend, Convolutions)
     told = {
         "heads": f"attention has {config.heads} heads",
-        "conv_strides": f"the convolutions' strides are {config.conv_strides}",
+        "strides": f"the convolutions' strides are {config.frontend.strides}",
     }
     return [*(text for name, text in told.items() if name not in known), *more]
 
@@ -89,32 +102,54 @@ def heads_of(width: int, where: str) -> int:
     return HEADS.get(width, width // HEAD_WIDTH)
 
 
-def config_of(tensors: Mapping[str, Tensor], where: str, **known: Any) -> EncoderConfig:
-    """A config from tensors by transformers' names. known: fields that shapes do not tell, among them
-    pre_norm; heads and conv_strides may be missing, if they are as published. Raises ConversionError."""
+def config_of(  # noqa: PLR0913 - what shapes do not tell
+    tensors: Mapping[str, Tensor],
+    where: str,
+    *,
+    pre_norm: bool,
+    normalize_wave: bool,
+    wave_eps: float = LAYER_NORM_EPS,
+    strides: tuple[int, ...] | None = None,
+    furthest: int = GatedDistances().furthest,
+    positions: OfConformer = None,
+    conformer_dropout: float = Conformer().dropout,
+    **known: Any,
+) -> EncoderConfig:
+    """A config from tensors by transformers' names. strides: None, if they are as published. furthest: of
+    gated distances. positions, conformer_dropout: of a Conformer. known: more fields that shapes do not tell;
+    heads may be missing, if they are as published. Raises ConversionError."""
     try:
-        layer = "feature_extractor.conv_layers.{}.{}"
         if empty := next((key for key, tensor in tensors.items() if not tensor.numel()), None):
             raise ConversionError(f"{where}: key {empty!r} is empty (by transformers' names)")
-        count = sum(layer.format(i, "conv.weight") in tensors for i in range(len(tensors)))
-        convolutions = [tensors[layer.format(i, "conv.weight")].shape for i in range(count)]
-        kernels = tuple(shape[2] for shape in convolutions)
+        conformer = DEPTHWISE in tensors
         width = tensors["feature_projection.projection.weight"].shape[0]
-        values: dict[str, Any] = {
-            "conv_channels": tuple(shape[0] for shape in convolutions),
-            "conv_kernels": kernels,
-            "conv_strides": tuple(5 if kernel == 10 else 2 for kernel in kernels),
-            "conv_bias": layer.format(0, "conv.bias") in tensors,
-            "conv_norm": "layer" if layer.format(1, "layer_norm.weight") in tensors else "group",
-            "width": width,
-            "depth": sum(
-                f"encoder.layers.{i}.final_layer_norm.weight" in tensors for i in range(len(tensors))
-            ),
-            **(_conformer_of(tensors) if DEPTHWISE in tensors else _transformer_of(tensors)),
-        }
+        table = tensors.get("encoder.layers.0.attention.rel_attn_embed.weight")
         if "heads" not in known:
-            values["heads"] = heads_of(width, where)
-        return EncoderConfig(**{"feature_grad_scale": 1.0, "wave_eps": LAYER_NORM_EPS, **values, **known})
+            known["heads"] = heads_of(width, where) if table is None else table.shape[1]
+        layer = f"encoder.layers.0.{'ffn1' if conformer else 'feed_forward'}.intermediate_dense.weight"
+        block: Conformer | Transformer = Transformer(pre_norm=pre_norm)
+        of_block: OfTransformer | OfConformer = positions
+        if conformer:
+            if not pre_norm:
+                raise ConversionError(
+                    f"{where}: no encoder can be made of it: pre_norm must be True with a Conformer"
+                )
+            known = {"activation": "silu", **known}
+            block = Conformer(kernel=tensors[DEPTHWISE].shape[2], dropout=conformer_dropout)
+        else:
+            of_block = convolution = _convolution_of(tensors)
+            if table is not None:
+                of_block = GatedDistances(convolution=convolution, buckets=table.shape[0], furthest=furthest)
+        frontend = _frontend_of(tensors, strides)
+        return EncoderConfig(
+            frontend=replace(frontend, normalize_wave=normalize_wave, wave_eps=wave_eps),
+            positions=of_block,
+            block=block,
+            width=width,
+            depth=_count(tensors, "encoder.layers.{}.final_layer_norm.weight"),
+            ffn_width=tensors[layer].shape[0],
+            **{"feature_grad_scale": 1.0, **known},
+        )
     except ConversionError:
         raise
     except KeyError as error:
@@ -123,36 +158,41 @@ def config_of(tensors: Mapping[str, Tensor], where: str, **known: Any) -> Encode
         raise ConversionError(f"{where}: no encoder can be made of it: {error}") from None
 
 
-def _transformer_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    ffn_width = tensors["encoder.layers.0.feed_forward.intermediate_dense.weight"].shape[0]
-    values = {"ffn_width": ffn_width, **_positions_of(tensors)}
-    if (table := tensors.get("encoder.layers.0.attention.rel_attn_embed.weight")) is not None:
-        values |= {"relative": "gated", "relative_buckets": table.shape[0], "heads": table.shape[1]}
-    return values
+def _count(tensors: Mapping[str, Tensor], name: str) -> int:
+    return sum(name.format(i) in tensors for i in range(len(tensors)))
 
 
-def _conformer_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    return {
-        "ffn_width": tensors["encoder.layers.0.ffn1.intermediate_dense.weight"].shape[0],
-        "conformer_kernel": tensors[DEPTHWISE].shape[2],
-        "activation": "silu",
-        "position_groups": 1,
-    }
+def _frontend_of(tensors: Mapping[str, Tensor], strides: tuple[int, ...] | None) -> Convolutions:
+    layer = "feature_extractor.conv_layers.{}.{}"
+    shapes = [
+        tensors[layer.format(i, "conv.weight")].shape
+        for i in range(_count(tensors, layer.format("{}", "conv.weight")))
+    ]
+    kernels = tuple(shape[2] for shape in shapes)
+    return Convolutions(
+        channels=tuple(shape[0] for shape in shapes),
+        kernels=kernels,
+        strides=strides or tuple(5 if kernel == 10 else 2 for kernel in kernels),
+        bias=layer.format(0, "conv.bias") in tensors,
+        norm="layer" if layer.format(1, "layer_norm.weight") in tensors else "group",
+    )
 
 
-def _positions_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _convolution_of(tensors: Mapping[str, Tensor]) -> ConvPosition:
     stack = "encoder.pos_conv_embed.layers.{}.conv.weight"
-    depth = sum(stack.format(i) in tensors for i in range(len(tensors)))
     spellings = ("weight_v", "parametrizations.weight.original1")
     single = [f"encoder.pos_conv_embed.conv.{name}" for name in spellings]
-    key = stack.format(0) if depth else next((name for name in single if name in tensors), single[0])
+    layers = _count(tensors, stack)
+    key = stack.format(0) if layers else next((name for name in single if name in tensors), single[0])
     width, inputs, kernel = tensors[key].shape
-    return {"position_depth": depth, "position_kernel": kernel, "position_groups": width // inputs}
+    if layers:
+        return StackedConvolutions(layers=layers, kernel=kernel, groups=width // inputs)
+    return WideConvolution(kernel=kernel, groups=width // inputs)
 
 
 def encoder_of(tensors: Tensors, config: EncoderConfig) -> Encoder:
     """From tensors by transformers' names, which are taken."""
-    family = conformer if config.conformer_kernel else transformer
+    family = conformer if isinstance(config.block, Conformer) else transformer
     return built_encoder(config, family.read_encoder(tensors, config), tensors.where)
 
 

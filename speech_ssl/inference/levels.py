@@ -38,13 +38,15 @@ class Meter:
     @classmethod
     def of(cls, config: EncoderConfig) -> Meter | None:
         """None: the front end does not normalise over time."""
-        if config.mel_bins:
+        from speech_ssl.model.config import LogMel
+
+        if isinstance(frontend := config.frontend, LogMel):
             from speech_ssl.model.mel import STEP, WINDOW
 
-            return cls(WINDOW, STEP, config.mel_bins)
-        if config.conv_norm == "group":
-            return cls(config.conv_kernels[0], config.conv_strides[0])
-        return cls() if config.normalize_wave else None
+            return cls(WINDOW, STEP, frontend.bins)
+        if frontend.norm == "group":
+            return cls(frontend.kernels[0], frontend.strides[0])
+        return cls() if frontend.normalize_wave else None
 
     def measured(self, blocks: Iterable[Waveform]) -> Moments:
         """Of all of a clip."""

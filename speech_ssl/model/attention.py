@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_ssl.model.config import Activation, EncoderConfig
+from speech_ssl.model.config import Activation, EncoderConfig, GatedDistances, Transformer
 from speech_ssl.model.frontend import ACTIVATIONS, LayerNorm
 from speech_ssl.model.relative import GatedBias, PositionGate
 
@@ -100,16 +100,16 @@ class Adapter(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward, each with a residual. Post-norm (BASE) or pre-norm (LARGE LV-60k)."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, spec: Transformer) -> None:
         super().__init__()
-        self.pre_norm = config.pre_norm
-        gated = config.relative == "gated"
+        self.pre_norm = spec.pre_norm
+        gated = isinstance(config.positions, GatedDistances)
         self.attention = SelfAttention(config.width, config.heads, config.attention_dropout, gated=gated)
         self.attention_norm = LayerNorm(config.width, eps=config.norm_eps)
         self.ffn = FeedForward(config.width, config.ffn_width, config.activation_dropout, config.activation)
         self.ffn_norm = LayerNorm(config.width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.adapter = Adapter(config.width, config.adapter_width) if config.adapter_width else None
+        self.adapter = Adapter(config.width, spec.adapter_width) if spec.adapter_width else None
 
     def forward(self, x_BTD: Tensor, valid_B11T: Tensor, bias_HTT: Tensor | None = None) -> Tensor:
         """bias_HTT: of `RelativeBias`, where there is one."""

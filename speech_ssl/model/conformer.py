@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_ssl.model.attention import FeedForward, attend_in_parts
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import ClippedDistances, Conformer, EncoderConfig, Rotary, Sinusoidal
 from speech_ssl.model.convolution import conv_over_time
 from speech_ssl.model.frontend import ACTIVATIONS, LayerNorm
 from speech_ssl.model.relative import GatedBias
@@ -79,9 +79,9 @@ class RotaryAttention(nn.Module):
     Here the input of the projections is turned, head by head, not their output: as in wav2vec2-conformer.
     """
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, base: int) -> None:
         super().__init__()
-        self.heads, self.base, self.dropout = config.heads, config.rotary_base, config.attention_dropout
+        self.heads, self.base, self.dropout = config.heads, base, config.attention_dropout
         self.head_width = config.width // config.heads
         self.qk = nn.Linear(config.width, 2 * config.width)
         self.v = nn.Linear(config.width, config.width)
@@ -135,9 +135,9 @@ class ClippedAttention(ConformerAttention):
     """A learned vector for each distance, up to a limit on either side (Shaw et al. 2018, arXiv
     1803.02155)."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, left: int, right: int) -> None:
         super().__init__(config)
-        self.left, self.right = config.relative_left, config.relative_right
+        self.left, self.right = left, right
         self.table_KD = nn.Parameter(torch.empty(self.left + self.right + 1, self.head_width))
         nn.init.normal_(self.table_KD, std=0.02)
 
@@ -146,12 +146,16 @@ class ClippedAttention(ConformerAttention):
         return q_BHTD, by_pair(unclipped(scores_BHTK, self.left, self.right))
 
 
-ATTENTIONS = {
-    "none": ConformerAttention,
-    "rotary": RotaryAttention,
-    "sinusoidal": SinusoidalAttention,
-    "clipped": ClippedAttention,
-}
+def attention_of(config: EncoderConfig) -> ConformerAttention | RotaryAttention:
+    """With the positions that the config asks for."""
+    match config.positions:
+        case Rotary(base=base):
+            return RotaryAttention(config, base)
+        case Sinusoidal():
+            return SinusoidalAttention(config)
+        case ClippedDistances(left=left, right=right):
+            return ClippedAttention(config, left, right)
+    return ConformerAttention(config)
 
 
 def distance_waves(frames: int, width: int, device: torch.device) -> Tensor:
@@ -208,15 +212,14 @@ class FixedBatchNorm(nn.Module):
 class ConvModule(nn.Module):
     """A gate, a convolution of each channel over time, a norm, an activation, and a mixture of channels."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, spec: Conformer) -> None:
         super().__init__()
-        self.causal = config.conformer_norm == "layer"
-        eps = config.norm_eps if self.causal else PUBLISHED_EPS
+        self.causal = spec.norm == "layer"
         self.gated = nn.Linear(config.width, 2 * config.width, bias=False)
-        self.depthwise = nn.Parameter(torch.empty(config.width, 1, config.conformer_kernel))
+        self.depthwise = nn.Parameter(torch.empty(config.width, 1, spec.kernel))
         self.norm: nn.Module = FixedBatchNorm(config.width)
         if self.causal:
-            self.norm = LayerNorm(config.width, eps=eps)
+            self.norm = LayerNorm(config.width, eps=config.norm_eps)
         self.activation = ACTIVATIONS[config.activation]
         self.mixed = nn.Linear(config.width, config.width, bias=False)
         nn.init.kaiming_normal_(self.depthwise)
@@ -237,21 +240,21 @@ class ConformerBlock(nn.Module):
     """Half a feed-forward, attention, a convolution, the other half; each on a norm of what the last gave,
     and added to it. A norm at the end."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, spec: Conformer) -> None:
         super().__init__()
-        eps = config.norm_eps if config.conformer_norm == "layer" else PUBLISHED_EPS
+        eps = config.norm_eps if spec.norm == "layer" else PUBLISHED_EPS
         ffn = (config.width, config.ffn_width, config.activation_dropout, config.activation)
         self.ffn_before_norm = LayerNorm(config.width, eps=eps)
         self.ffn_before = FeedForward(*ffn)
         self.attention_norm = LayerNorm(config.width, eps=eps)
-        self.attention = ATTENTIONS[config.relative](config)
+        self.attention = attention_of(config)
         self.conv_norm = LayerNorm(config.width, eps=eps)
-        self.conv = ConvModule(config)
+        self.conv = ConvModule(config, spec)
         self.ffn_after_norm = LayerNorm(config.width, eps=eps)
         self.ffn_after = FeedForward(*ffn)
         self.norm = LayerNorm(config.width, eps=eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.conv_dropout = nn.Dropout(config.conformer_dropout)
+        self.conv_dropout = nn.Dropout(spec.dropout)
 
     def forward(self, x_BTD: Tensor, valid_B11T: Tensor) -> Tensor:
         x_BTD = x_BTD + 0.5 * self.dropout(self.ffn_before(self.ffn_before_norm(x_BTD)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_ssl.model.attention import Block
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import Conformer, EncoderConfig, GatedDistances, LogMel
 from speech_ssl.model.conformer import ConformerBlock
 from speech_ssl.model.convolution import Lengths
 from speech_ssl.model.frontend import Frontend, LayerNorm
@@ -42,24 +42,28 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.frontend = MelFrontend(config) if config.mel_bins else Frontend(config)
+        if isinstance(config.frontend, LogMel):
+            self.frontend: MelFrontend | Frontend = MelFrontend(config.frontend.bins)
+        else:
+            self.frontend = Frontend(config.frontend, config.conv_activation, config.init)
         self.feature_norm: nn.Module = nn.Identity()
         if config.feature_norm:
-            self.feature_norm = LayerNorm(config.conv_channels[-1], eps=config.norm_eps)
-        self.feature_projection = nn.Linear(config.conv_channels[-1], config.width)
+            self.feature_norm = LayerNorm(config.frontend.width, eps=config.norm_eps)
+        self.feature_projection = nn.Linear(config.frontend.width, config.width)
         self.feature_dropout = nn.Dropout(config.feature_dropout)
         self.hidden_vector = nn.Parameter(torch.empty(config.width).uniform_())
-        conformer = config.conformer_kernel > 0
-        self.positions = None if conformer else conv_positions(config)
+        self.positions = conv_positions(config)
         self.relative: RelativeBias | None = None
-        if config.relative == "gated":
-            self.relative = RelativeBias(config.heads, config.relative_buckets, config.relative_distance)
+        if isinstance(gated := config.positions, GatedDistances):
+            self.relative = RelativeBias(config.heads, gated.buckets, gated.furthest)
         self.norm: nn.Module = nn.Identity()
-        if not conformer or config.conformer_norm == "batch":
+        if not isinstance(block := config.block, Conformer) or block.norm == "batch":
             self.norm = LayerNorm(config.width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        block = ConformerBlock if conformer else Block
-        self.blocks = nn.ModuleList(block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            ConformerBlock(config, block) if isinstance(block, Conformer) else Block(config, block)
+            for _ in range(config.depth)
+        )
         published = config.init == "published"
         for module in (self.blocks if published else self).modules():
             if isinstance(module, nn.Linear):  # 0.02 as BERT and fairseq, made for wide layers
@@ -121,7 +125,7 @@ class Encoder(nn.Module):
         x_BTD = x_BTD * valid_BT[:, :, None]
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(Frames(x_BTD, features.lengths_B))
-        if not self.config.pre_norm:
+        if not self.config.block.pre_norm:
             x_BTD = self.norm(x_BTD)
         x_BTD = self.dropout(x_BTD) * valid_BT[:, :, None]
         valid_B11T = valid_BT[:, None, None, :]
@@ -132,7 +136,7 @@ class Encoder(nn.Module):
                 x_BTD = block(x_BTD, valid_B11T, *shared)
             if i < len(self.blocks) - 1:
                 yield x_BTD
-        if self.config.pre_norm:
+        if self.config.block.pre_norm:
             x_BTD = self.norm(x_BTD)
         yield x_BTD * valid_BT[:, :, None]
 

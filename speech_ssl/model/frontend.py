@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_ssl.model.config import WAVE_EPS, Activation, EncoderConfig
+from speech_ssl.model.config import WAVE_EPS, Activation, Convolutions, Init
 from speech_ssl.model.convolution import Lengths, conv_over_time, output_length, start_bias_
 from speech_ssl.model.levels import Given, given, given_means, given_variances, wave_moments
 from speech_ssl.types import Frames, Levels, Moments, valid_mask
@@ -65,20 +65,20 @@ class ValidGroupNorm(nn.Module):
 class ConvLayer(nn.Module):
     """Convolution, norm, activation: one of the front end, by its number."""
 
-    def __init__(self, config: EncoderConfig, number: int) -> None:
+    def __init__(self, spec: Convolutions, number: int, activation: Activation) -> None:
         super().__init__()
-        inputs, outputs = (1, *config.conv_channels)[number : number + 2]
-        self.kernel, self.stride = config.conv_kernels[number], config.conv_strides[number]
-        self.activation = ACTIVATIONS[config.conv_activation]
+        inputs, outputs = (1, *spec.channels)[number : number + 2]
+        self.kernel, self.stride = spec.kernels[number], spec.strides[number]
+        self.activation = ACTIVATIONS[activation]
         self.weight = nn.Parameter(torch.empty(outputs, inputs, self.kernel))
-        self.bias = nn.Parameter(torch.empty(outputs)) if config.conv_bias else None
+        self.bias = nn.Parameter(torch.empty(outputs)) if spec.bias else None
         self.norm: nn.Module = nn.Identity()
-        if config.conv_norm == "layer":
+        if spec.norm == "layer":
             self.norm = LayerNorm(outputs)
         elif number == 0:
             self.norm = ValidGroupNorm(outputs, eps=1e-5)
         nn.init.kaiming_normal_(self.weight)
-        offset = self.norm.bias if self.bias is None and config.conv_norm == "layer" else self.bias
+        offset = self.norm.bias if self.bias is None and spec.norm == "layer" else self.bias
         if isinstance(offset, Tensor):
             start_bias_(offset, inputs * self.kernel)
 
@@ -135,13 +135,13 @@ class LayerNorm(nn.LayerNorm):
 class Frontend(nn.Module):
     """Waves (B, S) to frames (B, T, C): seven convolutions in the published models, 49 frames a second."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, spec: Convolutions, activation: Activation, init: Init) -> None:
         super().__init__()
-        self.normalize_wave, self.wave_eps = config.normalize_wave, config.wave_eps
-        self.kernels, self.strides = config.conv_kernels, config.conv_strides
-        layers = [ConvLayer(config, number) for number in range(len(config.conv_channels))]
+        self.normalize_wave, self.wave_eps = spec.normalize_wave, spec.wave_eps
+        self.kernels, self.strides = spec.kernels, spec.strides
+        layers = [ConvLayer(spec, number, activation) for number in range(len(spec.channels))]
         self.layers = nn.ModuleList(layers)
-        if config.init == "smooth":
+        if init == "smooth":
             smooth_convolutions_(layers)
 
     @property

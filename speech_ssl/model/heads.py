@@ -126,7 +126,7 @@ class EventsHead(nn.Module):
             self.mix = LayerMix(encoder.depth + 1, encoder.width)
         else:
             self.mix = PlainMix(encoder.depth + 1) if spec.mixing == "plain" else LastState()
-        self.bent = spec.bent
+        self.gelu = spec.gelu
         self.hidden = nn.Linear(encoder.width, spec.hidden) if spec.hidden else None
         self.dropout = nn.Dropout(dropout)
         self.outputs = nn.Linear(spec.hidden or encoder.width, outputs)
@@ -146,7 +146,7 @@ class EventsHead(nn.Module):
             x_BTD = self.dropout(self.mix(states))
             if self.hidden is not None:
                 x_BTD = self.hidden(x_BTD)
-                x_BTD = self.dropout(F.gelu(x_BTD) if self.bent else x_BTD)
+                x_BTD = self.dropout(F.gelu(x_BTD) if self.gelu else x_BTD)
             return self.outputs(x_BTD)  # type: ignore[no-any-return]
 
 

@@ -8,15 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from speech_ssl.model.config import MEL_FIELD, MEL_HOP, EncoderConfig
 from speech_ssl.model.convolution import Lengths, output_length
 from speech_ssl.model.levels import Given, given, given_means, given_variances
 from speech_ssl.types import SAMPLE_RATE, Frames, Levels, Moments, valid_mask
 
 STACKED = 2
 """Steps in a frame."""
-STEP = MEL_HOP // STACKED
-WINDOW = MEL_FIELD - STEP
+STEP, WINDOW = 160, 400
 """Samples from one spectrum to the next, 10 ms, and those that one sees, 25 ms."""
 FFT = 512
 LOWEST_HZ = 20.0
@@ -39,19 +37,19 @@ class MelFrontend(nn.Module):
     Bins are normalised over all valid steps of a row, and so over an odd last one that no frame holds.
     """
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, bins: int) -> None:
         super().__init__()
-        self.bins = config.mel_bins
+        self.bins = bins
 
     @property
     def hop(self) -> int:
         """Samples from one frame to the next."""
-        return MEL_HOP
+        return STACKED * STEP
 
     @property
     def receptive_field(self) -> int:
         """Samples that one frame sees: the shortest clip that has a frame."""
-        return MEL_FIELD
+        return STEP + WINDOW
 
     def frame_count(self, lengths: Lengths) -> Lengths:
         """Exact number of frames of waves of `lengths` samples."""

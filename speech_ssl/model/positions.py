@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_ssl.model.config import Activation, EncoderConfig
+from speech_ssl.model.config import Activation, EncoderConfig, StackedConvolutions, WideConvolution
 from speech_ssl.model.convolution import conv_over_time, start_bias_
 from speech_ssl.model.frontend import ACTIVATIONS
 from speech_ssl.types import Frames
@@ -82,11 +82,10 @@ class StackedPositions(nn.Module):
     What each makes of invalid frames is zeroed before the next, which sees the same as for the clip alone.
     """
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, width: int, spec: StackedConvolutions, activation: Activation) -> None:
         super().__init__()
-        sizes = config.width, config.position_kernel, config.position_groups
         self.layers = nn.ModuleList(
-            PositionLayer(*sizes, config.conv_activation) for _ in range(config.position_depth)
+            PositionLayer(width, spec.kernel, spec.groups, activation) for _ in range(spec.layers)
         )
 
     def fold_(self) -> None:
@@ -107,10 +106,9 @@ class BatchNormPositions(nn.Module):
     batch, a clip's frames would depend on its neighbours.
     """
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, width: int, kernel: int, groups: int, activation: Activation) -> None:
         super().__init__()
-        width, groups, kernel = config.width, config.position_groups, config.position_kernel
-        self.groups, self.activation = groups, ACTIVATIONS[config.conv_activation]
+        self.groups, self.activation = groups, ACTIVATIONS[activation]
         self.weight = nn.Parameter(torch.empty(width, width // groups, kernel))
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.normal_(self.weight, std=math.sqrt(4 / (kernel * width)))
@@ -132,13 +130,15 @@ class BatchNormPositions(nn.Module):
         return self.activation(_same_size(x_BTD, self.weight.to(x_BTD.dtype), self.bias, self.groups))
 
 
-def conv_positions(config: EncoderConfig) -> ConvPositions | StackedPositions | BatchNormPositions:
+def conv_positions(config: EncoderConfig) -> ConvPositions | StackedPositions | BatchNormPositions | None:
     """Those that the config asks for."""
-    if config.position_depth:
-        return StackedPositions(config)
-    if config.position_batch_norm:
-        return BatchNormPositions(config)
-    return ConvPositions(config.width, config.position_kernel, config.position_groups, config.conv_activation)
+    match config.convolution:
+        case StackedConvolutions() as spec:
+            return StackedPositions(config.width, spec, config.conv_activation)
+        case WideConvolution(kernel=kernel, groups=groups, norm=norm):
+            build = BatchNormPositions if norm == "batch" else ConvPositions
+            return build(config.width, kernel, groups, config.conv_activation)
+    return None
 
 
 def _same_size(x_BTD: Tensor, weight_DCK: Tensor, bias_D: Tensor, groups: int) -> Tensor:

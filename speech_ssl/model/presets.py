@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import Convolutions, EncoderConfig, Transformer
 
 
 def tiny() -> EncoderConfig:
     """4.2 M parameters, for two CPU cores: the front end starts narrow, where frames are many."""
     return EncoderConfig(
-        conv_channels=(64, 64, 128, 128, 256, 256, 256),
-        conv_norm="layer",
-        conv_bias=True,
-        normalize_wave=True,
+        frontend=Convolutions(
+            channels=(64, 64, 128, 128, 256, 256, 256), norm="layer", bias=True, normalize_wave=True
+        ),
         width=256,
         depth=4,
         heads=4,
         ffn_width=1024,
-        pre_norm=True,
+        block=Transformer(pre_norm=True),
         dropout=0.0,
         attention_dropout=0.0,
         feature_dropout=0.0,
@@ -29,15 +28,14 @@ def tiny() -> EncoderConfig:
 def small() -> EncoderConfig:
     """20.3 M parameters, for about one GPU-hour."""
     return EncoderConfig(
-        conv_channels=(128, 128, 256, 256, 384, 384, 384),
-        conv_norm="layer",
-        conv_bias=True,
-        normalize_wave=True,
+        frontend=Convolutions(
+            channels=(128, 128, 256, 256, 384, 384, 384), norm="layer", bias=True, normalize_wave=True
+        ),
         width=384,
         depth=10,
         heads=6,
         ffn_width=1536,
-        pre_norm=True,
+        block=Transformer(pre_norm=True),
         dropout=0.05,
         attention_dropout=0.05,
         feature_dropout=0.05,
@@ -57,14 +55,12 @@ def large() -> EncoderConfig:
 
     Layer norm everywhere, and normalised waves."""
     return EncoderConfig(
-        conv_norm="layer",
-        conv_bias=True,
-        normalize_wave=True,
+        frontend=Convolutions(norm="layer", bias=True, normalize_wave=True),
         width=1024,
         depth=24,
         heads=16,
         ffn_width=4096,
-        pre_norm=True,
+        block=Transformer(pre_norm=True),
         dropout=0.0,
         attention_dropout=0.0,
         feature_dropout=0.0,

@@ -108,8 +108,8 @@ class CTCSpec:
 class EventsSpec:
     """labels: what may be heard. exclusive: exactly one of them in a clip (softmax), or any number
     (sigmoid). hidden: width of the layer before the outputs; 0: none, the head is linear.
-    mixing: of the hidden states: a sum of "normalized" or of "plain" ones, or the "last" alone. bent: whether
-    a GELU follows the hidden layer. timed: whether each frame was taught by itself; else by labels of clips
+    mixing: of the hidden states: a sum of "normalized" or of "plain" ones, or the "last" alone. gelu: whether
+    one follows the hidden layer. timed: whether each frame was taught by itself; else by labels of clips
     alone; None: not known. The last three may be missing in a stored spec."""
 
     labels: tuple[str, ...]
@@ -117,7 +117,7 @@ class EventsSpec:
     pooling: EventPooling = "attentive"
     hidden: int = 256
     mixing: Mixing = "normalized"
-    bent: bool = True
+    gelu: bool = True
     timed: bool | None = None
 
     def __post_init__(self) -> None:
@@ -126,8 +126,8 @@ class EventsSpec:
             raise ValueError(f"pooling must be 'mean', 'max' or 'attentive', not {self.pooling!r}")
         if self.mixing not in get_args(Mixing):
             raise ValueError(f"mixing must be 'normalized', 'plain' or 'last', not {self.mixing!r}")
-        if not isinstance(self.bent, bool):
-            raise ValueError(f"bent must be true or false, not {self.bent!r}")
+        if not isinstance(self.gelu, bool):
+            raise ValueError(f"gelu must be true or false, not {self.gelu!r}")
         if not isinstance(self.timed, bool | None):
             raise ValueError(f"timed must be true or false, not {self.timed!r}")
         if not isinstance(self.exclusive, bool):
@@ -154,7 +154,9 @@ class EventsSpec:
 
 
 HeadSpec: TypeAlias = CTCSpec | EventsSpec
-_LATER = {"mixing", "bent", "timed", "adapter", "spaced"}
+OLD_GELU = "bent"
+"""What `gelu` is called in artifacts of format version 1."""
+_LATER = {"mixing", "gelu", "timed", "adapter", "spaced"}
 KINDS: dict[str, type[CTCSpec] | type[EventsSpec]] = {"ctc": CTCSpec, "events": EventsSpec}
 
 
@@ -170,6 +172,8 @@ def spec_from_dict(values: Mapping[str, Any]) -> HeadSpec:
     cls = KINDS.get(str(values.get("kind")))
     if cls is None:
         raise ValueError(f"kind {values.get('kind')!r} is not known: this version knows {', '.join(KINDS)}")
+    if OLD_GELU in values:
+        values = {"gelu": values[OLD_GELU], **values}
     names = [field.name for field in fields(cls) if field.name in values or field.name not in _LATER]
     if missing := [name for name in names if name not in values]:
         raise ValueError(f"field {missing[0]!r} is missing")

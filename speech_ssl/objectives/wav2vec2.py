@@ -106,7 +106,7 @@ class Wav2Vec2(Objective):
         self.config = config
         self.encoder = encoder
         self.quantizer = GumbelQuantizer(
-            encoder.config.conv_channels[-1],
+            encoder.config.frontend.width,
             groups=config.groups,
             entries=config.entries,
             width=config.code_width,

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
+from speech_ssl.model.flat import stored_config
 from speech_ssl.objectives.base import Objective
 from speech_ssl.precision import Float
 from speech_ssl.training.changes import changed, differing
@@ -50,6 +51,7 @@ class Run:
     def to_dict(self) -> dict[str, Any]:
         parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         described = {k: dataclasses.asdict(v) if k != "name" else v for k, v in parts.items()}
+        described["encoder"] = self.encoder.to_dict()
         described["objective"]["method"] = type(self.objective).__name__
         return json.loads(json.dumps(described))  # type: ignore[no-any-return]  # tuples become lists, as on disk
 
@@ -99,7 +101,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise _damaged(path, error) from None
     if not isinstance(described, dict) or not isinstance(described.get("train"), dict):
         raise _damaged(path, "it describes no training")
-    return described
+    try:  # runs were begun when the encoder's config had no parts
+        return {**described, "encoder": stored_config(described["encoder"]).to_dict()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from None
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:

@@ -199,8 +199,8 @@ def test_options_as_nodes_of_omegaconf(
     old = argparse.Namespace(**{**options(transformer), "encoder_attention_heads": 4})
     torch.save({"model": in_fairseq(transformer), "cfg": cfg, "args": old}, tmp_path / "f.pt")
     found = open_checkpoint(tmp_path / "f.pt", pickles=True)
-    assert (found.encoder.config.heads, found.encoder.config.pre_norm) == (2, True)
-    assert found.encoder.config.normalize_wave == normalizes
+    assert (found.encoder.config.heads, found.encoder.config.block.pre_norm) == (2, True)
+    assert found.encoder.config.frontend.normalize_wave == normalizes
     assert found.config["training"]["task"] == "audio_pretraining"
 
 

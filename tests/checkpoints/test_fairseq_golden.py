@@ -92,8 +92,8 @@ def test_what_its_trainer_wrote_besides_is_told(tmp_path: Path) -> None:
     artifact = load_artifact(tmp_path / "a")
     assert artifact.config["training"] == {"source": "fairseq", "task": "audio_pretraining"}
     config = artifact.encoder.config
-    assert (config.layer_drop, config.feature_grad_scale, config.wave_eps) == (0.05, 0.1, 1e-5)
-    assert config.normalize_wave and config.pre_norm and config.conv_bias
+    assert (config.layer_drop, config.feature_grad_scale, config.frontend.wave_eps) == (0.05, 0.1, 1e-5)
+    assert config.frontend.normalize_wave and config.block.pre_norm and config.frontend.bias
     convert(FOLDER / "hubert.pt", tmp_path / "h")
     left = load_artifact(tmp_path / "h").config["training"]["left_out"]
     assert left == ["final_proj.bias", "final_proj.weight", "label_embs_concat"]

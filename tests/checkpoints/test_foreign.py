@@ -133,7 +133,7 @@ def test_fairseq_tuned_for_ctc(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "ctc.pt")
     alone = open_checkpoint(tmp_path / "ctc.pt", pickles=True)
     assert not alone.heads and "lm_head.bias" in alone.config["training"]["left_out"]
-    assert alone.encoder.config.normalize_wave
+    assert alone.encoder.config.frontend.normalize_wave
     (tmp_path / "dict.ltr.txt").write_text("| 94802\nE 51860\nT 38431\nA 33152\n' 21\n")
     convert(tmp_path / "ctc.pt", tmp_path / "artifact")
     runtime = speech_ssl.load(tmp_path / "artifact")

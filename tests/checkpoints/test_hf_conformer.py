@@ -22,8 +22,16 @@ from speech_ssl.checkpoints.transformers.conformer import (
     write_encoder,
 )
 from speech_ssl.inference.runtime import Runtime
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import (
+    ClippedDistances,
+    Conformer,
+    EncoderConfig,
+    LogMel,
+    Transformer,
+    WideConvolution,
+)
 from speech_ssl.model.encoder import Encoder
+from speech_ssl.model.flat import REQUIRED, flat_of, stored_config
 from tests import sounds
 from tests.checkpoints.conformer_families import (
     CASES,
@@ -38,6 +46,7 @@ from tests.checkpoints.conformer_families import (
     their_states,
 )
 
+CONFORMER = EncoderConfig(positions=None, block=Conformer())
 RATES = "encoder.embed_positions.inv_freq"
 
 
@@ -49,7 +58,12 @@ def noise(lengths: list[int], seed: int = 1) -> list[torch.Tensor]:
 def clip_lengths(encoder: Encoder) -> list[int]:
     """Of one frame, of two, and of many; with mel bins also of an odd number of steps."""
     field, hop = encoder.receptive_field, encoder.hop
-    return [field, field + hop, field + 7 * hop + hop // 2 + 1, 9_001 if encoder.config.mel_bins else 1_501]
+    return [
+        field,
+        field + hop,
+        field + 7 * hop + hop // 2 + 1,
+        9_001 if isinstance(encoder.config.frontend, LogMel) else 1_501,
+    ]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -142,11 +156,11 @@ def test_without_a_hidden_vector_it_is_zero(case: str) -> None:
         ("bert", {"position_embeddings_type": "alibi"}, "'position_embeddings_type' is 'alibi'"),
         ("bert", {"position_embeddings_type": ["rotary"]}, "'position_embeddings_type' is "),
         ("bert", {"feature_projection_input_dim": 41}, "'feature_projection_input_dim' is 41"),
-        ("bert", {"conv_depthwise_kernel_size": 6}, "conformer_kernel must be 0 or odd, not 6"),
+        ("bert", {"conv_depthwise_kernel_size": 6}, "kernel of Conformer must be odd, not 6"),
         ("bert", {"conv_depthwise_kernel_size": 0}, "'conv_depthwise_kernel_size' is 0"),
         ("bert", {"hidden_act": "selu"}, "'hidden_act' is 'selu'"),
         ("conformer rotary", {"hidden_size": 36}, "even width of heads"),
-        ("conformer rotary", {"feat_extract_norm": "batch"}, "conv_norm"),
+        ("conformer rotary", {"feat_extract_norm": "batch"}, "norm of Convolutions"),
     ],
 )
 def test_configs_that_are_refused(case: str, changes: dict[str, Any], named: str) -> None:
@@ -197,17 +211,22 @@ def test_keys_that_are_missing_or_left_over_are_named() -> None:
 @pytest.mark.parametrize(
     ("family", "changes", "named"),
     [
-        ("wav2vec2-bert", {}, "mel_bins"),
-        ("wav2vec2-conformer", {"relative": "clipped"}, "relative"),
-        ("wav2vec2-conformer", {"conformer_norm": "layer"}, "conformer_norm"),
-        ("wav2vec2-conformer", {"conformer_kernel": 0}, "conformer_kernel"),
+        ("wav2vec2-bert", {"block": {"norm": "layer"}}, "frontend is Convolutions"),
+        ("wav2vec2-bert", {}, "block is Conformer.*norm='batch'"),
+        ("wav2vec2-conformer", {"positions": ClippedDistances()}, "positions"),
+        ("wav2vec2-conformer", {"block": {"norm": "layer"}}, "block is Conformer.*norm='layer'"),
+        ("wav2vec2-conformer", {"frontend": LogMel()}, "frontend is LogMel"),
+        (
+            "wav2vec2-conformer",
+            {"block": Transformer(), "positions": WideConvolution()},
+            "block is Transformer",
+        ),
         ("wav2vec2-conformer", {"feature_norm": False}, "feature_norm"),
         ("wavlm", {}, "model type 'wavlm' is not known"),
     ],
 )
 def test_encoders_that_the_family_cannot_be(family: str, changes: dict[str, Any], named: str) -> None:
-    config = EncoderConfig(conformer_kernel=31, pre_norm=True)
-    config = EncoderConfig.from_dict({**config.to_dict(), **changes})
+    config = CONFORMER.changed(**changes)
     with pytest.raises(ValueError, match=named):
         write_config(config, family)
 
@@ -215,21 +234,22 @@ def test_encoders_that_the_family_cannot_be(family: str, changes: dict[str, Any]
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"conformer_kernel": -1}, "conformer_kernel must be 0 or odd"),
-        ({"conformer_norm": "group"}, "conformer_norm must be"),
-        ({"conformer_kernel": 0, "relative": "rotary"}, "relative must be .* with Transformer blocks"),
-        ({"relative": "gated"}, "relative must be .* with Conformer blocks"),
-        ({"pre_norm": False}, "pre_norm must be True with Conformer blocks"),
+        ({"conformer_kernel": -1}, "kernel of Conformer must be whole, 1 to"),
+        ({"conformer_kernel": 4}, "kernel of Conformer must be odd"),
+        ({"conformer_norm": "group"}, "norm of Conformer must be"),
+        ({"conformer_kernel": 0, "relative": "rotary"}, "relative must be 'none' beside"),
+        ({"relative": "gated"}, "relative must be 'none' beside"),
+        ({"relative": "alibi"}, "relative must be 'none' beside"),
+        ({"pre_norm": False}, "pre_norm must be True beside"),
         ({"adapter_width": 8}, "adapter_width must be 0"),
         ({"position_depth": 2}, "position_depth must be 0"),
-        ({"relative_left": -1}, "relative_left"),
-        ({"rotary_base": 0}, "rotary_base"),
+        ({"relative": "clipped", "relative_left": -1}, "left of ClippedDistances"),
+        ({"relative": "rotary", "rotary_base": 0}, "base of Rotary"),
     ],
 )
-def test_conformers_that_cannot_be(changes: dict[str, Any], named: str) -> None:
-    config = EncoderConfig(conformer_kernel=31, pre_norm=True)
+def test_flat_conformers_that_cannot_be(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        EncoderConfig.from_dict({**config.to_dict(), **changes})
+        stored_config({**REQUIRED, **flat_of(CONFORMER), **changes})
 
 
 def test_training_leaves_the_batch_norms_statistics() -> None:
@@ -253,7 +273,7 @@ def test_training_leaves_the_batch_norms_statistics() -> None:
 def test_bf16_on_the_cpu_is_near(case: str) -> None:
     config, model = their_model(case)
     encoder = our_encoder(config, model.state_dict())
-    waves = noise([16_000, 9_001] if encoder.config.mel_bins else [2_000, 1_001])
+    waves = noise([16_000, 9_001] if isinstance(encoder.config.frontend, LogMel) else [2_000, 1_001])
     exact = our_states(encoder, *padded(waves, 50))[-1]
     encoder = encoder.to(torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -11,6 +11,7 @@ import pytest
 import speech_ssl
 from speech_ssl.checkpoints.artifact import ArtifactError
 from speech_ssl.checkpoints.opening import convert, open_checkpoint
+from speech_ssl.model.config import LogMel
 from tests.checkpoints.transformers_models import LARGE, answer_of, made, noise, saved, write_json
 
 transformers = pytest.importorskip("transformers")
@@ -64,7 +65,7 @@ def test_which_file_is_believed(
         if content is not None:
             write_json(folder / name, content)
     theirs = transformers.Wav2Vec2FeatureExtractor.from_pretrained(folder).do_normalize
-    assert open_checkpoint(folder).encoder.config.normalize_wave is theirs is normalizes
+    assert open_checkpoint(folder).encoder.config.frontend.normalize_wave is theirs is normalizes
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_of_mel_features(tmp_path: Path) -> None:
     (folder / PREPROCESSOR).unlink()
     extractor = transformers.SeamlessM4TFeatureExtractor().to_dict()
     write_json(folder / PROCESSOR, {"feature_extractor": extractor})
-    assert open_checkpoint(folder).encoder.config.normalize_wave is False
+    assert isinstance(open_checkpoint(folder).encoder.config.frontend, LogMel)
     for change, said in (
         ({"stride": 1}, "stride"),
         ({"num_mel_bins": 40}, "num_mel_bins"),

@@ -19,7 +19,7 @@ from speech_ssl.checkpoints.transformers.transformer import (
     write_encoder,
 )
 from speech_ssl.model import presets
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import Conformer, EncoderConfig, GatedDistances, LogMel, StackedConvolutions
 from tests.checkpoints.transformer_families import (
     CASES,
     FAMILIES,
@@ -29,8 +29,6 @@ from tests.checkpoints.transformer_families import (
     their_model,
     their_states,
 )
-
-MEL = {"conv_channels": (160,), "conv_kernels": (560,), "conv_strides": (320,)}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -91,7 +89,7 @@ def test_dropouts_and_what_older_configs_lack() -> None:
     read = read_config(older, "config.json")
     assert (read.dropout, read.attention_dropout, read.activation_dropout) == (0.25, 0.0, 0.75)
     assert (read.layer_drop, read.feature_dropout, read.feature_norm) == (0.5, 0.0, True)
-    assert (read.feature_grad_scale, read.init, read.normalize_wave) == (1.0, "published", False)
+    assert (read.feature_grad_scale, read.init, read.frontend.normalize_wave) == (1.0, "published", False)
 
 
 def test_without_a_hidden_vector_it_is_zero() -> None:
@@ -106,16 +104,16 @@ def test_without_a_hidden_vector_it_is_zero() -> None:
     [
         ({"hidden_size": None}, "'hidden_size' is None, not of type int"),
         ({"conv_dim": [12, 16, 1.5]}, "'conv_dim' .* whole numbers"),
-        ({"conv_kernel": [10, 3]}, "conv_kernels"),
+        ({"conv_kernel": [10, 3]}, "channels, kernels and strides"),
         ({"hidden_act": "quick_gelu"}, "'hidden_act' is 'quick_gelu'"),
         ({"feat_extract_activation": "mish"}, "'feat_extract_activation' is 'mish'"),
-        ({"feat_extract_norm": "batch"}, "conv_norm .*'batch'"),
+        ({"feat_extract_norm": "batch"}, "norm .*'batch'"),
         ({"model_type": "whisper"}, "'model_type' is 'whisper'"),
         ({"model_type": "hubert", "conv_pos_batch_norm": "yes"}, "'conv_pos_batch_norm' is 'yes'"),
         ({"model_type": "hubert", "feat_proj_layer_norm": 1}, "'feat_proj_layer_norm' is 1"),
         ({"model_type": "wavlm"}, "'num_buckets' is missing"),
-        ({"model_type": "wavlm", "num_buckets": 3, "max_bucket_distance": 9}, "relative_buckets"),
-        ({"model_type": "wavlm", "num_buckets": 320, "max_bucket_distance": 80}, "relative_distance"),
+        ({"model_type": "wavlm", "num_buckets": 3, "max_bucket_distance": 9}, "buckets"),
+        ({"model_type": "wavlm", "num_buckets": 320, "max_bucket_distance": 80}, "furthest"),
         ({"model_type": "data2vec-audio"}, "'conv_pos_kernel_size' is missing"),
         (
             {"model_type": "data2vec-audio", "num_conv_pos_embeddings": -1, "conv_pos_kernel_size": 3},
@@ -161,16 +159,17 @@ def test_tensors_that_do_not_fit_are_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("config", "family", "field"),
     [
-        (replace(presets.base(), conformer_kernel=31, pre_norm=True), None, "conformer_kernel"),
-        (replace(presets.base(), mel_bins=80, **MEL), None, "mel_bins"),
-        (replace(presets.base(), position_depth=5), None, "conv_norm"),
-        (replace(presets.large(), position_depth=5), None, "pre_norm"),
-        (replace(presets.base(), adapter_width=16), None, "adapter_width"),
-        (replace(presets.base(), feature_norm=False, relative="gated"), None, "feature_norm"),
+        (replace(presets.base(), positions=None, block=Conformer()), None, "block is Conformer"),
+        (replace(presets.base(), frontend=LogMel()), None, "frontend is LogMel"),
+        (replace(presets.base(), positions=StackedConvolutions()), None, "frontend .*norm='group'"),
+        (replace(presets.large(), positions=StackedConvolutions()), None, "block .*pre_norm=True"),
+        (presets.base().changed(block={"adapter_width": 16}), None, "block .*adapter_width=16"),
+        (replace(presets.base(), feature_norm=False, positions=GatedDistances()), None, "feature_norm"),
         (replace(presets.base(), feature_norm=False), "unispeech", "feature_norm"),
-        (replace(presets.base(), position_batch_norm=True), "wav2vec2", "position_batch_norm"),
-        (presets.base(), "wavlm", "relative"),
-        (presets.base(), "data2vec-audio", "position_depth"),
+        (presets.base().changed(positions={"norm": "batch"}), "wav2vec2", "positions .*norm='batch'"),
+        (presets.base(), "wavlm", "positions"),
+        (presets.base(), "data2vec-audio", "frontend"),
+        (presets.base().changed(frontend={"norm": "layer"}), "data2vec-audio", "positions"),
         (presets.base(), "whisper", "'whisper'"),
     ],
 )
@@ -187,6 +186,7 @@ def test_our_own_models_export() -> None:
     for config in (presets.tiny(), presets.base(), presets.large()):
         assert model_type_of(config) == "wav2vec2"
         read = read_config(write_config(config, "wav2vec2"), "config.json")
-        changed = {"normalize_wave": config.normalize_wave, "init": config.init}
-        assert replace(read, **changed, feature_grad_scale=config.feature_grad_scale) == config
+        waves = {"normalize_wave": config.frontend.normalize_wave}
+        scale = config.feature_grad_scale
+        assert read.changed(frontend=waves, init=config.init, feature_grad_scale=scale) == config
     assert FAMILIES.keys() == MODEL_TYPES

@@ -244,9 +244,9 @@ def many(times: int) -> Any:
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"dropout": 2.0}, "dropout must be from 0 to 1"),
-        ({"dropout": float("nan")}, "dropout must be from 0 to 1"),
-        ({"encoder_layerdrop": -1e308}, "layer_drop must be from 0 to 1"),
+        ({"dropout": 2.0}, "dropout of EncoderConfig must be from 0 to 1"),
+        ({"dropout": float("nan")}, "dropout of EncoderConfig must be from 0 to 1"),
+        ({"encoder_layerdrop": -1e308}, "layer_drop of EncoderConfig must be from 0 to 1"),
         ({"activation_fn": many(40)}, "'activation_fn' is "),
         ({"activation_fn": "y" * 1_000_000}, "'activation_fn' is "),
         ({"encoder_attention_heads": 10**6}, "must be a multiple of heads|at most"),

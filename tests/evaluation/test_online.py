@@ -25,7 +25,7 @@ pytestmark = pytest.mark.numerical
 @pytest.fixture(scope="module")
 def config() -> EncoderConfig:
     """Wide enough that any random weights tell the tones apart: with 8 channels one in ten does not."""
-    return replace(tiny(), conv_channels=(32,) * 7, width=32, depth=1, heads=2, ffn_width=32)
+    return tiny().changed(frontend={"channels": (32,) * 7}, width=32, depth=1, heads=2, ffn_width=32)
 
 
 @pytest.fixture(scope="module")

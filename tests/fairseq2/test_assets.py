@@ -103,7 +103,8 @@ def test_an_asset_by_its_name(tmp_path: Path, served: tuple[str, Path]) -> None:
     assert done.returncode == 0, done.stderr
     artifact, theirs = load_artifact(tmp_path / "a"), asr()
     assert (artifact.name, artifact.encoder.config.heads) == ("some_asr", 6)
-    assert artifact.encoder.config.conv_strides == (4, 4, 3, 3) and artifact.encoder.config.normalize_wave
+    frontend = artifact.encoder.config.frontend
+    assert frontend.strides == (4, 4, 3, 3) and frontend.normalize_wave
     assert "left_out" not in artifact.config["training"]
     wave = 0.05 * torch.randn(1, 12_000, generator=torch.Generator().manual_seed(2))
     heard = torch.nn.functional.layer_norm(wave, wave.shape)

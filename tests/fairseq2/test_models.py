@@ -27,19 +27,28 @@ from speech_ssl.checkpoints.artifact import load_artifact, save_artifact
 from speech_ssl.checkpoints.fairseq2.export import model_config, write, write_fairseq2
 from speech_ssl.checkpoints.fairseq2.extension import DEFAULT, FAMILY, VARIABLE
 from speech_ssl.checkpoints.fairseq2.reading import read_folder
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import (
+    Convolutions,
+    EncoderConfig,
+    GatedDistances,
+    StackedConvolutions,
+    WideConvolution,
+)
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from speech_ssl.training.fairseq2.state import started
 from speech_ssl.types import Batch
 
-NARROW = {"conv_channels": (32,) * 4, "conv_kernels": (10, 3, 3, 2), "conv_strides": (5, 2, 2, 2)}
-NARROW |= {"width": 48, "depth": 3, "heads": 4, "ffn_width": 80, "position_kernel": 16, "position_groups": 4}
-NARROW |= {"dropout": 0.0, "attention_dropout": 0.0, "feature_dropout": 0.0, "layer_drop": 0.0}
+BASE = EncoderConfig(
+    frontend=Convolutions(channels=(32,) * 4, kernels=(10, 3, 3, 2), strides=(5, 2, 2, 2)),
+    positions=WideConvolution(kernel=16, groups=4),
+    **{"width": 48, "depth": 3, "heads": 4, "ffn_width": 80},
+    **{"dropout": 0.0, "attention_dropout": 0.0, "feature_dropout": 0.0, "layer_drop": 0.0},
+)
 CONFIGS = {
-    "base": EncoderConfig(**NARROW),
-    "large": EncoderConfig(**NARROW, conv_norm="layer", conv_bias=True, pre_norm=True),
-    "mixed": EncoderConfig(**NARROW | {"position_kernel": 17}, conv_norm="layer", feature_grad_scale=1.0),
+    "base": BASE,
+    "large": BASE.changed(frontend={"norm": "layer", "bias": True}, block={"pre_norm": True}),
+    "mixed": BASE.changed(frontend={"norm": "layer"}, positions={"kernel": 17}, feature_grad_scale=1.0),
 }
 OBJECTIVE = Wav2Vec2Config(distractors=7, entries=6, code_width=20, final_width=24, target_dropout=0.0)
 OBJECTIVE_LOSS = {
@@ -113,7 +122,7 @@ def test_every_output_is_theirs(ours, theirs, wave_BS):
 @torch.no_grad()
 def test_a_padded_row_is_theirs_where_they_ignore_padding(ours, theirs, wave_BS, config):
     """With a group norm theirs takes its statistics over the padding too."""
-    if config.conv_norm == "group":
+    if config.frontend.norm == "group":
         return
     lengths = [S, S - 900, S - 2000]
     padded_BS = wave_BS * (torch.arange(S) < torch.tensor(lengths)[:, None])
@@ -217,7 +226,7 @@ def test_an_export_loads_by_its_asset_card(ours, theirs, artifact, tmp_path, wav
 def test_an_export_reads_back(ours, artifact, tmp_path, config):
     back = read_folder(write(load_artifact(artifact), tmp_path / "for-fairseq2"))
     mine, theirs = config.architecture(), back.encoder.config.architecture()
-    assert {k: v for k, v in theirs.items() if v != mine[k]}.keys() <= {"normalize_wave"}
+    assert {k: v for k, v in theirs.items() if v != mine[k]}.keys() <= {"frontend.normalize_wave"}
     state = {f"encoder.{name}": value for name, value in back.encoder.state_dict().items()} | dict(back.extra)
     assert state.keys() == ours.state_dict().keys()
     assert all(torch.equal(value, ours.state_dict()[name]) for name, value in state.items())
@@ -231,9 +240,11 @@ def refusal(config: EncoderConfig, drop: str = "") -> str:
 
 
 def test_what_fairseq2_has_no_place_for_is_named():
-    assert "relative 'none', this model 'gated'" in refusal(EncoderConfig(**NARROW, relative="gated"))
-    assert "position_depth 0, this model 2" in refusal(EncoderConfig(**NARROW, position_depth=2))
-    assert "as wide as the model, 32" in refusal(EncoderConfig(**NARROW | {"width": 32}))
+    gated = GatedDistances(convolution=WideConvolution(kernel=16, groups=4))
+    assert "no positions like this model's: GatedDistances" in refusal(BASE.changed(positions=gated))
+    stacked = StackedConvolutions(layers=2, groups=4)
+    assert "no positions like this model's: Stacked" in refusal(BASE.changed(positions=stacked))
+    assert "as wide as the model, 32" in refusal(BASE.changed(width=32))
     assert "no quantizer" in refusal(CONFIGS["base"], drop="quantizer.")
 
 

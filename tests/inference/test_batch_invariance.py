@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,11 @@ from speech_ssl.model.encoder import Encoder
 
 pytestmark = pytest.mark.numerical
 
-SMALL = {"conv_channels": (16,) * 7, "width": 32, "depth": 3, "heads": 4, "ffn_width": 64}
+SMALL = {"frontend": {"channels": (16,) * 7}, "width": 32, "depth": 3, "heads": 4, "ffn_width": 64}
 CONFIGS = {
     "tiny": presets.tiny(),
-    "base": replace(presets.base(), **SMALL),  # group norm over time, post-norm, waves as they are
-    "large": replace(presets.large(), **SMALL),  # layer norm, pre-norm, normalised waves
+    "base": presets.base().changed(**SMALL),  # group norm over time, post-norm, waves as they are
+    "large": presets.large().changed(**SMALL),  # layer norm, pre-norm, normalised waves
 }
 TOLERANCE = 1e-4
 

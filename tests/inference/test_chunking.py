@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from speech_ssl.audio import AudioError
 from speech_ssl.inference.chunking import Chunker, Window
 from speech_ssl.model import presets
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import Convolutions
 from speech_ssl.model.frontend import Frontend
 
-OTHER = EncoderConfig(conv_channels=(4,) * 3, conv_kernels=(9, 4, 3), conv_strides=(4, 3, 1))
-frontends = {name: Frontend(c) for name, c in (("tiny", presets.tiny()), ("other", OTHER))}
+OTHER = Convolutions(channels=(4,) * 3, kernels=(9, 4, 3), strides=(4, 3, 1))
+PARTS = {"tiny": presets.tiny().frontend, "other": OTHER}
+frontends = {name: Frontend(part, "gelu", "published") for name, part in PARTS.items()}
 
 
 @st.composite

@@ -18,16 +18,16 @@ from speech_ssl.extraction.decoding import Decoders, DecodeTask
 from speech_ssl.inference import Runtime, chunking
 from speech_ssl.inference.chunking import Chunker
 from speech_ssl.inference.levels import Level, Meter
+from speech_ssl.model.config import LogMel
 from speech_ssl.types import Waveform
 from tests.narrow import narrow_runtime
 
-MEL = {"mel_bins": 80, "conv_channels": (160,), "conv_kernels": (560,), "conv_strides": (320,)}
 FRONT_ENDS: dict[str, dict[str, Any]] = {
     "layer": {},
-    "layer, plain": {"normalize_wave": False},
-    "group": {"normalize_wave": False, "conv_norm": "group", "conv_bias": False},
-    "group, normalised": {"conv_norm": "group"},
-    "mel": {"normalize_wave": False, **MEL},
+    "layer, plain": {"frontend": {"normalize_wave": False}},
+    "group": {"frontend": {"normalize_wave": False, "norm": "group", "bias": False}},
+    "group, normalised": {"frontend": {"norm": "group"}},
+    "mel": {"frontend": LogMel(bins=80)},
 }
 TOLERANCE = 1e-4
 

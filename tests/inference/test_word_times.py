@@ -28,9 +28,7 @@ def test_heads_answer_at_any_hop(kernels: tuple[int, ...], strides: tuple[int, .
     runtime = narrow_runtime(
         window_s=0.1,
         context_s=0.02,
-        conv_channels=(4,) * len(kernels),
-        conv_kernels=kernels,
-        conv_strides=strides,
+        frontend={"channels": (4,) * len(kernels), "kernels": kernels, "strides": strides},
     )
     wave = np.random.default_rng(0).normal(0, 0.1, 3_000).astype(np.float32)
     (found,) = runtime.analyze([wave], tasks=["transcription", "classification"])

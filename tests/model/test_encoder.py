@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recipes import pretrain_wav2vec2
 from speech_ssl.model import attention, presets
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import Convolutions, EncoderConfig, WideConvolution
 from speech_ssl.model.convolution import conv_over_time
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.frontend import ValidGroupNorm, normalize_waves
@@ -24,38 +24,39 @@ from speech_ssl.types import Frames
 
 pytestmark = pytest.mark.numerical
 
-NARROW = {
-    "conv_channels": (16,) * 7,
+NARROW: dict[str, Any] = {
+    "frontend": {"channels": (16,) * 7},
     "width": 24,
     "depth": 3,
     "heads": 4,
     "ffn_width": 48,
-    "position_kernel": 16,
-    "position_groups": 4,
+    "positions": {"kernel": 16, "groups": 4},
 }
-BASE_LIKE = replace(presets.base(), **NARROW)
-LARGE_LIKE = replace(presets.large(), **NARROW)
-MIXED = replace(LARGE_LIKE, conv_bias=False, normalize_wave=False, position_kernel=15)
+BASE_LIKE = presets.base().changed(**NARROW)
+LARGE_LIKE = presets.large().changed(**NARROW)
+MIXED = LARGE_LIKE.changed(frontend={"bias": False, "normalize_wave": False}, positions={"kernel": 15})
 
 
 def transformers_twin(encoder: Encoder) -> Any:
     """The Hugging Face model with the same weights."""
     transformers = pytest.importorskip("transformers")
     config = encoder.config
+    frontend, positions = config.frontend, config.positions
+    assert isinstance(frontend, Convolutions) and isinstance(positions, WideConvolution)
     twin = transformers.Wav2Vec2Model(
         transformers.Wav2Vec2Config(
             hidden_size=config.width,
             num_hidden_layers=config.depth,
             num_attention_heads=config.heads,
             intermediate_size=config.ffn_width,
-            conv_dim=config.conv_channels,
-            conv_kernel=config.conv_kernels,
-            conv_stride=config.conv_strides,
-            conv_bias=config.conv_bias,
-            feat_extract_norm=config.conv_norm,
-            do_stable_layer_norm=config.pre_norm,
-            num_conv_pos_embeddings=config.position_kernel,
-            num_conv_pos_embedding_groups=config.position_groups,
+            conv_dim=frontend.channels,
+            conv_kernel=frontend.kernels,
+            conv_stride=frontend.strides,
+            conv_bias=frontend.bias,
+            feat_extract_norm=frontend.norm,
+            do_stable_layer_norm=config.block.pre_norm,
+            num_conv_pos_embeddings=positions.kernel,
+            num_conv_pos_embedding_groups=positions.groups,
         )
     ).eval()
     twin.load_state_dict(dict(hugging_face_names(encoder)), strict=True)
@@ -124,7 +125,7 @@ def test_every_hidden_state_is_that_of_transformers(config: EncoderConfig, sampl
     lengths_B = torch.full((2,), samples)
     with torch.inference_mode():
         ours = encoder.hidden_states(wave_BS, lengths_B)
-        prepared = normalize_waves(wave_BS, lengths_B) if config.normalize_wave else wave_BS
+        prepared = normalize_waves(wave_BS, lengths_B) if config.frontend.normalize_wave else wave_BS
         answer = twin(prepared, output_hidden_states=True)
     # Its last hidden state lacks the final norm in some versions: ours is always what the model gives out.
     theirs = [*answer.hidden_states[:-1], answer.last_hidden_state]
@@ -223,7 +224,9 @@ def test_group_norm_is_torchs_where_nothing_is_padded() -> None:
     torch.testing.assert_close(norm(Frames(x_BTC, torch.full((3,), 50))), theirs, atol=1e-5, rtol=1e-5)
 
 
-OTHER_STRIDES = replace(BASE_LIKE, conv_kernels=(7, 4, 2), conv_strides=(3, 2, 1), conv_channels=(8, 8, 8))
+OTHER_STRIDES = BASE_LIKE.changed(
+    frontend={"kernels": (7, 4, 2), "strides": (3, 2, 1), "channels": (8, 8, 8)}
+)
 
 
 @pytest.mark.parametrize("config", [BASE_LIKE, OTHER_STRIDES])

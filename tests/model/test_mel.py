@@ -12,8 +12,9 @@ from torch import Tensor
 
 from speech_ssl import audio
 from speech_ssl.inference.chunking import Chunker
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import Conformer, EncoderConfig, LogMel
 from speech_ssl.model.encoder import Encoder
+from speech_ssl.model.flat import REQUIRED, flat_of, stored_config
 from speech_ssl.model.mel import MelFrontend, log_mel
 
 pytestmark = pytest.mark.numerical
@@ -21,17 +22,16 @@ pytestmark = pytest.mark.numerical
 transformers = pytest.importorskip("transformers")
 
 
-def config(bins: int = 80, **options: object) -> EncoderConfig:
-    heard = {"conv_channels": (2 * bins,), "conv_kernels": (560,), "conv_strides": (320,)}
-    sizes = {"width": 32, "depth": 1, "heads": 4, "ffn_width": 40, "conformer_kernel": 7, "pre_norm": True}
-    return EncoderConfig(mel_bins=bins, **{**heard, **sizes, **options})  # type: ignore[arg-type]
+def config(bins: int = 80) -> EncoderConfig:
+    parts = {"frontend": LogMel(bins=bins), "positions": None, "block": Conformer(kernel=7)}
+    return EncoderConfig(**parts, width=32, depth=1, heads=4, ffn_width=40)  # type: ignore[arg-type]
 
 
 def ours(waves: list[Tensor], bins: int = 80, padding: int = 0, filled: float = 0.0) -> list[Tensor]:
     wave_BS = torch.full((len(waves), max(map(len, waves)) + padding), filled)
     for row_S, wave in zip(wave_BS, waves, strict=True):
         row_S[: len(wave)] = wave
-    frames = MelFrontend(config(bins))(wave_BS, torch.tensor([len(wave) for wave in waves]))
+    frames = MelFrontend(bins)(wave_BS, torch.tensor([len(wave) for wave in waves]))
     assert frames.x_BTD.dtype == torch.float32
     return [x_TC[:count] for x_TC, count in zip(frames.x_BTD, frames.lengths_B.tolist(), strict=True)]
 
@@ -113,7 +113,7 @@ def test_a_frame_sees_its_receptive_field_alone() -> None:
 
 def test_precision_around_changes_nothing() -> None:
     wave = noise(9_001)
-    frontend = MelFrontend(config()).to(torch.bfloat16)
+    frontend = MelFrontend(80).to(torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
         x_BTC = frontend(wave[None], torch.tensor([9_001])).x_BTD
     assert x_BTC.dtype == torch.float32
@@ -140,15 +140,15 @@ def test_too_short_is_told() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"mel_bins": -1}, "mel_bins -1 needs conv_channels"),
-        ({"mel_bins": 40}, "mel_bins 40 needs conv_channels"),
+        ({"mel_bins": -1}, "bins of LogMel must be whole, 1 to"),
+        ({"mel_bins": 40}, "conv_channels must be .80,. beside"),
         ({"conv_strides": [321]}, "conv_strides"),
-        ({"normalize_wave": True}, "normalize_wave must be false"),
+        ({"normalize_wave": True}, "normalize_wave must be False"),
     ],
 )
-def test_configs_that_cannot_be(options: dict[str, object], named: str) -> None:
+def test_flat_configs_that_cannot_be(options: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        EncoderConfig.from_dict({**config().to_dict(), **options})
+        stored_config({**REQUIRED, **flat_of(config()), **options})
 
 
 def test_the_bank_is_kaldis() -> None:

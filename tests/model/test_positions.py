@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from speech_ssl.model import positions
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import EncoderConfig, StackedConvolutions, WideConvolution
 from speech_ssl.model.positions import conv_positions
 from speech_ssl.model.presets import tiny
 from speech_ssl.types import Frames
 
 KINDS = {
     "one": tiny(),
-    "stacked": replace(tiny(), position_depth=3, position_kernel=19),
-    "batch norm": replace(tiny(), position_batch_norm=True),
+    "stacked": replace(tiny(), positions=StackedConvolutions(layers=3)),
+    "batch norm": replace(tiny(), positions=WideConvolution(norm="batch")),
 }
 
 
@@ -31,6 +31,7 @@ def frames_of(length: int) -> Frames:
 def test_lengths_are_rounded_without_gradients_and_the_result_is_the_same(kind: str, length: int) -> None:
     config: EncoderConfig = KINDS[kind]
     module = conv_positions(config)
+    assert module is not None
     exact_BTD = module(frames_of(length)).detach()  # as in training, of the length itself
     with torch.inference_mode():
         torch.testing.assert_close(module(frames_of(length)), exact_BTD, atol=1e-5, rtol=0)

@@ -22,7 +22,7 @@ from speech_ssl.types import Batch, LossSum
 
 pytestmark = pytest.mark.numerical
 
-ENCODER = replace(tiny(), conv_channels=(16,) * 7, depth=2, width=32, heads=2, ffn_width=64)
+ENCODER = tiny().changed(frontend={"channels": (16,) * 7}, depth=2, width=32, heads=2, ffn_width=64)
 LABELS = ("dog", "rain", "siren")
 FRAMES = 8
 SAMPLES = 400 + 320 * (FRAMES - 1)

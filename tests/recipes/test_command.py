@@ -29,7 +29,7 @@ def brief() -> Run:
     """Two steps that all but leave the weights where they are, decoding in this process."""
     data = replace(smoke().data, workers=0, batch_s=2.0)
     train = TrainConfig(steps=2, peak_lr=1e-12, precision="fp32", weight_decay=0.0)
-    encoder = replace(smoke().encoder, conv_channels=(16,) * 7)
+    encoder = smoke().encoder.changed(frontend={"channels": (16,) * 7})
     return replace(smoke(), encoder=encoder, data=data, train=train)
 
 

@@ -69,7 +69,7 @@ def test_a_run_from_it(theirs: Path, manifest: Path, tmp_path: Path) -> None:
     finally:
         change_json(theirs / "preprocessor_config.json", do_normalize=True)
     recorded = json.loads((tmp_path / "other" / "run.json").read_text())["encoder"]
-    assert not recorded["normalize_wave"] and brief().encoder.normalize_wave
+    assert not recorded["frontend"]["normalize_wave"] and brief().encoder.frontend.normalize_wave
 
 
 @pytest.mark.parametrize("variant", ["clips", "frozen"])

@@ -63,7 +63,7 @@ def toned() -> FineTuning:
         train=TrainConfig(
             steps=260, peak_lr=3e-3, warmup=0.1, hold=0.5, precision="fp32", valid_every=100, clip_norm=5.0
         ),
-        scratch=replace(presets.tiny(), conv_channels=(32,) * 7, width=64, depth=1, ffn_width=128),
+        scratch=presets.tiny().changed(frontend={"channels": (32,) * 7}, width=64, depth=1, ffn_width=128),
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 from torch import nn
 
 from recipes.pretrain_wav2vec2 import base, large, small, smoke, tiny
+from speech_ssl.model.flat import REQUIRED, flat_of
 from speech_ssl.precision import Float
 from speech_ssl.training import run as runs
 from speech_ssl.training.checkpoint import LAST, RunState, save_checkpoint
@@ -26,6 +27,23 @@ open_run_folder = partial(runs.open_run_folder, here="fp32")
 def test_what_was_written_can_be_resumed(tmp_path: Path) -> None:
     open_run_folder(tmp_path / "a" / "run", smoke(), INPUTS, resume=False)
     open_run_folder(tmp_path / "a" / "run", smoke(), INPUTS, resume=True)
+
+
+def test_a_run_that_was_begun_with_a_flat_config_can_be_resumed(tmp_path: Path) -> None:
+    """As runs were described before the encoder's config had parts."""
+    open_run_folder(tmp_path, smoke(), INPUTS, resume=False)
+    (tmp_path / LAST).touch()
+    path = tmp_path / "run.json"
+    described = json.loads(path.read_text())
+    flat = {**REQUIRED, **flat_of(smoke().encoder)}
+    path.write_text(json.dumps({**described, "encoder": flat}))
+    open_run_folder(tmp_path, smoke(), INPUTS, resume=True)
+    path.write_text(json.dumps({**described, "encoder": {**flat, "depth": 3}}))
+    with pytest.raises(ValueError, match="encoder.depth was 3, is now 2"):
+        open_run_folder(tmp_path, smoke(), INPUTS, resume=True)
+    path.write_text(json.dumps({**described, "encoder": {**flat, "wide": 3}}))
+    with pytest.raises(ValueError, match="is damaged .*'wide'"):
+        open_run_folder(tmp_path, smoke(), INPUTS, resume=True)
 
 
 def test_every_variant_describes_itself_in_json() -> None:

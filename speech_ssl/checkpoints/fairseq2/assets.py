@@ -21,8 +21,8 @@ NONE = "no model that fairseq2 knows by this name (where it is installed: script
 
 @dataclass(frozen=True)
 class Asset:
-    """path: of the checkpoint. tokenizer: of the SentencePiece model of its characters. known: fields of our
-    config that the card tells and weights do not."""
+    """path: of the checkpoint. tokenizer: of the SentencePiece model of its characters. known: what the card
+    tells and weights do not, for `naming.config_of`."""
 
     path: Path
     tokenizer: Path | None
@@ -75,4 +75,4 @@ def _of_card(card: Any) -> Asset:
         if uri is not None and told.field("tokenizer_family").as_(str) == CHARACTERS:
             tokenizer = Path(files.download_tokenizer(uri.as_uri()))
     strides = tuple(int(stride) for _, _, stride in encoder.feature_extractor_layer_descs)
-    return Asset(path, tokenizer, {"heads": encoder.num_encoder_attn_heads, "conv_strides": strides})
+    return Asset(path, tokenizer, {"heads": encoder.num_encoder_attn_heads, "strides": strides})

@@ -13,22 +13,9 @@ from torch import Tensor
 
 from speech_ssl.checkpoints.artifact import Artifact, load_extra
 from speech_ssl.checkpoints.replacing import check_empty
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import ConvNorm, Convolutions, EncoderConfig, Transformer, WideConvolution
 
 CARD, WEIGHTS = "model.yaml", "model.safetensors"
-
-_ASKED: Mapping[str, object] = {
-    "activation": "gelu",
-    "conv_activation": "gelu",
-    "feature_norm": True,
-    "position_depth": 0,
-    "relative": "none",
-    "adapter_width": 0,
-    "conformer_kernel": 0,
-    "mel_bins": 0,
-    "norm_eps": 1e-5,
-}
-"""What fairseq2's wav2vec 2.0 has no choice in."""
 
 _RENAMED = {
     "frontend.layers.": "encoder_frontend.feature_extractor.layers.",
@@ -65,13 +52,14 @@ def write(artifact: Artifact, folder: str | Path) -> Path:
     extra = load_extra(artifact.folder) if artifact.extra is None else artifact.extra
     state = {f"encoder.{name}": value for name, value in artifact.encoder.state_dict().items()} | dict(extra)
     named = write_fairseq2(state, config)
+    frontend, *_ = check(config)
     card = {
         "name": artifact.name,
         "model_family": "wav2vec2",
         "model_config": model_config(state, config),
         "checkpoint": WEIGHTS,
-        "normalize_audio": config.normalize_wave,  # not fairseq2's model does that, but its data set
-        "wave_eps": config.wave_eps,
+        "normalize_audio": frontend.normalize_wave,  # not fairseq2's model does that, but its data set
+        "wave_eps": frontend.wave_eps,
     }
     check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,11 +75,11 @@ def write_fairseq2(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[s
 
     Raises ValueError that names the field or tensor for which it has no place.
     """
-    check(config)
+    frontend, *_ = check(config)
     named = {"quantizer.num_updates": torch.zeros((), dtype=torch.int64)}
     for name, value in state.items():
         if name.startswith("encoder."):
-            named |= _of_encoder(name.removeprefix("encoder."), value.detach(), config)
+            named |= _of_encoder(name.removeprefix("encoder."), value.detach(), config, frontend.norm)
         else:
             named[_renamed(name, _RENAMED_BESIDE)] = value.detach()
     if "quantizer.entries" not in named:
@@ -103,38 +91,52 @@ def write_fairseq2(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[s
     return {name: value.contiguous().clone() for name, value in named.items()}
 
 
-def check(config: EncoderConfig) -> None:
-    """Raises ValueError for an encoder that fairseq2's Wav2Vec2Model does not have."""
-    for name, asked in _ASKED.items():
-        if getattr(config, name) != asked:
+def check(config: EncoderConfig) -> tuple[Convolutions, WideConvolution, Transformer]:
+    """The parts of the encoder. Raises ValueError for one that fairseq2's Wav2Vec2Model does not have."""
+    frontend, positions, block = config.frontend, config.positions, config.block
+    asked = {
+        "frontend": isinstance(frontend, Convolutions),
+        "positions": isinstance(positions, WideConvolution) and positions.norm == "weight",
+        "block": isinstance(block, Transformer) and not block.adapter_width,
+        "activation": config.activation == "gelu",
+        "conv_activation": config.conv_activation == "gelu",
+        "feature_norm": config.feature_norm,
+        "norm_eps": config.norm_eps == 1e-5,
+    }
+    for name, has in asked.items():
+        if not has:
             raise ValueError(
-                f"fairseq2's wav2vec2 has {name} {asked!r}, this model {getattr(config, name)!r}"
+                f"fairseq2's wav2vec2 has no {name} like this model's: {getattr(config, name)!r}"
             )
-    if config.conv_channels[-1] == config.width:
+    if frontend.width == config.width:
         raise ValueError(
             f"fairseq2's wav2vec2 projects no features that are as wide as the model, {config.width}: this "
             "model does"
         )
+    assert isinstance(frontend, Convolutions) and isinstance(positions, WideConvolution)
+    assert isinstance(block, Transformer)
+    return frontend, positions, block
 
 
 def model_config(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Any]:
     """fairseq2's Wav2Vec2Config as an asset card holds it. Dropout is left out: it is no part of a model."""
     groups, entries, width = state["quantizer.codebook_GVD"].shape
-    shapes = zip(config.conv_channels, config.conv_kernels, config.conv_strides, strict=True)
+    frontend, positions, block = check(config)
+    shapes = zip(frontend.channels, frontend.kernels, frontend.strides, strict=True)
     return {
         "encoder_config": {
             "model_dim": config.width,
-            "feature_dim": config.conv_channels[-1],
-            "layer_norm_features": not config.pre_norm,
+            "feature_dim": frontend.width,
+            "layer_norm_features": not block.pre_norm,
             "feature_extractor_layer_descs": [list(shape) for shape in shapes],
-            "feature_extractor_bias": config.conv_bias,
-            "feature_extractor_layer_norm_convs": config.conv_norm == "layer",
-            "pos_conv_kernel_size": config.position_kernel,
-            "num_pos_conv_groups": config.position_groups,
+            "feature_extractor_bias": frontend.bias,
+            "feature_extractor_layer_norm_convs": frontend.norm == "layer",
+            "pos_conv_kernel_size": positions.kernel,
+            "num_pos_conv_groups": positions.groups,
             "num_encoder_layers": config.depth,
             "num_encoder_attn_heads": config.heads,
             "ffn_inner_dim": config.ffn_width,
-            "norm_order": "PRE" if config.pre_norm else "POST",
+            "norm_order": "PRE" if block.pre_norm else "POST",
         },
         "final_dim": state["project_context.weight"].shape[0],
         "quantized_dim": groups * width,
@@ -143,10 +145,12 @@ def model_config(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str
     }
 
 
-def _of_encoder(name: str, value: Tensor, config: EncoderConfig) -> Iterator[tuple[str, Tensor]]:
+def _of_encoder(
+    name: str, value: Tensor, config: EncoderConfig, norm: ConvNorm
+) -> Iterator[tuple[str, Tensor]]:
     """A tensor of our encoder by its name or names there."""
     if name.startswith("norm."):  # post-norm: before the first block; pre-norm: after the last
-        part = "encoder.layer_norm." if config.pre_norm else "encoder_frontend.layer_norm."
+        part = "encoder.layer_norm." if config.block.pre_norm else "encoder_frontend.layer_norm."
         yield part + name.removeprefix("norm."), value
     elif ".attention.qkv." in name:
         block, kind = name.split("attention.qkv.")
@@ -155,7 +159,7 @@ def _of_encoder(name: str, value: Tensor, config: EncoderConfig) -> Iterator[tup
     elif name == "positions.scale_K":
         yield _renamed(name, _RENAMED), value[None, None, :]
     elif name.startswith("frontend.layers."):
-        yield _of_convolution(name, config), value
+        yield _of_convolution(name, norm), value
     elif name.startswith("blocks."):
         _, number, rest = name.split(".", 2)
         yield f"encoder.layers.{number}.{_renamed(rest, _RENAMED_IN_BLOCK)}", value
@@ -163,10 +167,10 @@ def _of_encoder(name: str, value: Tensor, config: EncoderConfig) -> Iterator[tup
         yield _renamed(name, _RENAMED), value
 
 
-def _of_convolution(name: str, config: EncoderConfig) -> str:
+def _of_convolution(name: str, norm: ConvNorm) -> str:
     number, rest = name.removeprefix("frontend.layers.").split(".", 1)
     if rest.startswith("norm."):
-        rest = rest.replace("norm.", "layer_norm." if config.conv_norm == "layer" else "group_norm.")
+        rest = rest.replace("norm.", "layer_norm." if norm == "layer" else "group_norm.")
     else:
         rest = f"conv.{rest}"
     return f"{_RENAMED['frontend.layers.']}{number}.{rest}"

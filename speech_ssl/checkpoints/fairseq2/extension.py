@@ -25,17 +25,17 @@ VARIABLE = "SPEECH_SSL_ARTIFACTS"
 
 @dataclass(kw_only=True)
 class ArtifactEncoderConfig:
-    """What a card's `model_config` holds. encoder: as in an artifact's `config.json`."""
+    """What a card's `model_config` holds. encoder: as in an artifact's `config.json`, of any version."""
 
     encoder: dict[str, object] = field(default_factory=dict)
 
 
 def build(config: ArtifactEncoderConfig) -> Encoder:
     """Raises ValueError for numbers that are missing or unknown."""
-    from speech_ssl.model.config import EncoderConfig
     from speech_ssl.model.encoder import Encoder
+    from speech_ssl.model.flat import stored_config
 
-    return Encoder(EncoderConfig.from_dict(config.encoder))
+    return Encoder(stored_config(config.encoder))
 
 
 def card(folder: Path, name: str | None = None) -> dict[str, object]:

@@ -70,7 +70,7 @@ def recognises(content: Any) -> bool:
 
 
 def read(content: Any, where: str, name: str, tokenizers: Sequence[Path] = (), **known: Any) -> Converted:
-    """What weights do not tell is as in the published models, if it is not `known` (fields of our config):
+    """What weights do not tell is as in the published models, if it is not `known` (for `config_of`):
     heads, strides, and that waves are normalised where the norms come first. tokenizers: of a model tuned for
     CTC, the one SentencePiece model of its characters; without it its head has no meaning. Raises
     ConversionError."""
@@ -158,7 +158,7 @@ def _carded(folder: Path) -> dict[str, Any]:
         card = read_json(folder / CARD)
         encoder = card["model_config"]["encoder_config"]
         strides = tuple(int(stride) for _, _, stride in encoder["feature_extractor_layer_descs"])
-        known = {"heads": int(encoder["num_encoder_attn_heads"]), "conv_strides": strides}
+        known = {"heads": int(encoder["num_encoder_attn_heads"]), "strides": strides}
         waves = {"normalize_wave": bool(card["normalize_audio"]), "wave_eps": float(card["wave_eps"])}
         return known | waves
     except (OSError, KeyError, TypeError, ValueError):

@@ -31,7 +31,7 @@ from speech_ssl.checkpoints.transformers.heads import read_ctc, read_labels, wri
 from speech_ssl.checkpoints.transformers.pyctcdecode import read_ngram, write_ngram
 from speech_ssl.checkpoints.transformers.tokenizer import TOKENIZER, VOCABULARY, read_units
 from speech_ssl.checkpoints.transformers.weights import ADAPTER, WEIGHTS, read_weights
-from speech_ssl.model.config import WAVE_EPS, EncoderConfig
+from speech_ssl.model.config import Conformer, EncoderConfig
 from speech_ssl.model.specs import CTCSpec
 
 FAMILIES = (transformer, conformer)
@@ -88,7 +88,7 @@ def read(folder: Path, *, pickles: bool = False) -> Converted:
             "that was quantised"
         )
     config = family.read_config(theirs, where)
-    config = replace(config, normalize_wave=preprocessor.normalizes(folder, config))
+    config = replace(config, frontend=preprocessor.heard(folder, config.frontend))
     tensors = read_weights(folder, theirs, pickles=pickles)
     stored_as = tensors.stored_as
     prefix = _prefix(tensors)
@@ -121,7 +121,8 @@ def read(folder: Path, *, pickles: bool = False) -> Converted:
 def write(artifact: Artifact, folder: Path, extra: Mapping[str, Tensor]) -> None:
     """A folder for `from_pretrained`: the encoder with its first head that transformers knows, or with what
     pre-training needs. Raises ValueError for an encoder that no class of transformers can be."""
-    config, family = artifact.encoder.config, FAMILIES[bool(artifact.encoder.config.conformer_kernel)]
+    config = artifact.encoder.config
+    family: Any = conformer if isinstance(config.block, Conformer) else transformer
     kind = family.model_type_of(config)
     told = artifact.config.get("training", {}).get("model_type")
     if told in family.MODEL_TYPES and _same(family, config, told):
@@ -137,7 +138,7 @@ def write(artifact: Artifact, folder: Path, extra: Mapping[str, Tensor]) -> None
     prefix = "" if architecture == "Model" else kind.replace("-", "_") + "."
     tensors |= {prefix + key: value for key, value in state.items()}
     files[CONFIG] = {"model_type": kind, **fields}
-    files[preprocessor.PREPROCESSOR] = preprocessor.written(config)
+    files[preprocessor.PREPROCESSOR] = preprocessor.written(config.frontend)
     check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stored = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
@@ -214,8 +215,9 @@ def _same(family: Any, config: EncoderConfig, kind: str) -> bool:
         there_and_back = family.read_config({"model_type": kind, **family.write_config(config, kind)}, "")
     except ValueError:
         return False
-    asked = replace(config, normalize_wave=False, wave_eps=WAVE_EPS)
-    return bool(there_and_back.architecture() == asked.architecture())
+    waves = {"frontend.normalize_wave", "frontend.wave_eps"}
+    one, other = there_and_back.architecture(), config.architecture()
+    return bool(all(one[name] == value for name, value in other.items() if name not in waves))
 
 
 def _prefix(tensors: Tensors) -> str:

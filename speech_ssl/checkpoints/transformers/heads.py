@@ -60,7 +60,7 @@ def read_labels(
         pooling="mean",
         hidden=0 if projected is None else len(projected),
         mixing="plain" if weighted else "last",
-        bent=False,
+        gelu=False,
         timed=of_frames,
     )
     state = {"outputs.weight": weight, "outputs.bias": tensors.take("classifier.bias")}
@@ -87,10 +87,10 @@ def write_labels(head: Head) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     transformers has no class for."""
     spec, state = head.spec, head.module.state_dict()
     assert isinstance(spec, EventsSpec)
-    if spec.mixing == "normalized" or spec.pooling != "mean" or (spec.hidden and spec.bent):
+    if spec.mixing == "normalized" or spec.pooling != "mean" or (spec.hidden and spec.gelu):
         raise ValueError(
             f"transformers has no head with mixing {spec.mixing!r}, pooling {spec.pooling!r} and "
-            f"{'a GELU' if spec.hidden and spec.bent else 'no hidden layer'}: export the encoder without it"
+            f"{'a GELU' if spec.hidden and spec.gelu else 'no hidden layer'}: export the encoder without it"
         )
     tensors = {f"classifier.{part}": state[f"outputs.{part}"] for part in PARTS}
     if spec.hidden:

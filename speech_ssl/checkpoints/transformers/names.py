@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 
 from speech_ssl.checkpoints.conversion import ConversionError, Tensors, field_of
-from speech_ssl.model.config import Activation, EncoderConfig
+from speech_ssl.model.config import Activation, ConvNorm, Convolutions, EncoderConfig
 
-CONVOLUTIONS = {"conv_channels": "conv_dim", "conv_kernels": "conv_kernel", "conv_strides": "conv_stride"}
-DROPOUTS = {  # with what transformers takes for one that is missing
+_CONVOLUTIONS = {"channels": "conv_dim", "kernels": "conv_kernel", "strides": "conv_stride"}
+_SIZES = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "ffn_width": "intermediate_size",
+}
+_DROPOUTS = {  # with what transformers takes for one that is missing
     "dropout": ("hidden_dropout", 0.1),
     "attention_dropout": ("attention_dropout", 0.1),
     "activation_dropout": ("activation_dropout", 0.1),
@@ -39,6 +45,68 @@ _OLD_SPELLING = {
 """Of weight norm, before torch 2.1's."""
 
 
+def numbers_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of our config that all families have. Raises ConversionError."""
+    numbers: dict[str, Any] = {ours: field_of(config, theirs, int, where) for ours, theirs in _SIZES.items()}
+    return numbers | {
+        **{ours: share_of(config, theirs, usual, where) for ours, (theirs, usual) in _DROPOUTS.items()},
+        "norm_eps": float(field_of(config, "layer_norm_eps", (int, float), where)),
+        "activation": activation_of(config, "hidden_act", where),
+        "feature_grad_scale": 1.0,
+    }
+
+
+def written_numbers(config: EncoderConfig) -> dict[str, Any]:
+    """The inverse, with what transformers wants besides."""
+    written = {theirs: getattr(config, ours) for ours, theirs in _SIZES.items()}
+    written |= {theirs: getattr(config, ours) for ours, (theirs, _) in _DROPOUTS.items()}
+    return written | {
+        "layer_norm_eps": config.norm_eps,
+        "hidden_act": written_activation(config.activation),
+        "initializer_range": 0.02,
+        "mask_time_prob": 0.05,  # not 0, for else transformers has no hidden vector
+        "mask_time_length": 10,
+        "mask_feature_prob": 0.0,
+        "mask_feature_length": 10,
+    }
+
+
+def convolutions_of(config: Mapping[str, Any], norm: ConvNorm | None, where: str) -> dict[str, Any]:
+    """The front end and what belongs to it. norm: None, if the config says it. Raises ValueError."""
+    sizes: dict[str, Any] = {
+        ours: whole_numbers(config, theirs, where) for ours, theirs in _CONVOLUTIONS.items()
+    }
+    norm = norm or field_of(config, "feat_extract_norm", str, where)
+    frontend = Convolutions(**sizes, norm=norm, bias=field_of(config, "conv_bias", bool, where))
+    activation = activation_of(config, "feat_extract_activation", where)
+    return {"frontend": frontend, "conv_activation": activation}
+
+
+def written_convolutions(frontend: Convolutions, activation: Activation) -> dict[str, Any]:
+    """The inverse."""
+    return {theirs: list(getattr(frontend, ours)) for ours, theirs in _CONVOLUTIONS.items()} | {
+        "num_feat_extract_layers": len(frontend.channels),
+        "conv_bias": frontend.bias,
+        "feat_extract_norm": frontend.norm,
+        "feat_extract_activation": written_activation(activation),
+    }
+
+
+def check_expressible(config: EncoderConfig, family: str, can: Mapping[str, bool]) -> None:
+    """Raises ValueError for a field of the config that the family has no word for."""
+    for name, expressible in can.items():
+        if not expressible:
+            raise ValueError(
+                f"the encoder's {name} is {getattr(config, name)!r}: a {family!r} model of transformers has "
+                "no such thing"
+            )
+
+
+def share_of(config: Mapping[str, Any], name: str, usual: float, where: str) -> float:
+    """Of values that are dropped."""
+    return float(field_of({name: usual, **config}, name, (int, float), where))
+
+
 def whole_numbers(config: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:
     values = field_of(config, name, (list, tuple), where)
     if any(type(value) is not int for value in values):
@@ -54,6 +122,10 @@ def activation_of(config: Mapping[str, Any], name: str, where: str) -> Activatio
             + ", ".join(ACTIVATIONS)
         )
     return ACTIVATIONS[value]
+
+
+def written_activation(ours: Activation) -> str:
+    return next(theirs for theirs, activation in ACTIVATIONS.items() if activation == ours)
 
 
 class Name(NamedTuple):
@@ -72,13 +144,14 @@ def pair(ours: str, *theirs: str) -> Iterator[Name]:
 
 def frontend_names(config: EncoderConfig) -> Iterator[Name]:
     """Of the convolutions and of what projects their frames."""
-    for i in range(0 if config.mel_bins else len(config.conv_channels)):
-        theirs = f"feature_extractor.conv_layers.{i}"
-        yield Name(f"frontend.layers.{i}.weight", (f"{theirs}.conv.weight",))
-        if config.conv_bias:
-            yield Name(f"frontend.layers.{i}.bias", (f"{theirs}.conv.bias",))
-        if i == 0 or config.conv_norm == "layer":
-            yield from pair(f"frontend.layers.{i}.norm", f"{theirs}.layer_norm")
+    if isinstance(frontend := config.frontend, Convolutions):
+        for i in range(len(frontend.channels)):
+            theirs = f"feature_extractor.conv_layers.{i}"
+            yield Name(f"frontend.layers.{i}.weight", (f"{theirs}.conv.weight",))
+            if frontend.bias:
+                yield Name(f"frontend.layers.{i}.bias", (f"{theirs}.conv.bias",))
+            if i == 0 or frontend.norm == "layer":
+                yield from pair(f"frontend.layers.{i}.norm", f"{theirs}.layer_norm")
     if config.feature_norm:
         yield from pair("feature_norm", "feature_projection.layer_norm")
     yield from pair("feature_projection", "feature_projection.projection")

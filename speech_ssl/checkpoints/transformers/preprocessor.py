@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from speech_ssl.checkpoints.conversion import ConversionError, read_json
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import Convolutions, LogMel
 from speech_ssl.types import SAMPLE_RATE
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
@@ -16,13 +17,14 @@ NESTED = ("feature_extractor", "audio_processor")
 WAVES, MELS = "Wav2Vec2FeatureExtractor", "SeamlessM4TFeatureExtractor"
 
 
-def normalizes(folder: Path, config: EncoderConfig) -> bool:
-    """Whether waves are brought to zero mean and unit variance. Without a file: as the class does by default.
+def heard(folder: Path, frontend: Convolutions | LogMel) -> Convolutions | LogMel:
+    """The front end, and whether waves are brought to zero mean and unit variance before it. Without a file:
+    as the class does by default.
 
     Raises ConversionError for what models here do not hear.
     """
     options, path = _options(folder)
-    wanted = MELS if config.mel_bins else WAVES
+    wanted = MELS if isinstance(frontend, LogMel) else WAVES
     kind = options.get("feature_extractor_type", wanted)
     if kind != wanted:
         raise ConversionError(
@@ -31,17 +33,19 @@ def normalizes(folder: Path, config: EncoderConfig) -> bool:
     rate = options.get("sampling_rate", SAMPLE_RATE)
     if rate != SAMPLE_RATE:
         raise ConversionError(f"{path}: field 'sampling_rate' is {rate!r}; models here hear {SAMPLE_RATE} Hz")
-    for name, needed in (("stride", 2), ("num_mel_bins", config.mel_bins)) if config.mel_bins else ():
+    if isinstance(frontend, Convolutions):
+        return replace(frontend, normalize_wave=bool(options.get("do_normalize", True)))
+    for name, needed in (("stride", 2), ("num_mel_bins", frontend.bins)):
         if options.get(name, needed) != needed:
             raise ConversionError(
                 f"{path}: field {name!r} is {options[name]!r}, where the model has {needed}"
             )
-    if config.mel_bins and not options.get("return_attention_mask", True):
+    if not options.get("return_attention_mask", True):
         raise ConversionError(
             f"{path}: field 'return_attention_mask' is false: such a model would hear the padding of its own "
             "clip; set it to true"
         )
-    return bool(options.get("do_normalize", True)) and not config.mel_bins
+    return frontend
 
 
 def _options(folder: Path) -> tuple[Mapping[str, Any], Path]:
@@ -54,13 +58,13 @@ def _options(folder: Path) -> tuple[Mapping[str, Any], Path]:
     return (read_json(alone) if alone.is_file() else {}), alone
 
 
-def written(config: EncoderConfig) -> dict[str, Any]:
+def written(frontend: Convolutions | LogMel) -> dict[str, Any]:
     """The inverse, as every version of transformers reads it: for `preprocessor_config.json`."""
-    if config.mel_bins:
+    if isinstance(frontend, LogMel):
         return {
             "feature_extractor_type": MELS,
-            "feature_size": config.mel_bins,
-            "num_mel_bins": config.mel_bins,
+            "feature_size": frontend.bins,
+            "num_mel_bins": frontend.bins,
             "sampling_rate": SAMPLE_RATE,
             "stride": 2,
             "padding_value": 0.0,
@@ -71,6 +75,6 @@ def written(config: EncoderConfig) -> dict[str, Any]:
         "feature_size": 1,
         "sampling_rate": SAMPLE_RATE,
         "padding_value": 0.0,
-        "do_normalize": config.normalize_wave,
-        "return_attention_mask": config.conv_norm == "layer",
+        "do_normalize": frontend.normalize_wave,
+        "return_attention_mask": frontend.norm == "layer",
     }

@@ -14,21 +14,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speech_ssl.checkpoints.conversion import ConversionError, Tensors, field_of
+from speech_ssl.checkpoints.conversion import ConversionError, Tensors, field_of, no_encoder
 from speech_ssl.checkpoints.transformers.adapters import FLAG
 from speech_ssl.checkpoints.transformers.names import (
-    ACTIVATIONS,
-    CONVOLUTIONS,
-    DROPOUTS,
     Name,
-    activation_of,
+    check_expressible,
+    convolutions_of,
     frontend_names,
+    numbers_of,
     pair,
     read_names,
-    whole_numbers,
     write_names,
+    written_convolutions,
+    written_numbers,
 )
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import (
+    Convolutions,
+    ConvPosition,
+    EncoderConfig,
+    GatedDistances,
+    OfTransformer,
+    StackedConvolutions,
+    Transformer,
+    WideConvolution,
+)
 
 MODEL_TYPES = frozenset({"wav2vec2", "hubert", "unispeech", "unispeech-sat", "data2vec-audio", "wavlm"})
 
@@ -37,13 +46,6 @@ _ADAPTED = frozenset({"wav2vec2", "hubert", "unispeech", "unispeech-sat"})
 _SHORTENED = frozenset({"wav2vec2", "data2vec-audio", "wavlm"})
 """Families that have `add_adapter`."""
 
-_SIZES = {
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "ffn_width": "intermediate_size",
-    "position_groups": "num_conv_pos_embedding_groups",
-}
 _BATCH_NORM = {
     "norm_weight": "weight",
     "norm_bias": "bias",
@@ -63,52 +65,45 @@ def read_config(config: Mapping[str, Any], where: str) -> EncoderConfig:
     family = field_of(config, "model_type", str, where)
     if family not in MODEL_TYPES:
         raise ConversionError(f"{where}: field 'model_type' is {family!r}, not one of {sorted(MODEL_TYPES)}")
-    values: dict[str, Any] = {ours: field_of(config, theirs, int, where) for ours, theirs in _SIZES.items()}
-    values |= {ours: whole_numbers(config, theirs, where) for ours, theirs in CONVOLUTIONS.items()}
-    values |= {
-        ours: float(field_of({theirs: usual, **config}, theirs, (int, float), where))
-        for ours, (theirs, usual) in DROPOUTS.items()
-    }
-    values["conv_bias"] = field_of(config, "conv_bias", bool, where)
-    values["norm_eps"] = float(field_of(config, "layer_norm_eps", (int, float), where))
-    values["activation"] = activation_of(config, "hidden_act", where)
-    values["conv_activation"] = activation_of(config, "feat_extract_activation", where)
-    values |= _of_family(config, family, where)
-    try:
-        return EncoderConfig(**values, feature_grad_scale=1.0)
-    except ValueError as error:
-        raise ConversionError(f"{where}: no encoder can be made of it: {error}") from None
+    data2vec = family == "data2vec-audio"
+    with no_encoder(where):
+        return EncoderConfig(
+            **numbers_of(config, where),
+            **convolutions_of(config, "layer" if data2vec else None, where),
+            positions=_positions_of(config, family, where),
+            block=Transformer() if data2vec else _block_of(config, family, where),
+            feature_norm=family != "hubert" or _flag(config, "feat_proj_layer_norm", True, where),
+        )
 
 
-def _of_family(config: Mapping[str, Any], family: str, where: str) -> dict[str, Any]:
-    """The fields that not all families have."""
+def _positions_of(config: Mapping[str, Any], family: str, where: str) -> OfTransformer:
+    groups = field_of(config, "num_conv_pos_embedding_groups", int, where)
+    number = field_of(config, "num_conv_pos_embeddings", int, where)
     if family == "data2vec-audio":
-        depth = field_of(config, "num_conv_pos_embeddings", int, where)
-        if depth < 1:
+        if number < 1:
             raise ConversionError(
-                f"{where}: field 'num_conv_pos_embeddings' is {depth}: it must be at least 1"
+                f"{where}: field 'num_conv_pos_embeddings' is {number}: it must be at least 1"
             )
-        return {
-            "conv_norm": "layer",
-            "position_depth": depth,
-            "position_kernel": field_of(config, "conv_pos_kernel_size", int, where),
-        }
-    values: dict[str, Any] = {
-        "conv_norm": field_of(config, "feat_extract_norm", str, where),
-        "pre_norm": field_of(config, "do_stable_layer_norm", bool, where),
-        "position_kernel": field_of(config, "num_conv_pos_embeddings", int, where),
-    }
-    if family == "hubert":
-        later = {"feat_proj_layer_norm": True, "conv_pos_batch_norm": False, **config}
-        values["feature_norm"] = field_of(later, "feat_proj_layer_norm", bool, where)
-        values["position_batch_norm"] = field_of(later, "conv_pos_batch_norm", bool, where)
-    if family == "wavlm":
-        values["relative"] = "gated"
-        values["relative_buckets"] = field_of(config, "num_buckets", int, where)
-        values["relative_distance"] = field_of(config, "max_bucket_distance", int, where)
-    if family in _ADAPTED and values["pre_norm"] and config.get("adapter_attn_dim") is not None:
-        values["adapter_width"] = field_of(config, "adapter_attn_dim", int, where)
-    return values
+        kernel = field_of(config, "conv_pos_kernel_size", int, where)
+        return StackedConvolutions(layers=number, kernel=kernel, groups=groups)
+    batch = family == "hubert" and _flag(config, "conv_pos_batch_norm", False, where)
+    wide = WideConvolution(kernel=number, groups=groups, norm="batch" if batch else "weight")
+    if family != "wavlm":
+        return wide
+    buckets = field_of(config, "num_buckets", int, where)
+    furthest = field_of(config, "max_bucket_distance", int, where)
+    return GatedDistances(convolution=wide, buckets=buckets, furthest=furthest)
+
+
+def _block_of(config: Mapping[str, Any], family: str, where: str) -> Transformer:
+    pre_norm = field_of(config, "do_stable_layer_norm", bool, where)
+    adapted = family in _ADAPTED and pre_norm and config.get("adapter_attn_dim") is not None
+    adapter_width = field_of(config, "adapter_attn_dim", int, where) if adapted else 0
+    return Transformer(pre_norm=pre_norm, adapter_width=adapter_width)
+
+
+def _flag(config: Mapping[str, Any], name: str, usual: bool, where: str) -> bool:
+    return bool(field_of({name: usual, **config}, name, bool, where))
 
 
 def write_config(config: EncoderConfig, model_type: str) -> dict[str, Any]:
@@ -116,77 +111,69 @@ def write_config(config: EncoderConfig, model_type: str) -> dict[str, Any]:
 
     Raises ValueError for a field that the family has no word for.
     """
-    _check_expressible(config, model_type)
-    written: dict[str, Any] = {"model_type": model_type}
-    written |= {theirs: getattr(config, ours) for ours, theirs in _SIZES.items()}
-    written |= {theirs: list(getattr(config, ours)) for ours, theirs in CONVOLUTIONS.items()}
-    written |= {theirs: getattr(config, ours) for ours, (theirs, _) in DROPOUTS.items()}
-    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-    written |= {
-        "num_feat_extract_layers": len(config.conv_channels),
-        "conv_bias": config.conv_bias,
-        "layer_norm_eps": config.norm_eps,
-        "hidden_act": names[config.activation],
-        "feat_extract_activation": names[config.conv_activation],
-        "feat_extract_norm": config.conv_norm,
-        "do_stable_layer_norm": config.pre_norm,
-        "num_conv_pos_embeddings": config.position_depth or config.position_kernel,
-        "initializer_range": 0.02,
-        "mask_time_prob": 0.05,  # not 0, for else transformers has no hidden vector
-        "mask_time_length": 10,
-        "mask_feature_prob": 0.0,
-        "mask_feature_length": 10,
+    frontend, convolution, block = _parts(config, model_type)
+    written: dict[str, Any] = {
+        "model_type": model_type,
+        **written_numbers(config),
+        **written_convolutions(frontend, config.conv_activation),
+        "do_stable_layer_norm": block.pre_norm,
+        "num_conv_pos_embedding_groups": convolution.groups,
     }
-    if model_type == "data2vec-audio":
-        written["conv_pos_kernel_size"] = config.position_kernel
-    if model_type == "wavlm":
-        written["num_buckets"] = config.relative_buckets
-        written["max_bucket_distance"] = config.relative_distance
+    if isinstance(convolution, StackedConvolutions):
+        written |= {
+            "num_conv_pos_embeddings": convolution.layers,
+            "conv_pos_kernel_size": convolution.kernel,
+        }
+    else:
+        written["num_conv_pos_embeddings"] = convolution.kernel
+    if isinstance(gated := config.positions, GatedDistances):
+        written |= {"num_buckets": gated.buckets, "max_bucket_distance": gated.furthest}
     if model_type == "hubert":
         written["feat_proj_layer_norm"] = config.feature_norm
-        written["conv_pos_batch_norm"] = config.position_batch_norm
+        written["conv_pos_batch_norm"] = _batch_norm(convolution)
     if model_type in _SHORTENED:
         written[FLAG] = False
-    if model_type in _ADAPTED and (config.adapter_width or model_type == "wav2vec2"):
-        written["adapter_attn_dim"] = config.adapter_width or None
+    if model_type in _ADAPTED and (block.adapter_width or model_type == "wav2vec2"):
+        written["adapter_attn_dim"] = block.adapter_width or None
     return written
 
 
 def model_type_of(config: EncoderConfig) -> str:
     """The family that can express it; wav2vec2 where several can. Raises ValueError if none can."""
     family = "wav2vec2"
-    if config.relative == "gated":
+    if isinstance(config.positions, GatedDistances):
         family = "wavlm"
-    elif config.position_depth:
+    elif isinstance(config.positions, StackedConvolutions):
         family = "data2vec-audio"
-    elif config.position_batch_norm or not config.feature_norm:
+    elif _batch_norm(config.convolution) or not config.feature_norm:
         family = "hubert"
-    _check_expressible(config, family)
+    _parts(config, family)
     return family
 
 
-def _check_expressible(config: EncoderConfig, family: str) -> None:
+def _batch_norm(convolution: ConvPosition | None) -> bool:
+    return isinstance(convolution, WideConvolution) and convolution.norm == "batch"
+
+
+def _parts(config: EncoderConfig, family: str) -> tuple[Convolutions, ConvPosition, Transformer]:
+    """Front end, convolution of the positions, block. Raises ValueError for what the family cannot say."""
     if family not in MODEL_TYPES:
         raise ValueError(f"model type {family!r} is not known: use one of {sorted(MODEL_TYPES)}")
-    data2vec = family == "data2vec-audio"
-    adapted = config.pre_norm and family in _ADAPTED
-    expressible = {
-        "conformer_kernel": not config.conformer_kernel,
-        "mel_bins": not config.mel_bins,
-        "relative": config.relative == ("gated" if family == "wavlm" else "none"),
-        "position_depth": data2vec == (config.position_depth > 0),
-        "feature_norm": config.feature_norm or family == "hubert",
-        "position_batch_norm": not config.position_batch_norm or family == "hubert",
-        "pre_norm": not (data2vec and config.pre_norm),
-        "conv_norm": not (data2vec and config.conv_norm != "layer"),
-        "adapter_width": adapted or not config.adapter_width,
+    frontend, positions, block = config.frontend, config.positions, config.block
+    data2vec, hubert, adapted = family == "data2vec-audio", family == "hubert", family in _ADAPTED
+    can = {
+        "block": isinstance(block, Transformer)
+        and not (data2vec and block.pre_norm)
+        and (not block.adapter_width or (block.pre_norm and adapted)),
+        "frontend": isinstance(frontend, Convolutions) and not (data2vec and frontend.norm != "layer"),
+        "positions": isinstance(positions, GatedDistances) == (family == "wavlm")
+        and isinstance(config.convolution, StackedConvolutions) == data2vec
+        and (hubert or not _batch_norm(config.convolution)),
+        "feature_norm": config.feature_norm or hubert,
     }
-    for name, can in expressible.items():
-        if not can:
-            value = getattr(config, name)
-            raise ValueError(
-                f"the encoder's {name} is {value!r}: a {family!r} model of transformers has no such thing"
-            )
+    check_expressible(config, family, can)
+    assert isinstance(frontend, Convolutions) and isinstance(block, Transformer) and config.convolution
+    return frontend, config.convolution, block
 
 
 def _names(config: EncoderConfig) -> Iterator[Name]:
@@ -199,18 +186,19 @@ def _names(config: EncoderConfig) -> Iterator[Name]:
 
 
 def _position_names(config: EncoderConfig) -> Iterator[Name]:
-    for i in range(config.position_depth):
-        yield from pair(f"positions.layers.{i}", f"encoder.pos_conv_embed.layers.{i}.conv")
     theirs = "encoder.pos_conv_embed.conv"
-    if config.position_batch_norm:
+    if isinstance(stack := config.convolution, StackedConvolutions):
+        for i in range(stack.layers):
+            yield from pair(f"positions.layers.{i}", f"encoder.pos_conv_embed.layers.{i}.conv")
+    elif _batch_norm(config.convolution):
         yield from pair("positions", theirs)
         for ours, name in _BATCH_NORM.items():
             yield Name(f"positions.{ours}", (f"encoder.pos_conv_embed.batch_norm.{name}",))
-    elif not config.position_depth:
+    else:
         yield Name("positions.scale_K", (f"{theirs}.parametrizations.weight.original0",), leading=2)
         yield Name("positions.direction", (f"{theirs}.parametrizations.weight.original1",))
         yield Name("positions.bias", (f"{theirs}.bias",))
-    if config.relative == "gated":
+    if isinstance(config.positions, GatedDistances):
         yield Name("relative.table", ("encoder.layers.0.attention.rel_attn_embed.weight",))
 
 
@@ -222,10 +210,10 @@ def _block_names(config: EncoderConfig, ours: str, theirs: str) -> Iterator[Name
     yield from pair(f"{ours}.ffn.up", f"{theirs}.feed_forward.intermediate_dense")
     yield from pair(f"{ours}.ffn.down", f"{theirs}.feed_forward.output_dense")
     yield from pair(f"{ours}.ffn_norm", f"{theirs}.final_layer_norm")
-    if config.relative == "gated":
+    if isinstance(config.positions, GatedDistances):
         yield from pair(f"{ours}.attention.gate", f"{theirs}.attention.gru_rel_pos_linear")
         yield Name(f"{ours}.attention.gate.constant", (f"{theirs}.attention.gru_rel_pos_const",), leading=1)
-    if config.adapter_width:
+    if isinstance(config.block, Transformer) and config.block.adapter_width:
         yield from pair(f"{ours}.adapter.norm", f"{theirs}.adapter_layer.norm")
         yield from pair(f"{ours}.adapter.down", f"{theirs}.adapter_layer.linear_1")
         yield from pair(f"{ours}.adapter.up", f"{theirs}.adapter_layer.linear_2")
@@ -237,7 +225,7 @@ def read_encoder(tensors: Tensors, config: EncoderConfig) -> dict[str, Tensor]:
 
     Raises ConversionError for a key that is missing, or parts of unlike shapes.
     """
-    if config.position_batch_norm:
+    if _batch_norm(config.convolution):
         tensors.drop([_COUNTER])
     return read_names(_names(config), tensors, config)
 
@@ -247,8 +235,8 @@ def write_encoder(state: Mapping[str, Tensor], config: EncoderConfig, model_type
 
     Raises ValueError for a field of the config that the family has no word for.
     """
-    _check_expressible(config, model_type)
+    _parts(config, model_type)
     written = write_names(_names(config), state)
-    if config.position_batch_norm:
+    if _batch_norm(config.convolution):
         written[_COUNTER] = torch.tensor(0)
     return written
