@@ -31,7 +31,6 @@ from speech_ssl.model.config import (
     WideConvolution,
 )
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.flat import REQUIRED, flat_of, stored_config
 from tests import sounds
 from tests.checkpoints.conformer_families import (
     CASES,
@@ -229,27 +228,6 @@ def test_encoders_that_the_family_cannot_be(family: str, changes: dict[str, Any]
     config = CONFORMER.changed(**changes)
     with pytest.raises(ValueError, match=named):
         write_config(config, family)
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"conformer_kernel": -1}, "kernel of Conformer must be whole, 1 to"),
-        ({"conformer_kernel": 4}, "kernel of Conformer must be odd"),
-        ({"conformer_norm": "group"}, "norm of Conformer must be"),
-        ({"conformer_kernel": 0, "relative": "rotary"}, "relative must be 'none' beside"),
-        ({"relative": "gated"}, "relative must be 'none' beside"),
-        ({"relative": "alibi"}, "relative must be 'none' beside"),
-        ({"pre_norm": False}, "pre_norm must be True beside"),
-        ({"adapter_width": 8}, "adapter_width must be 0"),
-        ({"position_depth": 2}, "position_depth must be 0"),
-        ({"relative": "clipped", "relative_left": -1}, "left of ClippedDistances"),
-        ({"relative": "rotary", "rotary_base": 0}, "base of Rotary"),
-    ],
-)
-def test_flat_conformers_that_cannot_be(changes: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        stored_config({**REQUIRED, **flat_of(CONFORMER), **changes})
 
 
 def test_training_leaves_the_batch_norms_statistics() -> None:

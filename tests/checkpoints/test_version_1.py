@@ -202,6 +202,27 @@ def test_what_cannot_be_is_refused(change: dict[str, object], said: str, tmp_pat
         load_artifact(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"conformer_kernel": -1}, "kernel of Conformer must be whole, 1 to"),
+        ({"conformer_kernel": 4}, "kernel of Conformer must be odd"),
+        ({"conformer_norm": "group"}, "norm of Conformer must be"),
+        ({"conformer_kernel": 0, "relative": "rotary"}, "relative must be 'none' beside"),
+        ({"relative": "gated"}, "relative must be 'none' beside"),
+        ({"relative": "alibi"}, "relative must be 'none' beside"),
+        ({"pre_norm": False}, "pre_norm must be True beside"),
+        ({"adapter_width": 8}, "adapter_width must be 0"),
+        ({"position_depth": 2}, "position_depth must be 0"),
+        ({"relative": "clipped", "relative_left": -1}, "left of ClippedDistances"),
+        ({"relative": "rotary", "rotary_base": 0}, "base of Rotary"),
+    ],
+)
+def test_flat_conformers_that_cannot_be(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        stored_config({**GOLDEN["wav2vec2-conformer"]["encoder"], **changes})
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     folder = stored(tmp_path / "old", "wav2vec2 base")
     config = json.loads((folder / CONFIG).read_text())
