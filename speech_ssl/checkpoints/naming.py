@@ -172,7 +172,7 @@ def _frontend_of(tensors: Mapping[str, Tensor], strides: tuple[int, ...] | None)
     return Convolutions(
         channels=tuple(shape[0] for shape in shapes),
         kernels=kernels,
-        strides=strides or tuple(5 if kernel == 10 else 2 for kernel in kernels),
+        strides=tuple(5 if kernel == 10 else 2 for kernel in kernels) if strides is None else strides,
         bias=layer.format(0, "conv.bias") in tensors,
         norm="layer" if layer.format(1, "layer_norm.weight") in tensors else "group",
     )
