@@ -11,9 +11,12 @@ from speech_ssl.model.config import (
     ClippedDistances,
     Conformer,
     Convolutions,
+    ConvPosition,
     EncoderConfig,
     GatedDistances,
     LogMel,
+    OfConformer,
+    OfTransformer,
     Part,
     Rotary,
     Sinusoidal,
@@ -99,18 +102,17 @@ def _of_flat(values: Mapping[str, Any]) -> EncoderConfig:
         raise ValueError(f"unknown field {unknown[0]!r} in the encoder config")
     if missing := sorted(set(REQUIRED) - set(values)):
         raise ValueError(f"field {missing[0]!r} is missing in the encoder config")
-    flat: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in {**LATER, **values}.items()
-    }
-    conformer = flat["conformer_kernel"] != 0
+    flat: dict[str, Any] = {**LATER, **values}
+    flat = {name: tuple(value) if isinstance(value, list) else value for name, value in flat.items()}
+    parts: dict[str, Any] = {name: flat[name] for name in SAME}
     try:
+        if flat["conformer_kernel"]:
+            parts |= {"block": Conformer(**_of(flat, CONFORMER)), "positions": _of_conformer(flat)}
+        else:
+            parts |= {"block": Transformer(**_of(flat, TRANSFORMER)), "positions": _of_transformer(flat)}
+        bins = flat["mel_bins"]
         config = EncoderConfig(
-            frontend=LogMel(bins=flat["mel_bins"])
-            if flat["mel_bins"]
-            else Convolutions(**_of(flat, FRONTEND)),
-            positions=_positions_of_conformer(flat) if conformer else _positions_of_transformer(flat),
-            block=Conformer(**_of(flat, CONFORMER)) if conformer else Transformer(**_of(flat, TRANSFORMER)),
-            **{name: flat[name] for name in SAME},
+            frontend=LogMel(bins=bins) if bins else Convolutions(**_of(flat, FRONTEND)), **parts
         )
     except TypeError as error:
         raise ValueError(f"a field of the encoder config has the wrong type: {error}") from None
@@ -124,10 +126,8 @@ def _of(flat: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     return {ours: flat[name] for ours, name in names.items()}
 
 
-def _positions_of_transformer(
-    flat: Mapping[str, Any],
-) -> WideConvolution | StackedConvolutions | GatedDistances:
-    convolution: WideConvolution | StackedConvolutions
+def _of_transformer(flat: Mapping[str, Any]) -> OfTransformer:
+    convolution: ConvPosition
     if flat["position_depth"]:
         convolution = StackedConvolutions(layers=flat["position_depth"], **_of(flat, CONVOLUTION))
     else:
@@ -138,7 +138,7 @@ def _positions_of_transformer(
     return convolution
 
 
-def _positions_of_conformer(flat: Mapping[str, Any]) -> Rotary | Sinusoidal | ClippedDistances | None:
+def _of_conformer(flat: Mapping[str, Any]) -> OfConformer:
     match flat["relative"]:
         case "rotary":
             return Rotary(base=flat["rotary_base"])

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from speech_ssl.model.config import (
     WideConvolution,
 )
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.flat import stored_config
+from speech_ssl.model.flat import flat_of, hashed, stored_config
 from speech_ssl.model.specs import CTCSpec, EventsSpec, spec_from_dict
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads(
@@ -143,6 +145,35 @@ def test_it_opens_with_the_hash_it_had_and_is_saved_in_parts(family: str, tmp_pa
 @pytest.mark.parametrize("family", PARTS)
 def test_the_parts_of_each_family(family: str) -> None:
     assert stored_config(GOLDEN[family]["encoder"]) == PARTS[family]
+
+
+def changed(config: EncoderConfig, path: Sequence[str]) -> EncoderConfig:
+    """With another number or word in one place."""
+    values = config.to_dict()
+    part = values
+    for name in path[:-1]:
+        part = part[name]
+    old = part[path[-1]]
+    lists = [[*old[:-1], 2 * old[-1]]] if isinstance(old, list) else []
+    numbers = (
+        [not old] if isinstance(old, bool) else [2 * old, old + 2] if isinstance(old, int | float) else []
+    )
+    for new in (*lists, *numbers, "group", "layer", "weight", "batch", "gelu", "relu"):
+        part[path[-1]] = new
+        with suppress(ValueError):
+            if new != old:
+                return EncoderConfig.from_dict(values)
+    raise AssertionError(f"nothing else is possible at {path}")
+
+
+@pytest.mark.parametrize("family", PARTS)
+def test_the_hash_tells_every_number(family: str) -> None:
+    config = PARTS[family]
+    seen = [hashed(flat_of(config))]
+    for name in config.architecture():
+        if not name.endswith("kind"):
+            seen.append(hashed(flat_of(changed(config, name.split(".")))))
+    assert all(one != other for i, one in enumerate(seen) for other in seen[:i])
 
 
 def test_the_packaged_model() -> None:
