@@ -35,7 +35,7 @@ class Part:
                 least, most = each.metadata.get("least", 1), each.metadata.get("most", LARGEST)
                 for number in (value,) if kind is int else value:
                     if type(number) is not int or not least <= number <= most:
-                        raise ValueError(f"{name} must be whole, {least} to {most} at most, not {number!r}")
+                        raise ValueError(f"{name} must be whole, from {least} to {most}, not {number!r}")
             elif get_origin(kind) is Literal:
                 if value not in get_args(kind):
                     raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {value!r}")

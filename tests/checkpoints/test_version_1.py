@@ -236,7 +236,7 @@ def test_what_cannot_be_is_refused(change: dict[str, object], said: str, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"conformer_kernel": -1}, "kernel of Conformer must be whole, 1 to"),
+        ({"conformer_kernel": -1}, "kernel of Conformer must be whole, from 1"),
         ({"conformer_kernel": 4}, "kernel of Conformer must be odd"),
         ({"conformer_norm": "group"}, "norm of Conformer must be"),
         ({"conformer_kernel": 0, "relative": "rotary"}, "relative must be 'none' beside"),

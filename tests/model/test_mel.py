@@ -140,7 +140,7 @@ def test_too_short_is_told() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"mel_bins": -1}, "bins of LogMel must be whole, 1 to"),
+        ({"mel_bins": -1}, "bins of LogMel must be whole, from 1"),
         ({"mel_bins": 40}, "conv_channels must be .80,. beside"),
         ({"conv_strides": [321]}, "conv_strides"),
         ({"normalize_wave": True}, "normalize_wave must be False"),
