@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from speech_ssl.model.config import EncoderConfig, LogMel
 from speech_ssl.types import Moments, Waveform
-
-if TYPE_CHECKING:  # it loads torch, and processes that only decode audio need none of it
-    from speech_ssl.model.config import EncoderConfig
 
 BLOCK_SAMPLES = 1 << 16
 
@@ -38,8 +35,6 @@ class Meter:
     @classmethod
     def of(cls, config: EncoderConfig) -> Meter | None:
         """None: the front end does not normalise over time."""
-        from speech_ssl.model.config import LogMel
-
         if isinstance(frontend := config.frontend, LogMel):
             from speech_ssl.model.mel import STEP, WINDOW
 
