@@ -34,7 +34,7 @@ from torch import Tensor
 from speech_ssl.checkpoints import torchaudio as reader
 from speech_ssl.checkpoints.artifact import Artifact
 from speech_ssl.checkpoints.transformers import folder as huggingface
-from speech_ssl.model.frontend import normalize_waves
+from speech_ssl.model.frontends.wave import normalize_waves
 from speech_ssl.types import SAMPLE_RATE
 
 SHORT_S, LONG_S = 1.0, 10.0

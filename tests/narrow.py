@@ -13,9 +13,9 @@ from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import Artifact, Head, add_head, load_artifact, save_artifact
 from speech_ssl.inference import Runtime
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.heads import CTCHead
+from speech_ssl.model.heads.head import CTCHead
+from speech_ssl.model.heads.specs import CTCSpec, EventsSpec, HeadSpec
 from speech_ssl.model.presets import tiny
-from speech_ssl.model.specs import CTCSpec, EventsSpec, HeadSpec
 
 HEADS = {
     "ctc": CTCSpec(vocabulary=("<blank>", " ", *"abcdefgh")),

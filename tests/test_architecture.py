@@ -140,7 +140,10 @@ FORBIDDEN_IMPORTS = [
 ALLOWED_IMPORTS = [
     ("speech_ssl.types", "import torch, numpy, dataclasses"),
     ("speech_ssl.audio", "import soxr\nfrom speech_ssl.types import Waveform"),
-    ("speech_ssl.model.encoder", "from speech_ssl.model.frontend import ConvFrontend\nfrom . import config"),
+    (
+        "speech_ssl.model.encoder",
+        "from speech_ssl.model.frontends.wave import ConvFrontend\nfrom . import config",
+    ),
     (
         "speech_ssl.objectives.hubert",
         "from .base import Objective\nfrom speech_ssl.objectives import masking",

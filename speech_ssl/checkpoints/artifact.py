@@ -35,7 +35,7 @@ from speech_ssl.checkpoints.replacing import new_folder
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.flat import is_flat, stored_config
-from speech_ssl.model.specs import HeadSpec, spec_from_dict, spec_to_dict
+from speech_ssl.model.heads.specs import HeadSpec, spec_from_dict, spec_to_dict
 
 FORMAT_VERSION, KNOWN_VERSIONS = 2, (1, 2)
 """1: the encoder's config is flat, see `model.flat`; 2: in parts."""

@@ -12,7 +12,7 @@ import torch
 
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.flat import flat_of, hashed
-from speech_ssl.model.specs import OLD_GELU, HeadSpec, spec_to_dict
+from speech_ssl.model.heads.specs import OLD_GELU, HeadSpec, spec_to_dict
 
 if TYPE_CHECKING:
     from speech_ssl.checkpoints.artifact import Head

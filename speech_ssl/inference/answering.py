@@ -15,7 +15,7 @@ from speech_ssl.inference.answers import Choice, Classification, Clock, TextDeco
 from speech_ssl.inference.card import ModelCard, PassRequest
 from speech_ssl.inference.units import dense
 from speech_ssl.inference.windows import ClipOutput
-from speech_ssl.model.specs import CTCSpec, EventsSpec
+from speech_ssl.model.heads.specs import CTCSpec, EventsSpec
 from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE
 

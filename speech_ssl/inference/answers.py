@@ -13,7 +13,7 @@ from speech_ssl.inference.ctc.best_path import align, greedy, split_at_blanks
 from speech_ssl.inference.ctc.word_times import Loudness, Word, of_every
 from speech_ssl.inference.labels import clip_logits, frame_logits, probabilities
 from speech_ssl.inference.units import Outputs, best_path, dense
-from speech_ssl.model.specs import CTCSpec, EventsSpec
+from speech_ssl.model.heads.specs import CTCSpec, EventsSpec
 from speech_ssl.text import SPACE, Vocabulary, normalize
 from speech_ssl.types import AudioWarning, Features
 

@@ -12,7 +12,7 @@ from speech_ssl.inference.chunking import Chunker, Window
 from speech_ssl.inference.levels import Meter
 from speech_ssl.inference.units import KEPT, WHOLE
 from speech_ssl.inference.windows import PoolingOrNone
-from speech_ssl.model.specs import CTCSpec, EventsSpec, HeadSpec
+from speech_ssl.model.heads.specs import CTCSpec, EventsSpec, HeadSpec
 from speech_ssl.types import Waveform
 
 Task = Literal["embedding", "transcription", "classification"]

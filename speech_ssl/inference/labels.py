@@ -1,4 +1,4 @@
-"""What a clip's outputs of an events head say of it, in NumPy: `model.heads` has the same for training, on
+"""What a clip's outputs of an events head say of it, in NumPy: `model.heads.head` has the same for training, on
 batches, and answering needs no PyTorch."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from speech_ssl.model.specs import EventsSpec
+from speech_ssl.model.heads.specs import EventsSpec
 
 Array = NDArray[np.float32]
 

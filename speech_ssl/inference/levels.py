@@ -36,7 +36,7 @@ class Meter:
     def of(cls, config: EncoderConfig) -> Meter | None:
         """None: the front end does not normalise over time."""
         if isinstance(frontend := config.frontend, LogMel):
-            from speech_ssl.model.mel import STEP, WINDOW
+            from speech_ssl.model.frontends.mel import STEP, WINDOW
 
             return cls(WINDOW, STEP, frontend.bins)
         if frontend.norm == "group":
@@ -54,7 +54,7 @@ class Meter:
         if self.bins:
             import torch
 
-            from speech_ssl.model.mel import log_mel
+            from speech_ssl.model.frontends.mel import log_mel
 
             with torch.inference_mode():
                 return np.asarray(log_mel(torch.from_numpy(wave)[None].double(), self.bins)[0])

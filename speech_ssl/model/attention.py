@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_ssl.model.config import Activation, EncoderConfig, GatedDistances, Transformer
-from speech_ssl.model.frontend import ACTIVATIONS, LayerNorm
+from speech_ssl.model.frontends.wave import ACTIVATIONS, LayerNorm
 from speech_ssl.model.relative import GatedBias, PositionGate
 
 SCORES_BYTES = 1 << 21

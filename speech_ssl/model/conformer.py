@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from speech_ssl.model.attention import FeedForward, attend_in_parts
 from speech_ssl.model.config import ClippedDistances, Conformer, EncoderConfig, Rotary, Sinusoidal
 from speech_ssl.model.convolution import conv_over_time
-from speech_ssl.model.frontend import ACTIVATIONS, LayerNorm
+from speech_ssl.model.frontends.wave import ACTIVATIONS, LayerNorm
 from speech_ssl.model.relative import GatedBias
 
 PUBLISHED_EPS = 1e-5

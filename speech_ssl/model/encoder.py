@@ -11,8 +11,8 @@ from speech_ssl.model.attention import Block
 from speech_ssl.model.config import Conformer, EncoderConfig, GatedDistances, LogMel
 from speech_ssl.model.conformer import ConformerBlock
 from speech_ssl.model.convolution import Lengths
-from speech_ssl.model.frontend import Frontend, LayerNorm
-from speech_ssl.model.mel import MelFrontend
+from speech_ssl.model.frontends.mel import MelFrontend
+from speech_ssl.model.frontends.wave import Frontend, LayerNorm
 from speech_ssl.model.positions import conv_positions
 from speech_ssl.model.relative import RelativeBias
 from speech_ssl.types import Frames, Levels

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from speech_ssl.model.config import Activation, EncoderConfig, StackedConvolutions, WideConvolution
 from speech_ssl.model.convolution import conv_over_time, start_bias_
-from speech_ssl.model.frontend import ACTIVATIONS
+from speech_ssl.model.frontends.wave import ACTIVATIONS
 from speech_ssl.types import Frames
 
 ROUNDED = 32

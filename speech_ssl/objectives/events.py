@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.heads import EventsHead, clip_logits, frame_logits
-from speech_ssl.model.linear_start import STRONG, WEIGHT_DECAYS, Pooled, fit_linear
-from speech_ssl.model.specs import EventPooling, EventsSpec
+from speech_ssl.model.heads.head import EventsHead, clip_logits, frame_logits
+from speech_ssl.model.heads.linear_start import STRONG, WEIGHT_DECAYS, Pooled, fit_linear
+from speech_ssl.model.heads.specs import EventPooling, EventsSpec
 from speech_ssl.objectives.base import FineTuneConfig, Tuned
 from speech_ssl.objectives.views import add_noise, mixup, random_gain, time_shift
 from speech_ssl.types import SAMPLE_RATE, Batch, Frames, LossSum

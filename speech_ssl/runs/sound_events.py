@@ -25,7 +25,7 @@ from speech_ssl.data.reading import Targets
 from speech_ssl.evaluation.metrics import detection, psds
 from speech_ssl.inference.runtime import Runtime
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.specs import EventsSpec
+from speech_ssl.model.heads.specs import EventsSpec
 from speech_ssl.objectives.events import EventsConfig
 from speech_ssl.runs.notes import Notes
 from speech_ssl.runs.reading import readable

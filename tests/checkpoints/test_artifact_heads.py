@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from speech_ssl.checkpoints.artifact import ArtifactError, Head, add_head, load_artifact, save_artifact
+from speech_ssl.model.heads.specs import CTCSpec, EventsSpec, HeadSpec
 from speech_ssl.model.presets import tiny
-from speech_ssl.model.specs import CTCSpec, EventsSpec, HeadSpec
 
 CTC = CTCSpec(vocabulary=("<blank>", "a", "\u00df", " "))
 EVENTS = EventsSpec(labels=("dog", "rain"))

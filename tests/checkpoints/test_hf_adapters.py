@@ -16,7 +16,7 @@ import speech_ssl
 from speech_ssl.checkpoints.artifact import ArtifactError, Head, load_artifact, save_artifact
 from speech_ssl.checkpoints.opening import convert, open_checkpoint
 from speech_ssl.inference import Runtime
-from speech_ssl.model.specs import AdapterSpec, CTCSpec
+from speech_ssl.model.heads.specs import AdapterSpec, CTCSpec
 from speech_ssl.text import normalize
 from tests.checkpoints.conformer_families import mel_inputs
 from tests.checkpoints.transformers_models import LARGE, change_json, made, noise, saved

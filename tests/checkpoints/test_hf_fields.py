@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import speech_ssl
 from speech_ssl.checkpoints.artifact import ArtifactError
 from speech_ssl.checkpoints.transformers.names import ACTIVATIONS
-from speech_ssl.model.specs import CTCSpec
+from speech_ssl.model.heads.specs import CTCSpec
 from tests.checkpoints.transformers_models import change_json, made, noise, saved
 
 transformers = pytest.importorskip("transformers")

@@ -16,7 +16,7 @@ from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.checkpoints.opening import convert, open_checkpoint
 from speech_ssl.checkpoints.transformers.tokenizer import PHONES
 from speech_ssl.inference.answers import Clock, align_text, transcribe
-from speech_ssl.model.specs import CTCSpec
+from speech_ssl.model.heads.specs import CTCSpec
 from speech_ssl.text import Vocabulary
 from tests.checkpoints.transformers_models import VOCABULARY, change_json, made, saved, write_json
 

@@ -15,7 +15,7 @@ import speech_ssl
 from speech_ssl.checkpoints.artifact import Artifact, ArtifactError, load_extra
 from speech_ssl.checkpoints.opening import convert, open_checkpoint
 from speech_ssl.inference.answers import Classification
-from speech_ssl.model.specs import CTCSpec, EventsSpec
+from speech_ssl.model.heads.specs import CTCSpec, EventsSpec
 from tests.checkpoints.transformers_models import (
     LARGE,
     answer_of,

@@ -15,7 +15,7 @@ from speech_ssl.checkpoints.identity import identity
 from speech_ssl.checkpoints.opening import convert, open_checkpoint
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.specs import CTCSpec, EventsSpec, HeadSpec
+from speech_ssl.model.heads.specs import CTCSpec, EventsSpec, HeadSpec
 from tests.checkpoints.transformers_models import change_json, made, saved
 from tests.narrow import save_narrow
 

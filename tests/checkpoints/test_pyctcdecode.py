@@ -20,7 +20,7 @@ from speech_ssl.checkpoints.ngram import NGram
 from speech_ssl.checkpoints.opening import convert, open_checkpoint
 from speech_ssl.checkpoints.transformers import hub
 from speech_ssl.inference.ctc.beam import BeamSearch
-from speech_ssl.model.specs import CTCSpec
+from speech_ssl.model.heads.specs import CTCSpec
 from speech_ssl.text import BLANK, Vocabulary
 from tests.arpa import Arpa
 from tests.checkpoints.transformers_models import change_json, made, noise, saved, write_json

@@ -39,7 +39,7 @@ from speech_ssl.model.config import (
 )
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.flat import flat_of, hashed, stored_config
-from speech_ssl.model.specs import CTCSpec, EventsSpec, spec_from_dict
+from speech_ssl.model.heads.specs import CTCSpec, EventsSpec, spec_from_dict
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parent / "golden" / "version_1.json").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from speech_ssl.checkpoints.artifact import Artifact, Head, add_head, load_artif
 from speech_ssl.inference import Runtime
 from speech_ssl.inference.answers import Clock, align_text, settled, transcribe
 from speech_ssl.inference.ctc.word_times import of_every
-from speech_ssl.model.specs import AdapterSpec, CTCSpec
+from speech_ssl.model.heads.specs import AdapterSpec, CTCSpec
 from tests.inference.posteriors import LETTERS, on_path, path_of
 from tests.narrow import save_narrow
 

@@ -22,8 +22,8 @@ from speech_ssl.inference.answers import (
 from speech_ssl.inference.card import check_tasks
 from speech_ssl.inference.units import dense
 from speech_ssl.inference.window_output import WindowOutput
-from speech_ssl.model import heads
-from speech_ssl.model.specs import CTCSpec, EventPooling, EventsSpec
+from speech_ssl.model.heads import head
+from speech_ssl.model.heads.specs import CTCSpec, EventPooling, EventsSpec
 
 HOP_S, FIELD_S = 0.02, 0.025
 TAGS = EventsSpec(labels=("dog", "rain"), exclusive=False, pooling="max")
@@ -233,17 +233,17 @@ def test_what_is_settled_is_not_changed_by_what_follows(seed: int, frames: int, 
 @pytest.mark.parametrize("pooling", ["mean", "max", "attentive"])
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_answers_are_what_was_trained(pooling: EventPooling, exclusive: bool) -> None:
-    """NumPy's logits of a clip and of its frames are those of `model.heads`."""
+    """NumPy's logits of a clip and of its frames are those of `model.heads.head`."""
     spec = EventsSpec(labels=("dog", "rain", "bell"), pooling=pooling, exclusive=exclusive)
     outputs_TO = np.random.default_rng(0).normal(0, 20, (50, 6 if pooling == "attentive" else 3))
     outputs_TO = outputs_TO.astype(np.float32)
     outputs_1TO = torch.from_numpy(outputs_TO)[None]
-    clip_1K = heads.clip_logits(outputs_1TO, torch.ones(1, 50, dtype=torch.bool), spec)
+    clip_1K = head.clip_logits(outputs_1TO, torch.ones(1, 50, dtype=torch.bool), spec)
     clip_K = labels.clip_logits(outputs_TO, spec)
     assert clip_K.dtype == np.float32
     np.testing.assert_allclose(clip_K, clip_1K[0].numpy(), rtol=1e-5, atol=1e-5)
     frames_TK = labels.frame_logits(outputs_TO, spec)
-    np.testing.assert_array_equal(frames_TK, heads.frame_logits(outputs_1TO, spec)[0].numpy())
+    np.testing.assert_array_equal(frames_TK, head.frame_logits(outputs_1TO, spec)[0].numpy())
     expected = torch.from_numpy(frames_TK)
     expected = expected.softmax(-1) if exclusive else expected.sigmoid()
     np.testing.assert_allclose(labels.probabilities(frames_TK, spec), expected.numpy(), rtol=1e-5, atol=1e-30)

@@ -11,7 +11,7 @@ from speech_ssl.audio import AudioError
 from speech_ssl.inference.chunking import Chunker, Window
 from speech_ssl.model import presets
 from speech_ssl.model.config import Convolutions
-from speech_ssl.model.frontend import Frontend
+from speech_ssl.model.frontends.wave import Frontend
 
 OTHER = Convolutions(channels=(4,) * 3, kernels=(9, 4, 3), strides=(4, 3, 1))
 PARTS = {"tiny": presets.tiny().frontend, "other": OTHER}

@@ -17,7 +17,7 @@ from speech_ssl.inference.ctc import beam, beam_words
 from speech_ssl.inference.ctc.beam import BeamSearch
 from speech_ssl.inference.engines import torch as engines
 from speech_ssl.inference.units import KEPT, TopUnits, best_path, blanks, dense
-from speech_ssl.model.specs import CTCSpec
+from speech_ssl.model.heads.specs import CTCSpec
 from speech_ssl.text import BLANK, SPACE, Vocabulary
 from speech_ssl.types import Waveform
 from tests.inference.posteriors import LogProbs, log_softmax, random_log_probs

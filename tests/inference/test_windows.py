@@ -14,8 +14,8 @@ from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.units import TopUnits, dense
 from speech_ssl.inference.window_output import NO_FRAMES, WindowOutput
 from speech_ssl.inference.windows import Stitcher, WindowedPass, pieces
-from speech_ssl.model.heads import clip_logits
-from speech_ssl.model.specs import EventPooling, EventsSpec
+from speech_ssl.model.heads.head import clip_logits
+from speech_ssl.model.heads.specs import EventPooling, EventsSpec
 from speech_ssl.types import Pooling, Waveform
 
 RANDOM = np.random.default_rng(0)

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from speech_ssl.model.adapters import Halving
-from speech_ssl.model.heads import CTCHead
+from speech_ssl.model.heads.adapters import Halving
+from speech_ssl.model.heads.head import CTCHead
+from speech_ssl.model.heads.specs import AdapterSpec, CTCSpec, spec_from_dict, spec_to_dict
 from speech_ssl.model.presets import tiny
-from speech_ssl.model.specs import AdapterSpec, CTCSpec, spec_from_dict, spec_to_dict
 from speech_ssl.types import Frames
 
 pytestmark = pytest.mark.numerical

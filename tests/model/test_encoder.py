@@ -19,7 +19,7 @@ from speech_ssl.model import attention, presets
 from speech_ssl.model.config import Convolutions, EncoderConfig, WideConvolution
 from speech_ssl.model.convolution import conv_over_time
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.frontend import ValidGroupNorm, normalize_waves
+from speech_ssl.model.frontends.wave import ValidGroupNorm, normalize_waves
 from speech_ssl.types import Frames
 
 pytestmark = pytest.mark.numerical

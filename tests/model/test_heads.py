@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from speech_ssl.model.heads import LayerMix, clip_logits, frame_logits
+from speech_ssl.model.heads.head import LayerMix, clip_logits, frame_logits
+from speech_ssl.model.heads.specs import CTCSpec, EventsSpec, spec_from_dict, spec_to_dict
 from speech_ssl.model.presets import tiny
-from speech_ssl.model.specs import CTCSpec, EventsSpec, spec_from_dict, spec_to_dict
 
 pytestmark = pytest.mark.numerical
 

@@ -15,7 +15,7 @@ from speech_ssl.inference.chunking import Chunker
 from speech_ssl.model.config import Conformer, EncoderConfig, LogMel
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.flat import REQUIRED, flat_of, stored_config
-from speech_ssl.model.mel import MelFrontend, log_mel
+from speech_ssl.model.frontends.mel import MelFrontend, log_mel
 
 pytestmark = pytest.mark.numerical
 

@@ -13,10 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, log_loss
 
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.heads import LayerMix
-from speech_ssl.model.linear_start import WEIGHT_DECAYS, Pooled, fit_linear
+from speech_ssl.model.heads.head import LayerMix
+from speech_ssl.model.heads.linear_start import WEIGHT_DECAYS, Pooled, fit_linear
+from speech_ssl.model.heads.specs import EventsSpec
 from speech_ssl.model.presets import tiny
-from speech_ssl.model.specs import EventsSpec
 from speech_ssl.objectives.events import Events, EventsConfig, mean_average_precision
 from speech_ssl.types import Batch, LossSum
 

@@ -14,7 +14,7 @@ import speech_ssl
 from speech_ssl.data.labels import timed_windows
 from speech_ssl.data.manifest import Utterance, write_manifest
 from speech_ssl.inference.answers import Classification, TimedEvent
-from speech_ssl.model.specs import EventsSpec
+from speech_ssl.model.heads.specs import EventsSpec
 from speech_ssl.runs.events import silent
 from speech_ssl.runs.notes import Notes
 from speech_ssl.runs.reading import readable

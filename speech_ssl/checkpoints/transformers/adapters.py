@@ -16,9 +16,9 @@ from speech_ssl.checkpoints.transformers.names import (
     read_parts,
     write_parts,
 )
-from speech_ssl.model.adapters import KERNEL
 from speech_ssl.model.config import EncoderConfig
-from speech_ssl.model.specs import STRIDE, AdapterSpec
+from speech_ssl.model.heads.adapters import KERNEL
+from speech_ssl.model.heads.specs import STRIDE, AdapterSpec
 
 FLAG, FIRST = "add_adapter", "use_intermediate_ffn_before_adapter"
 _BLOCKS = frozenset({"wav2vec2-bert"})

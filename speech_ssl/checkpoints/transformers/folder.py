@@ -32,7 +32,7 @@ from speech_ssl.checkpoints.transformers.pyctcdecode import read_ngram, write_ng
 from speech_ssl.checkpoints.transformers.tokenizer import TOKENIZER, VOCABULARY, read_units
 from speech_ssl.checkpoints.transformers.weights import ADAPTER, WEIGHTS, read_weights
 from speech_ssl.model.config import Conformer, EncoderConfig
-from speech_ssl.model.specs import CTCSpec
+from speech_ssl.model.heads.specs import CTCSpec
 
 FAMILIES = (transformer, conformer)
 CLASSES = {

@@ -17,7 +17,7 @@ from speech_ssl.checkpoints.random_init import no_random_init
 from speech_ssl.checkpoints.transformers import tokenizer
 from speech_ssl.checkpoints.transformers.tokenizer import Units, theirs_first
 from speech_ssl.model.config import EncoderConfig
-from speech_ssl.model.specs import AdapterSpec, CTCSpec, EventsSpec, HeadSpec
+from speech_ssl.model.heads.specs import AdapterSpec, CTCSpec, EventsSpec, HeadSpec
 
 PARTS = ("weight", "bias")
 

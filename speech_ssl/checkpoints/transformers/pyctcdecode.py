@@ -17,7 +17,7 @@ from pathlib import Path
 
 from speech_ssl.checkpoints.conversion import ConversionError, read_json
 from speech_ssl.checkpoints.ngram import NGram
-from speech_ssl.model.specs import CTCSpec
+from speech_ssl.model.heads.specs import CTCSpec
 from speech_ssl.text import SPACE, Vocabulary
 
 FOLDER, ALPHABET, ATTRIBUTES, WORDS = "language_model", "alphabet.json", "attrs.json", "unigrams.txt"

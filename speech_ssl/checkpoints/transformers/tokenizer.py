@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from speech_ssl.checkpoints.conversion import ConversionError, field_of, read_json
-from speech_ssl.model.specs import CTCSpec
+from speech_ssl.model.heads.specs import CTCSpec
 from speech_ssl.text import BLANK, SPACE
 
 VOCABULARY, TOKENIZER = "vocab.json", "tokenizer_config.json"

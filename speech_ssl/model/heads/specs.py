@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from speech_ssl.model.config import Activation, EncoderConfig
 
 if TYPE_CHECKING:
-    from speech_ssl.model.heads import CTCHead, EventsHead
+    from speech_ssl.model.heads.head import CTCHead, EventsHead
 
 AdapterKind = Literal["convolutions", "blocks"]
 STRIDE = 2
@@ -99,7 +99,7 @@ class CTCSpec:
         return 1 if self.adapter is None else self.adapter.stride
 
     def build(self, encoder: EncoderConfig, dropout: float = 0.0) -> CTCHead:
-        from speech_ssl.model.heads import CTCHead
+        from speech_ssl.model.heads.head import CTCHead
 
         return CTCHead(encoder.width, len(self.vocabulary), dropout, self.adapter)
 
@@ -148,7 +148,7 @@ class EventsSpec:
         return self.pooling != "attentive" if self.timed is None else self.timed
 
     def build(self, encoder: EncoderConfig, dropout: float = 0.0) -> EventsHead:
-        from speech_ssl.model.heads import EventsHead
+        from speech_ssl.model.heads.head import EventsHead
 
         return EventsHead(encoder, self, dropout)
 

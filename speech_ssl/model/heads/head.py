@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_ssl.model.adapters import CTCAdapter
 from speech_ssl.model.config import EncoderConfig
-from speech_ssl.model.specs import AdapterSpec, EventsSpec
+from speech_ssl.model.heads.adapters import CTCAdapter
+from speech_ssl.model.heads.specs import AdapterSpec, EventsSpec
 from speech_ssl.types import Frames
 
 

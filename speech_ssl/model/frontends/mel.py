@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_ssl.model.convolution import Lengths, output_length
-from speech_ssl.model.levels import Given, given, given_means, given_variances
+from speech_ssl.model.frontends.levels import Given, given, given_means, given_variances
 from speech_ssl.types import SAMPLE_RATE, Frames, Levels, Moments, valid_mask
 
 STACKED = 2

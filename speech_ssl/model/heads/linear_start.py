@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from speech_ssl.model.heads import EventsHead
+from speech_ssl.model.heads.head import EventsHead
 
 WEIGHT_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 STRONG = WEIGHT_DECAYS[3:]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from speech_ssl.model.config import WAVE_EPS, Activation, Convolutions, Init
 from speech_ssl.model.convolution import Lengths, conv_over_time, output_length, start_bias_
-from speech_ssl.model.levels import Given, given, given_means, given_variances, wave_moments
+from speech_ssl.model.frontends.levels import Given, given, given_means, given_variances, wave_moments
 from speech_ssl.types import Frames, Levels, Moments, valid_mask
 
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_ssl.model.attention import FeedForward, SelfAttention
-from speech_ssl.model.frontend import LayerNorm
-from speech_ssl.model.specs import STRIDE, AdapterKind, AdapterSpec
+from speech_ssl.model.frontends.wave import LayerNorm
+from speech_ssl.model.heads.specs import STRIDE, AdapterKind, AdapterSpec
 from speech_ssl.types import Frames
 
 KERNEL, PADDING = 3, 1

@@ -1,0 +1,1 @@
+"""From samples to frames: the only place that knows strides."""

@@ -1,0 +1,1 @@
+"""What turns hidden states into answers, and what describes it."""
