@@ -1,5 +1,5 @@
-"""What a clip's outputs of an events head say of it, in NumPy: `model.heads.head` has the same for training, on
-batches, and answering needs no PyTorch."""
+"""What a clip's outputs of an events head say of it, in NumPy, for answering needs no PyTorch. In
+`model.heads.head` is the same for training, on batches."""
 
 from __future__ import annotations
 

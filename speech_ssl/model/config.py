@@ -208,7 +208,7 @@ class EncoderConfig(Part):
     feature_grad_scale: float = 0.1
     """Gradients into the front end are multiplied by this; 0 freezes it."""
     init: Init = "published"
-    """"published": normal, as fairseq. "smooth": for short runs, see `frontends.wave.smooth_convolutions_`."""
+    """"published": normal, as fairseq. "smooth": for short runs, see `smooth_convolutions_`."""
 
     def __post_init__(self) -> None:
         self.check_types()
