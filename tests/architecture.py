@@ -120,7 +120,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "service.stream": (*SPEECH_SSL, *SERVICE_BASE, "service.edge.pace", "service.models", "service.v1"),
     "service.jobs": (*SPEECH_SSL, *SERVICE_BASE, "service.models", "service.v1"),
     "service.open_inference": (*SPEECH_SSL, *SERVICE_BASE, "service.models", "service.v1"),
-    "service.playground": ("speech_ssl", *SERVICE_BASE),
+    "service.playground": ("speech_ssl.inference", *SERVICE_BASE),
     "recipes": ("speech_ssl",),
     "benchmarks": ("speech_ssl",),
     "docs": ("speech_ssl",),  # docs/conf.py

@@ -187,9 +187,8 @@ class Sandbox:
         self._memory, self._timeout_s, self._lost = memory, timeout_s, lost
         self._count = decoders
         self._stopped = False
-        self._free: queue.SimpleQueue[DecoderProcess | None] = (
-            queue.SimpleQueue()
-        )  # None: still to be started
+        # None: still to be started.
+        self._free: queue.SimpleQueue[DecoderProcess | None] = queue.SimpleQueue()
 
     def start(self) -> None:
         for _ in range(self._count):

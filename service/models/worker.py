@@ -24,6 +24,7 @@ from typing import Protocol, TypeAlias
 
 from service.batcher import Again, Away
 from service.isolation import keep_imports
+from service.models.runtime import ModelRuntime
 from speech_ssl.inference.card import ModelCard
 from speech_ssl.inference.window_output import Layers, WindowOutput
 from speech_ssl.types import Levels, Waveform
@@ -44,15 +45,7 @@ KEPT, GIVEN_BACK = ((-3, 32 << 20), (-1, 1 << 30)), ((-3, 256 << 10),)
 context = multiprocessing.get_context("forkserver")
 
 
-class Loaded(Protocol):
-    def card(self) -> ModelCard: ...
-    def run_windows(
-        self,
-        waves: Sequence[Waveform],
-        layers: Sequence[Layers],
-        heads: Sequence[str] = (),
-        levels: Levels | None = None,
-    ) -> list[WindowOutput]: ...
+class Loaded(ModelRuntime, Protocol):
     def use_threads(self, count: int) -> None: ...
 
 
