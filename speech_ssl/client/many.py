@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sized
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -51,11 +51,17 @@ class Counts:
 class Window(Generic[T]):
     """At most `workers` requests at a time, with the answers that nobody has taken yet."""
 
-    def __init__(self, ask: Callable[[Audio], Awaitable[T]], workers: int) -> None:
+    def __init__(
+        self,
+        ask: Callable[[Audio], Awaitable[T]],
+        workers: int,
+        start: Callable[[Coroutine[Any, Any, Done[T]]], asyncio.Task[Done[T]]] = asyncio.create_task,
+    ) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
         self._ask = ask
         self._workers = workers
+        self._start = start
         self._running: set[asyncio.Task[Done[T]]] = set()
 
     def steps(self, audios: Iterable[Audio]) -> Iterator[Awaitable[list[Done[T]]]]:
@@ -67,7 +73,7 @@ class Window(Generic[T]):
             yield self._finished()
 
     async def _add(self, index: int, audio: Audio) -> list[Done[T]]:
-        self._running.add(asyncio.create_task(self._one(index, audio)))
+        self._running.add(self._start(self._one(index, audio)))
         return await self._finished() if len(self._running) >= self._workers else []
 
     async def _finished(self) -> list[Done[T]]:

@@ -9,12 +9,12 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Generator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Generator, Iterable
 from concurrent.futures import CancelledError
 from contextlib import closing
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from speech_ssl.client.aio import TIMEOUT_S, AsyncClient
 from speech_ssl.client.answers import Analysis, Classification, Embedding, Model, Transcript
@@ -116,7 +116,9 @@ class Client:
     ) -> Generator[Done[Embedding], None, None]:
         """As that of `AsyncClient`."""
         ask = partial(self._aio.embed, **options)
-        return self._many(Window(ask, workers), audios, ProgressBar(progress, number_of(audios)))
+        return self._many(
+            Window(ask, workers, self._thread.start), audios, ProgressBar(progress, number_of(audios))
+        )
 
     def analyze_many(
         self,
@@ -128,7 +130,9 @@ class Client:
     ) -> Generator[Done[Analysis], None, None]:
         """As that of `AsyncClient`."""
         ask = partial(self._aio.analyze, **options)
-        return self._many(Window(ask, workers), audios, ProgressBar(progress, number_of(audios)))
+        return self._many(
+            Window(ask, workers, self._thread.start), audios, ProgressBar(progress, number_of(audios))
+        )
 
     def _many(
         self, window: Window[T], audios: Iterable[Audio], progress: ProgressBar
@@ -181,7 +185,7 @@ class Client:
                 self._wait(values.aclose())
 
     def _wait(self, work: Awaitable[T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(_awaited(work), self._thread.loop)
+        future = asyncio.run_coroutine_threadsafe(self._thread.call(work), self._thread.loop)
         try:
             return future.result()
         except CancelledError as error:
@@ -207,9 +211,28 @@ class _Thread:
     async def _until_closed(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._closed = asyncio.Event()
+        self._calls: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self._started.set()
         async with self.aio:
             await self._closed.wait()
+            calls = list(self._calls)
+            for call in calls:
+                call.cancel()
+            # Before the connections close: one that is being made then would stay open.
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """On its loop, where `close` ends it."""
+        call = asyncio.create_task(work)
+        self._calls.add(call)
+        return call
+
+    async def call(self, work: Awaitable[T]) -> T:
+        """As `start`, for one that comes from another thread."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        return await work
 
     def close(self) -> None:
         if self.pid != os.getpid():  # a fork has no threads
@@ -217,7 +240,3 @@ class _Thread:
         self.loop.call_soon_threadsafe(self._closed.set)
         if threading.current_thread() is not self._thread:  # the garbage collector runs in any
             self._thread.join()
-
-
-async def _awaited(work: Awaitable[T]) -> T:
-    return await work
