@@ -130,7 +130,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 SHARED_OBJECTIVES = tuple(
     f"speech_ssl.objectives.{name}"
-    for name in ("base", "masking", "teacher", "views", "two_views", "units", "global_batch")
+    for name in ("base", "masking", "teacher", "codebooks", "views", "two_views", "units", "global_batch")
 )
 NO_THIRD_PARTY = {"service": {"torch", "torchaudio"}}
 ONLY_THIRD_PARTY = {

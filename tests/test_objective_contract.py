@@ -24,7 +24,12 @@ from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
 from speech_ssl.objectives.ctc import CTCConfig
+from speech_ssl.objectives.data2vec import Data2VecConfig
+from speech_ssl.objectives.data2vec2 import Data2Vec2Config
+from speech_ssl.objectives.dinosr import DinoSRConfig
 from speech_ssl.objectives.events import EventsConfig
+from speech_ssl.objectives.jepa import JEPAConfig
+from speech_ssl.objectives.spidr import SpidRConfig
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
 from speech_ssl.training.checkpoint import RunState
 from speech_ssl.training.config import TrainConfig
@@ -86,7 +91,40 @@ def events_timed(encoder: EncoderConfig = ENCODER) -> Objective:
     return config.build(Encoder(encoder))
 
 
-OBJECTIVES: list[Callable[..., Objective]] = [wav2vec2, ctc, events, events_frozen, events_timed]
+def data2vec(encoder: EncoderConfig = ENCODER) -> Objective:
+    return Data2VecConfig(top=2).build(Encoder(encoder))
+
+
+def data2vec2(encoder: EncoderConfig = ENCODER) -> Objective:
+    config = Data2Vec2Config(top=2, copies=2, decoder_width=32, decoder_layers=2)
+    return config.build(Encoder(encoder))
+
+
+def dinosr(encoder: EncoderConfig = ENCODER) -> Objective:
+    return DinoSRConfig(top=2, entries=16).build(Encoder(encoder))
+
+
+def spidr(encoder: EncoderConfig = ENCODER) -> Objective:
+    return SpidRConfig(top=2, entries=16).build(Encoder(encoder))
+
+
+def jepa(encoder: EncoderConfig = ENCODER) -> Objective:
+    config = JEPAConfig(top=2, targets=2, predictor_width=32, predictor_layers=1, predictor_heads=2)
+    return config.build(Encoder(encoder))
+
+
+OBJECTIVES: list[Callable[..., Objective]] = [
+    wav2vec2,
+    ctc,
+    events,
+    events_frozen,
+    events_timed,
+    data2vec,
+    data2vec2,
+    dinosr,
+    spidr,
+    jepa,
+]
 every_objective = pytest.mark.parametrize("build", OBJECTIVES)
 
 CPU = Ranks(0, 1, torch.device("cpu"))

@@ -158,10 +158,7 @@ class Encoder(nn.Module):
         Raises ValueError for an encoder whose blocks need each frame's neighbours or place. Waits for the
         device: K is a number.
         """
-        if isinstance(self.config.block, Conformer) or self.relative is not None:
-            raise ValueError(
-                "only a transformer with convolutional positions can encode visible frames alone"
-            )
+        self.check_visible()
         x_BTD = self.entering(features, hidden_BT).x_BTD
         visible_BT = features.valid_BT & ~hidden_BT
         lengths_B = visible_BT.sum(1)
@@ -169,6 +166,13 @@ class Encoder(nn.Module):
         x_BKD = x_BTD.gather(1, position_BK[:, :, None].expand(-1, -1, x_BTD.shape[2]))
         *_, x_BKD = self.blockwise_from(Frames(x_BKD, lengths_B))
         return Frames(x_BKD, lengths_B), position_BK
+
+    def check_visible(self) -> None:
+        """Raises ValueError where `visible` would."""
+        if isinstance(self.config.block, Conformer) or self.relative is not None:
+            raise ValueError(
+                "only a transformer with convolutional positions can encode visible frames alone"
+            )
 
     def _dropped_layers(self) -> list[bool]:
         """LayerDrop (Fan et al. 2019): which blocks are skipped, not computed, in this pass. One draw

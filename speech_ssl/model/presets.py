@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from speech_ssl.model.config import Convolutions, EncoderConfig, Transformer
+from speech_ssl.model.config import Convolutions, EncoderConfig, StackedConvolutions, Transformer
 
 
 def tiny() -> EncoderConfig:
@@ -48,6 +48,16 @@ def small() -> EncoderConfig:
 def base() -> EncoderConfig:
     """wav2vec 2.0 BASE: 94.4 M parameters, 95.0 M with the pre-training heads."""
     return EncoderConfig()
+
+
+def data2vec_base() -> EncoderConfig:
+    """data2vec's Base, also that of DinoSR and SpidR: layer norms in front, positions by several convolutions."""
+    return EncoderConfig(
+        frontend=Convolutions(norm="layer", normalize_wave=True),
+        positions=StackedConvolutions(),
+        feature_dropout=0.0,
+        feature_grad_scale=1.0,
+    )
 
 
 def large() -> EncoderConfig:
