@@ -1,10 +1,11 @@
-"""data2vec 2.0 pre-training (Baevski et al. 2022, December) on the audio of one or more manifests.
+"""data2vec 2.0 pre-training (Baevski et al. 2022, arXiv 2212.07525) on the audio of one or more manifests.
 
-    python -m recipes.pretrain_data2vec2 VARIANT --manifest M.tsv --out runs/NAME [--resume [--set NAME=VALUE]]
+    python -m recipes.pretrain_data2vec2 VARIANT --manifest M.tsv --out runs/NAME [--resume]
 
 smoke   SMOKE on 2 CPU cores: shows that everything runs; learns nothing of use.
 tiny    4.2 M parameters, for 2 CPU cores; not run to its end yet (STEP a step).
-base    93.2 M parameters, the published Base without its ALiBi; 8.3 min of audio a step, 8 times hidden. Not run.
+base    93.2 M parameters, the published Base without its ALiBi; 8.3 min of audio a step, each hidden in
+        8 ways. Not run.
 
 `explained` is the share of the targets' variance that is predicted. The loss alone says little: it also falls
 where the targets become alike, which `target_std` and `target_rank` tell.

@@ -4,7 +4,8 @@
 
 smoke   SMOKE on 2 CPU cores: shows that everything runs; learns nothing of use.
 tiny    4.2 M parameters, for 2 CPU cores; not run to its end yet (STEP a step).
-base    as published for audio of any kind: 100 frames a second, crops of 2 s; 17 min of audio a step. Not run.
+base    as published for audio of any kind: 100 frames a second, crops of 2 s; 17 min of audio a step.
+        Not run.
 
 `explained` is the share of the targets' variance that is predicted. The loss alone says little: it also falls
 where the targets become alike, which `target_std` and `target_rank` tell.
@@ -23,19 +24,24 @@ from speech_ssl.training.config import TrainConfig
 
 
 def base() -> Run:
-    """As the published code, but that the learning rate falls linearly, not as a cosine. The front end is that of
-    wav2vec 2.0 without its last convolution."""
-    frontend = Convolutions(
-        channels=(512,) * 6,
-        kernels=(10, 3, 3, 3, 3, 2),
-        strides=(5, 2, 2, 2, 2, 2),
-        norm="layer",
-        normalize_wave=True,
-    )
-    quiet = {"dropout": 0.0, "attention_dropout": 0.0, "feature_dropout": 0.0, "layer_drop": 0.0}
+    """As the published code, but that the learning rate falls linearly, not as a cosine. The front end is
+    that of wav2vec 2.0 without its last convolution."""
     return Run(
         name="jepa-base",
-        encoder=EncoderConfig(frontend=frontend, feature_grad_scale=1.0, **quiet),
+        encoder=EncoderConfig(
+            frontend=Convolutions(
+                channels=(512,) * 6,
+                kernels=(10, 3, 3, 3, 3, 2),
+                strides=(5, 2, 2, 2, 2, 2),
+                norm="layer",
+                normalize_wave=True,
+            ),
+            dropout=0.0,
+            attention_dropout=0.0,
+            feature_dropout=0.0,
+            layer_drop=0.0,
+            feature_grad_scale=1.0,
+        ),
         objective=JEPAConfig(),
         data=DataConfig(crop_s=2.01, batch_s=128.64, min_s=2.0, workers=12),
         train=TrainConfig(steps=400_000, batches_per_step=8, peak_lr=7.5e-4, warmup=0.25, decay_vectors=True),

@@ -51,7 +51,8 @@ def base() -> EncoderConfig:
 
 
 def data2vec_base() -> EncoderConfig:
-    """data2vec's Base, also that of DinoSR and SpidR: layer norms in front, positions by several convolutions."""
+    """data2vec's Base, also that of DinoSR and SpidR: layer norms in front, positions by several
+    convolutions."""
     return EncoderConfig(
         frontend=Convolutions(norm="layer", normalize_wave=True),
         positions=StackedConvolutions(),

@@ -3,7 +3,8 @@
 Poli et al. 2025, arXiv 2512.20308. DinoSR's student predicts all codebooks from its last layer. Also new is
 the teacher's rate, which falls exponentially. As in the published code, targets are the teacher's
 feed-forward outputs, instance-normalised. Our choice: a head of the student reads what the layer gives to
-whoever uses it, the output of the block, of the last one after the final norm; theirs reads the feed-forward's.
+whoever uses it, the output of the block, of the last one after the final norm; theirs reads the output of the
+feed-forward.
 """
 
 from __future__ import annotations
