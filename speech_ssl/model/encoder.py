@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         if isinstance(config.frontend, LogMel):
-            self.frontend: MelFrontend | Frontend = MelFrontend(config.frontend.bins)
+            self.frontend: MelFrontend | Frontend = MelFrontend(config.frontend.bins, config.frontend.stacked)
         else:
             self.frontend = Frontend(config.frontend, config.conv_activation, config.init)
         self.feature_norm: nn.Module = nn.Identity()
@@ -138,12 +138,15 @@ class Encoder(nn.Module):
     def blockwise_from(self, entering: Frames) -> Iterator[Tensor]:
         """As `blockwise`, of what enters the first block."""
         valid_BT, x_BTD = entering.valid_BT, entering.x_BTD
-        valid_B11T = valid_BT[:, None, None, :]
+        seen = valid_BT[:, None, None, :]
+        if self.config.causal:
+            size = x_BTD.shape[1]
+            seen = seen & torch.ones(size, size, dtype=torch.bool, device=x_BTD.device).tril()
         shared = () if self.relative is None else (self.relative(x_BTD.shape[1]),)
         yield x_BTD
         for i, (block, dropped) in enumerate(zip(self.blocks, self._dropped_layers(), strict=True)):
             if not dropped:
-                x_BTD = block(x_BTD, valid_B11T, *shared)
+                x_BTD = block(x_BTD, seen, *shared)
             if i < len(self.blocks) - 1:
                 yield x_BTD
         if self.config.block.pre_norm:
