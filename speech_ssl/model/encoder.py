@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from speech_ssl.model.attention import Block
 from speech_ssl.model.config import Conformer, EncoderConfig, GatedDistances, LogMel
 from speech_ssl.model.conformer import ConformerBlock
-from speech_ssl.model.convolution import Lengths
+from speech_ssl.model.convolution import Lengths, start_bias_
 from speech_ssl.model.frontends.mel import MelFrontend
 from speech_ssl.model.frontends.wave import Frontend, LayerNorm
 from speech_ssl.model.positions import conv_positions
@@ -70,6 +70,8 @@ class Encoder(nn.Module):
                 nn.init.normal_(module.weight, std=0.02 if published else module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if isinstance(config.frontend, LogMel):  # its frames of silence are zero, as no norm's input may be
+            start_bias_(self.feature_projection.bias, config.frontend.width)
 
     @property
     def hop(self) -> int:
