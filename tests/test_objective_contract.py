@@ -20,9 +20,11 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from speech_ssl.model import presets
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import EncoderConfig, LogMel, Transformer, WideConvolution
 from speech_ssl.model.encoder import Encoder
+from speech_ssl.objectives.apc import APCConfig
 from speech_ssl.objectives.base import Objective
+from speech_ssl.objectives.cpc import CPCConfig
 from speech_ssl.objectives.ctc import CTCConfig
 from speech_ssl.objectives.data2vec import Data2VecConfig
 from speech_ssl.objectives.data2vec2 import Data2Vec2Config
@@ -57,6 +59,24 @@ ENCODER = presets.tiny().changed(
 def wav2vec2(encoder: EncoderConfig = ENCODER) -> Objective:
     config = Wav2Vec2Config(entries=32, code_width=32, final_width=32, distractors=20, feature_penalty=0.1)
     return config.build(Encoder(encoder))
+
+
+def cpc(encoder: EncoderConfig = ENCODER) -> Objective:
+    return CPCConfig(steps=4, negatives=20).build(Encoder(causal(encoder)))
+
+
+def apc(encoder: EncoderConfig = ENCODER) -> Objective:
+    return APCConfig(ahead=2).build(Encoder(mel(causal(encoder))))
+
+
+def causal(encoder: EncoderConfig) -> EncoderConfig:
+    block = Transformer(pre_norm=True, causal=True)
+    return replace(encoder, block=block, positions=WideConvolution(kernel=16))
+
+
+def mel(encoder: EncoderConfig) -> EncoderConfig:
+    """With log-mel frames in place of convolutions: for methods that need some."""
+    return replace(encoder, frontend=LogMel(bins=16))
 
 
 def ctc(encoder: EncoderConfig = ENCODER) -> Objective:
@@ -95,9 +115,14 @@ def data2vec(encoder: EncoderConfig = ENCODER) -> Objective:
     return Data2VecConfig(top=2).build(Encoder(encoder))
 
 
+def of_transformer(encoder: EncoderConfig) -> EncoderConfig:
+    """Where only visible frames are encoded, no Conformer will do."""
+    return encoder if isinstance(encoder.block, Transformer) else ENCODER
+
+
 def data2vec2(encoder: EncoderConfig = ENCODER) -> Objective:
     config = Data2Vec2Config(top=2, copies=2, decoder_width=32, decoder_layers=2)
-    return config.build(Encoder(encoder))
+    return config.build(Encoder(of_transformer(encoder)))
 
 
 def dinosr(encoder: EncoderConfig = ENCODER) -> Objective:
@@ -110,11 +135,13 @@ def spidr(encoder: EncoderConfig = ENCODER) -> Objective:
 
 def jepa(encoder: EncoderConfig = ENCODER) -> Objective:
     config = JEPAConfig(top=2, targets=2, predictor_width=32, predictor_layers=1, predictor_heads=2)
-    return config.build(Encoder(encoder))
+    return config.build(Encoder(of_transformer(encoder)))
 
 
 OBJECTIVES: list[Callable[..., Objective]] = [
     wav2vec2,
+    cpc,
+    apc,
     ctc,
     events,
     events_frozen,
