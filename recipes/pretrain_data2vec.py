@@ -45,7 +45,7 @@ def tiny() -> Run:
     """The data of wav2vec 2.0's tiny. The teacher follows faster than in a run of 400,000 steps."""
     return Run(
         name="data2vec-tiny",
-        encoder=presets.tiny(),
+        encoder=presets.tiny_near(),
         objective=Data2VecConfig(top=3, ema=(0.99, 0.999), ema_warmup=0.3),
         data=DataConfig(crop_s=2.6, batch_s=15.6, min_s=1.0, workers=1),
         train=TrainConfig(
@@ -56,7 +56,7 @@ def tiny() -> Run:
 
 def smoke() -> Run:
     """Two narrow layers, a second of audio a row, with dropout and LayerDrop so that all chance is used."""
-    encoder = replace(presets.tiny(), depth=2, width=64, ffn_width=128, dropout=0.1, layer_drop=0.1)
+    encoder = replace(presets.tiny_near(), depth=2, width=64, ffn_width=128, dropout=0.1, layer_drop=0.1)
     return Run(
         name="data2vec-smoke",
         encoder=encoder,

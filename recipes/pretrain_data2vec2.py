@@ -37,7 +37,7 @@ def tiny() -> Run:
     """The data of wav2vec 2.0's tiny. The teacher follows faster than in a run of 400,000 steps."""
     return Run(
         name="data2vec2-tiny",
-        encoder=presets.tiny(),
+        encoder=presets.tiny_near(),
         objective=Data2Vec2Config(
             copies=4,
             top=3,
@@ -56,7 +56,7 @@ def tiny() -> Run:
 
 def smoke() -> Run:
     """Two narrow layers, a second of audio a row, with dropout and LayerDrop so that all chance is used."""
-    encoder = replace(presets.tiny(), depth=2, width=64, ffn_width=128, dropout=0.1, layer_drop=0.1)
+    encoder = replace(presets.tiny_near(), depth=2, width=64, ffn_width=128, dropout=0.1, layer_drop=0.1)
     return Run(
         name="data2vec2-smoke",
         encoder=encoder,

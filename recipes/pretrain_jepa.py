@@ -52,7 +52,7 @@ def tiny() -> Run:
     """The data of wav2vec 2.0's tiny. The teacher follows faster than in a run of 400,000 steps."""
     return Run(
         name="jepa-tiny",
-        encoder=presets.tiny(),
+        encoder=presets.tiny_near(),
         objective=JEPAConfig(
             top=3,
             predictor_width=128,
@@ -70,7 +70,7 @@ def tiny() -> Run:
 
 def smoke() -> Run:
     """Two narrow layers, a second of audio a row, with dropout and LayerDrop so that all chance is used."""
-    encoder = replace(presets.tiny(), depth=2, width=64, ffn_width=128, dropout=0.1, layer_drop=0.1)
+    encoder = replace(presets.tiny_near(), depth=2, width=64, ffn_width=128, dropout=0.1, layer_drop=0.1)
     return Run(
         name="jepa-smoke",
         encoder=encoder,

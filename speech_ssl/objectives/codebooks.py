@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.objectives.base import Floor, effective_rank, moments, perplexity
+from speech_ssl.objectives.base import Floor, effective_rank, perplexity
 from speech_ssl.objectives.global_batch import all_sum
-from speech_ssl.objectives.teacher import EMATeacher, Spoken, Taught, top_layers
+from speech_ssl.objectives.teacher import PLACES, EMATeacher, Spoken, Taught, beyond_place, top_layers
 from speech_ssl.types import Frames, LossSum
 
 
@@ -96,17 +96,19 @@ class Clustering(Taught):
         self.codebooks.step()
 
     @torch.no_grad()
-    def targets(self, features: Frames, position_BM: Tensor) -> Tensor:
-        """The vectors of each of the top layers at these positions: (G, B * M, D), float32."""
+    def targets(self, features: Frames, position_BM: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors of each of the top layers at these positions: (G, B * M, D), float32; and what
+        `beyond_place` says of them, the least of a layer."""
         layers = top_layers(self.teacher.model, features, self.top, self.spoken)
         index_BMD = position_BM[:, :, None].expand(-1, -1, layers[0].shape[2])
-        return torch.stack([x_BTD.gather(1, index_BMD).flatten(0, 1) for x_BTD in layers])
+        beyond = torch.stack([beyond_place(x_BTD, features.valid_BT) for x_BTD in layers]).min()
+        return torch.stack([x_BTD.gather(1, index_BMD).flatten(0, 1) for x_BTD in layers]), beyond
 
     def compared(
-        self, logits_GNV: Tensor, target_GND: Tensor, chosen_BM: Tensor, context_BMD: Tensor
+        self, logits_GNV: Tensor, target_GND: Tensor, chosen_BM: Tensor, metrics: Mapping[str, Tensor]
     ) -> LossSum:
         """The cross entropy of the codes, its mean over codebooks. In training the vectors are kept for the
-        codebooks' next step. Call it without autocast."""
+        codebooks' next step. metrics: further ones. Call it without autocast."""
         chosen_N = chosen_BM.flatten().float()
         code_GN = self.codebooks(target_GND)
         onehot_GNV = F.one_hot(code_GN, self.entries).float() * chosen_N[:, None]
@@ -116,20 +118,21 @@ class Clustering(Taught):
             self.codebooks.note(target_GND, onehot_GNV, total.detach().isfinite())
         with torch.no_grad():
             hit_GN = (logits_GNV.argmax(-1) == code_GN).float()
-            metrics = {
+            mine = {
                 "cross_entropy": total.detach(),
                 "accuracy": (hit_GN * chosen_N).sum() / self.top,
                 "codes": onehot_GNV.sum(1),
                 "probs": torch.einsum("gnv,n->gv", log_p_GNV.exp(), chosen_N),
-                **moments(context_BMD, chosen_BM.float()),
             }
-        return LossSum(total, chosen_N.sum(), metrics)
+        return LossSum(total, chosen_N.sum(), {**mine, **metrics})
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """Adds, as means over the codebooks: `code_perplexity` of the codes and `prob_perplexity` of the mean
+        """`beyond_place` is what that function says of the layer's vectors of which it says least. Adds, as
+        means over the codebooks: `code_perplexity` of the codes and `prob_perplexity` of the mean
         prediction, of at most V; `chance`, the accuracy of always saying the commonest code; `information`,
         by how many nats the loss is below the codes' entropy, which is 0 for a model that knows nothing. And
-        `worst_codebook`, the least perplexity of one; `effective_rank` of the context vectors."""
+        `worst_codebook`, the least perplexity of one; `effective_rank` of the context vectors
+        of visible frames."""
         codes = [float(perplexity(p_V[None])) for p_V in means["codes"]]
         probs = [float(perplexity(p_V[None])) for p_V in means["probs"]]
         entropy = -(means["codes"] * means["codes"].clamp(min=1e-12).log()).sum() / self.top
@@ -150,5 +153,6 @@ class Clustering(Taught):
         return {
             "code_perplexity": Floor(0.04 * self.entries, f"few codes are in use. {cure}"),
             "worst_codebook": Floor(0.02 * self.entries, f"a layer's codebook has few codes in use. {cure}"),
+            "beyond_place": PLACES,
             "effective_rank": Floor(2.0, f"the context vectors point in one or two directions. {cure}"),
         }

@@ -12,8 +12,8 @@ from torch import nn
 
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.masking import hidden_positions, hide_spans, most_hidden, take
-from speech_ssl.objectives.teacher import Regressing, Spoken, encoder_teacher, regression
-from speech_ssl.types import Batch, Frames, LossSum
+from speech_ssl.objectives.teacher import Regressing, Spoken, encoder_teacher, regression, told
+from speech_ssl.types import Batch, LossSum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,10 +52,12 @@ class Data2Vec(Regressing):
         spans = {"share": config.hidden_share, "span": config.hidden_span}
         hidden_BT = hide_spans(features.lengths_B, size, generator=generator, **spans)  # type: ignore[arg-type]
         position_BM, chosen_BM = hidden_positions(hidden_BT, most_hidden(size, **spans))  # type: ignore[arg-type]
-        target_BMD = take(self.targets(features), position_BM)
+        target_BTD, beyond = self.targets(features)
 
-        context_BMD = take(self.encoder.contextualize(features, hidden_BT=hidden_BT).x_BTD, position_BM)
-        predicted_BMD = self.predict(context_BMD)
+        context_BTD = self.encoder.contextualize(features, hidden_BT=hidden_BT).x_BTD
+        predicted_BMD = self.predict(take(context_BTD, position_BM))
         with torch.autocast(batch.wave_BS.device.type, enabled=False):
-            context = Frames(context_BMD, chosen_BM.sum(1))
-            return regression(predicted_BMD, target_BMD, chosen_BM, context, config.beta)
+            seen_BT = features.valid_BT & ~hidden_BT
+            metrics = told(beyond, context_BTD, seen_BT, chosen_BM.sum().float())
+            target_BMD = take(target_BTD, position_BM)
+            return regression(predicted_BMD, target_BMD, chosen_BM, metrics, config.beta)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from speech_ssl.model.convolution import conv_over_time, start_bias_
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.masking import all_but_blocks, hidden_positions, take
-from speech_ssl.objectives.teacher import Regressing, Spoken, encoder_teacher, regression
+from speech_ssl.objectives.teacher import Regressing, Spoken, encoder_teacher, regression, told
 from speech_ssl.types import Batch, Frames, LossSum, valid_mask
 
 
@@ -121,7 +121,7 @@ class Data2Vec2(Regressing):
     def forward(self, batch: Batch, *, generator: torch.Generator) -> LossSum:
         """Waits for the device: `Encoder.visible` does."""
         config, features = self.config, self.features(batch)
-        target_BTD = self.targets(features)
+        target_BTD, beyond = self.targets(features)
         copies = Frames(*(each.repeat_interleave(config.copies, 0) for each in features))
         size = copies.x_BTD.shape[1]
         hidden_BT = all_but_blocks(
@@ -138,4 +138,5 @@ class Data2Vec2(Regressing):
         predicted_BMD = self.decoder.project(take(decoded_BTD, position_BM))
         target_BMD = take(target_BTD.repeat_interleave(config.copies, 0), position_BM)
         with torch.autocast(batch.wave_BS.device.type, enabled=False):
-            return regression(predicted_BMD, target_BMD, chosen_BM, context)
+            metrics = told(beyond, context.x_BTD, context.valid_BT, chosen_BM.sum().float())
+            return regression(predicted_BMD, target_BMD, chosen_BM, metrics)

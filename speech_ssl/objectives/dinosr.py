@@ -13,7 +13,7 @@ from torch import nn
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.codebooks import Clustering, ClusteringConfig
 from speech_ssl.objectives.masking import hidden_positions, hide_spans, most_hidden, take
-from speech_ssl.objectives.teacher import encoder_teacher
+from speech_ssl.objectives.teacher import encoder_teacher, told
 from speech_ssl.types import Batch, LossSum
 
 
@@ -45,9 +45,12 @@ class DinoSR(Clustering):
         spans = {"share": config.hidden_share, "span": config.hidden_span}
         hidden_BT = hide_spans(features.lengths_B, size, generator=generator, **spans)  # type: ignore[arg-type]
         position_BM, chosen_BM = hidden_positions(hidden_BT, most_hidden(size, **spans))  # type: ignore[arg-type]
-        target_GND = self.targets(features, position_BM)
+        target_GND, beyond = self.targets(features, position_BM)
 
-        context_BMD = take(self.encoder.contextualize(features, hidden_BT=hidden_BT).x_BTD, position_BM)
-        logits_GNV = self.heads(context_BMD).view(-1, config.top, config.entries).transpose(0, 1)
+        context_BTD = self.encoder.contextualize(features, hidden_BT=hidden_BT).x_BTD
+        logits_BMV = self.heads(take(context_BTD, position_BM))
+        logits_GNV = logits_BMV.view(-1, config.top, config.entries).transpose(0, 1)
         with torch.autocast(batch.wave_BS.device.type, enabled=False):
-            return self.compared(logits_GNV, target_GND, chosen_BM, context_BMD)
+            seen_BT = features.valid_BT & ~hidden_BT
+            metrics = told(beyond, context_BTD, seen_BT, chosen_BM.sum().float())
+            return self.compared(logits_GNV, target_GND, chosen_BM, metrics)

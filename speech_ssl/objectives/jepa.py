@@ -18,7 +18,7 @@ from speech_ssl.model.config import Transformer
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.frontends.wave import LayerNorm
 from speech_ssl.objectives.masking import hidden_positions, hide_spans, highest, most_hidden, take
-from speech_ssl.objectives.teacher import Regressing, Spoken, encoder_teacher, regression
+from speech_ssl.objectives.teacher import Regressing, Spoken, encoder_teacher, regression, told
 from speech_ssl.types import Batch, Frames, LossSum
 
 
@@ -135,7 +135,7 @@ class JEPA(Regressing):
     def forward(self, batch: Batch, *, generator: torch.Generator) -> LossSum:
         """Waits for the device: `Encoder.visible` does."""
         config, features = self.config, self.features(batch)
-        target_BTD = self.targets(features)
+        target_BTD, beyond = self.targets(features)
         B, size, G = *features.x_BTD.shape[:2], config.targets
         context_BT, asked_BGT = draw_parts(features.lengths_B, size, config, generator)
         context, place_BK = self.encoder.visible(features, ~context_BT)
@@ -145,4 +145,5 @@ class JEPA(Regressing):
         predicted_NMD = self.predictor(context, place_BK, asked_BGM, real_BGM)
         target_NMD = take(target_BTD, asked_BGM.flatten(1)).view(predicted_NMD.shape)
         with torch.autocast(batch.wave_BS.device.type, enabled=False):
-            return regression(predicted_NMD, target_NMD, real_NM, context)
+            metrics = told(beyond, context.x_BTD, context.valid_BT, real_NM.sum().float())
+            return regression(predicted_NMD, target_NMD, real_NM, metrics)

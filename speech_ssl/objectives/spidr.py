@@ -18,7 +18,7 @@ from torch import nn
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.codebooks import Clustering, ClusteringConfig
 from speech_ssl.objectives.masking import hidden_positions, hide_spans, most_hidden, take
-from speech_ssl.objectives.teacher import SHARED, EMATeacher
+from speech_ssl.objectives.teacher import SHARED, EMATeacher, told
 from speech_ssl.types import Batch, LossSum
 
 
@@ -64,10 +64,12 @@ class SpidR(Clustering):
         spans = {"share": config.hidden_share, "span": config.hidden_span}
         hidden_BT = hide_spans(features.lengths_B, size, generator=generator, **spans)  # type: ignore[arg-type]
         position_BM, chosen_BM = hidden_positions(hidden_BT, most_hidden(size, **spans))  # type: ignore[arg-type]
-        target_GND = self.targets(features, position_BM)
+        target_GND, beyond = self.targets(features, position_BM)
 
         _, *states = self.encoder.blockwise(features, hidden_BT)
-        layers = [take(state_BTD, position_BM) for state_BTD in states[-config.top :]]
-        logits = [head(x_BMD).flatten(0, 1) for head, x_BMD in zip(self.heads, layers, strict=True)]
+        layers = [take(state_BTD, position_BM).flatten(0, 1) for state_BTD in states[-config.top :]]
+        logits_GNV = torch.stack([head(x_ND) for head, x_ND in zip(self.heads, layers, strict=True)])
         with torch.autocast(batch.wave_BS.device.type, enabled=False):
-            return self.compared(torch.stack(logits), target_GND, chosen_BM, layers[-1])
+            seen_BT = features.valid_BT & ~hidden_BT
+            metrics = told(beyond, states[-1], seen_BT, chosen_BM.sum().float())
+            return self.compared(logits_GNV, target_GND, chosen_BM, metrics)

@@ -124,6 +124,19 @@ def top_layers(teacher: Encoder, features: Frames, top: int, spoken: Spoken) -> 
     return [instance_norm(x_BTD, features.valid_BT) for x_BTD in chosen[-top:]]
 
 
+def beyond_place(x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
+    """Which share of instance-normalised vectors' energy does not follow from their places: 1 less the mean
+    product with what the other rows have in the same place. Where positions reach as far as a row does, its
+    ends tell every frame's place, and a teacher may end up saying nothing else."""
+    valid_BT1 = valid_BT[:, :, None]
+    x_BTD = x_BTD * valid_BT1
+    rows_1T1 = valid_BT1.sum(0, keepdim=True)
+    others_BTD = (x_BTD.sum(0, keepdim=True) - x_BTD) / (rows_1T1 - 1).clamp(min=1)
+    compared_BTD = x_BTD * (rows_1T1 > 1)
+    energy = compared_BTD.square().sum().clamp(min=1e-6)
+    return 1 - (compared_BTD * others_BTD).sum() / energy
+
+
 class Taught(Objective):
     """A student, and the teacher of what comes after its front end, which both share.
 
@@ -157,20 +170,29 @@ class Taught(Objective):
             return self.encoder.normalized(self.encoder.convolve(batch.wave_BS, batch.lengths_B))
 
 
+PLACES = Floor(
+    0.3,
+    "the teacher says where in a row a frame is and little else. Use positions of shorter reach (the "
+    "encoder's convolutions over time) or longer crops",
+)
+
+
 class Regressing(Taught):
     """Methods whose target is the mean over the teacher's top layers."""
 
     spoken: Spoken
 
-    def targets(self, features: Frames) -> Tensor:
-        """(B, T, D), float32."""
+    def targets(self, features: Frames) -> tuple[Tensor, Tensor]:
+        """(B, T, D), float32, and what `beyond_place` says of them."""
         layers = top_layers(self.teacher.model, features, self.top, self.spoken)
-        return torch.stack(layers).mean(0)
+        target_BTD = torch.stack(layers).mean(0)
+        return target_BTD, beyond_place(target_BTD, features.valid_BT)
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """Adds `explained`: the share of the targets' variance that is predicted, 0 for a model that knows
-        nothing; `target_std`: of the targets' channels, their mean; `target_rank`, `effective_rank`: in how
-        many directions targets and context vectors vary."""
+        """`beyond_place` is what that function says of the targets. Adds `explained`: the share of the
+        targets' variance that is predicted, 0 for a model that knows nothing; `target_std`: of the targets'
+        channels, their mean; `target_rank`, `effective_rank`: in how many directions targets and the context
+        vectors of visible frames vary."""
         variance_D = (means["target_2"].diagonal() - means["target_1"].square()).clamp(min=0)
         return super().report(means) | {
             "explained": 1 - float(means["error"] / variance_D.mean().clamp(min=1e-12)),
@@ -186,32 +208,39 @@ class Regressing(Taught):
         )
         return {
             "target_std": Floor(0.1, f"the teacher says the same of all frames. {cure}"),
+            "beyond_place": PLACES,
             "target_rank": Floor(2.0, f"the teacher's targets point in one or two directions. {cure}"),
             "effective_rank": Floor(2.0, f"the context vectors point in one or two directions. {cure}"),
         }
 
 
+def told(beyond: Tensor, context_BTD: Tensor, seen_BT: Tensor, count: Tensor) -> dict[str, Tensor]:
+    """Metrics as sums over `count` targets: what `beyond_place` says of them, and the moments of the context
+    vectors of visible frames."""
+    weight_BT = seen_BT * (count / seen_BT.sum().clamp(min=1))
+    return {"beyond_place": beyond * count, **moments(context_BTD, weight_BT)}
+
+
 def regression(
-    predicted_BMD: Tensor, target_BMD: Tensor, chosen_BM: Tensor, context: Frames, beta: float = 0.0
+    predicted_BMD: Tensor,
+    target_BMD: Tensor,
+    chosen_BM: Tensor,
+    metrics: Mapping[str, Tensor],
+    beta: float = 0.0,
 ) -> LossSum:
     """The squared error of chosen frames, the mean over channels of it: 1 is what a blind model has, if the
-    targets' variance is 1. Or, with beta above 0, smooth L1 (data2vec, section 3.4). Call it without
-    autocast.
-
-    context: the vectors whose rank `Regressing.report` tells."""
+    targets' variance is 1. Or, with beta above 0, smooth L1 (data2vec, section 3.4). metrics: further ones.
+    Call it without autocast."""
     weight_BM = chosen_BM.float()
     predicted_BMD = predicted_BMD.float()
     error_BM = (predicted_BMD - target_BMD).square().mean(-1)
     loss_BM = error_BM
     if beta > 0:
         loss_BM = F.smooth_l1_loss(predicted_BMD, target_BMD, reduction="none", beta=beta).mean(-1)
-    count = weight_BM.sum()
-    told = moments(target_BMD, weight_BM)
-    seen_BT = context.valid_BT.float() * (count / context.lengths_B.sum().clamp(min=1))
-    metrics = {
+    of_targets = moments(target_BMD, weight_BM)
+    mine = {
         "error": (error_BM * weight_BM).sum().detach(),
-        "target_1": told["moment_1"],
-        "target_2": told["moment_2"],
-        **moments(context.x_BTD, seen_BT),
+        "target_1": of_targets["moment_1"],
+        "target_2": of_targets["moment_2"],
     }
-    return LossSum((loss_BM * weight_BM).sum(), count, metrics)
+    return LossSum((loss_BM * weight_BM).sum(), weight_BM.sum(), {**mine, **metrics})

@@ -11,7 +11,7 @@ from torch import Tensor
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.data2vec import Data2Vec, Data2VecConfig
 from speech_ssl.objectives.masking import hide_spans
-from speech_ssl.objectives.teacher import regression
+from speech_ssl.objectives.teacher import regression, told
 from speech_ssl.training.health import fallen
 from speech_ssl.types import Frames, LossSum
 from tests.objectives.test_teacher import mean_of_top
@@ -59,8 +59,8 @@ def test_total_is_that_of_the_paper(beta: float) -> None:
 
 def reported(predicted_BMD: Tensor, target_BMD: Tensor) -> dict[str, float]:
     chosen_BM = torch.ones(target_BMD.shape[:2], dtype=torch.bool)
-    context = Frames(torch.randn_like(target_BMD), chosen_BM.sum(1))
-    sums: LossSum = regression(predicted_BMD, target_BMD, chosen_BM, context)
+    metrics = told(torch.tensor(1.0), torch.randn_like(target_BMD), chosen_BM, chosen_BM.sum())
+    sums: LossSum = regression(predicted_BMD, target_BMD, chosen_BM, metrics)
     means = {k: v / sums.count for k, v in sums.metrics.items()}
     return small().report(means) | {"loss": float(sums.total / sums.count)}
 

@@ -12,6 +12,7 @@ from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.codebooks import OnlineCodebooks
 from speech_ssl.objectives.dinosr import DinoSR, DinoSRConfig
 from speech_ssl.objectives.masking import hide_spans
+from speech_ssl.objectives.teacher import told
 from speech_ssl.training.health import fallen
 from speech_ssl.types import Frames
 from tests.objectives.test_teacher import said_by
@@ -103,7 +104,9 @@ def test_a_step_that_is_not_finite_leaves_the_codebooks(broken: str) -> None:
 
 def reported(logits_GNV: Tensor, vectors_GND: Tensor, model: DinoSR) -> dict[str, float]:
     chosen_BM = torch.ones(1, vectors_GND.shape[1], dtype=torch.bool)
-    sums = model.compared(logits_GNV, vectors_GND, chosen_BM, torch.randn(1, vectors_GND.shape[1], 8))
+    count = torch.tensor(float(vectors_GND.shape[1]))
+    metrics = told(torch.tensor(1.0), torch.randn(1, 500, 8), torch.ones(1, 500), count)
+    sums = model.compared(logits_GNV, vectors_GND, chosen_BM, metrics)
     means = {k: v / sums.count for k, v in sums.metrics.items()}
     return model.report(means) | {"loss": float(sums.total / sums.count)}
 

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.objectives.teacher import EMATeacher, encoder_teacher, instance_norm, top_layers
+from speech_ssl.objectives.teacher import (
+    EMATeacher,
+    beyond_place,
+    encoder_teacher,
+    instance_norm,
+    top_layers,
+)
 from speech_ssl.types import Frames
 from tests.test_objective_contract import QUIET
 
@@ -114,3 +120,17 @@ def test_top_layers_are_those_of_each_row_alone(spoken: str) -> None:
         wanted = mean_of_top(encoder, features.x_BTD[row, :length], 2, spoken)
         found = torch.stack(layers).mean(0)[row, :length].double()
         torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-4)
+
+
+def test_a_teacher_that_tells_but_the_place_is_found_out() -> None:
+    """Place and content of equal power: half lies beyond the place. Of one row nothing is known."""
+    torch.manual_seed(0)
+    lengths_B = torch.tensor([50] * 30 + [20])
+    valid_BT = torch.arange(50) < lengths_B[:, None]
+    place_1TD, content_BTD = torch.randn(1, 50, 64), torch.randn(31, 50, 64)
+    shares = [
+        float(beyond_place(a * place_1TD + b * content_BTD, valid_BT)) for a, b in ((0, 1), (1, 1), (1, 0))
+    ]
+    assert shares == pytest.approx([1, 0.5, 0], abs=0.03)
+    assert float(beyond_place(content_BTD[:1], valid_BT[:1])) == 1
+    assert float(beyond_place(0 * content_BTD, valid_BT)) == 1
