@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,10 @@ from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Floor, effective_rank, perplexity
 from speech_ssl.objectives.global_batch import all_sum
 from speech_ssl.objectives.teacher import PLACES, EMATeacher, Spoken, Taught, beyond_place, top_layers
-from speech_ssl.types import Frames, LossSum
+from speech_ssl.types import Batch, Frames, LossSum
+
+CHOICE = 8
+"""Frames to choose each first entry from."""
 
 
 class OnlineCodebooks(nn.Module):
@@ -21,14 +24,16 @@ class OnlineCodebooks(nn.Module):
     Liu et al. 2023, arXiv 2305.10005, section 3, online clustering).
 
     s_v <- decay s_v + (1 - decay) sum of its vectors, n_v <- decay n_v + (1 - decay) their number, entry
-    e_v = s_v / n_v. An entry that no vector was nearest to stays as it is.
+    e_v = s_v / n_v. An entry that no vector was nearest to stays as it is: of the random ones it begins with,
+    those that the first step does not reach are rarely reached later. Theirs sees an hour of audio in a step;
+    for smaller ones `begin` chooses entries from the vectors themselves.
     """
 
     def __init__(self, codebooks: int, entries: int, width: int, decay: float) -> None:
         super().__init__()
         if not 0 <= decay <= 1:
             raise ValueError(f"codebook_decay must be from 0 to 1, not {decay}")
-        self.decay = decay
+        self.entries, self.decay = entries, decay
         drawn_GVD = torch.randn(codebooks, entries, width)
         drawn_GVD = (drawn_GVD - drawn_GVD.mean(1, keepdim=True)) / drawn_GVD.std(1, keepdim=True)
         self.sums_GVD: Tensor
@@ -43,6 +48,13 @@ class OnlineCodebooks(nn.Module):
         entry_GVD = self.sums_GVD / self.counts_GV[:, :, None]
         nearness_GNV = 2 * x_GND @ entry_GVD.transpose(1, 2) - entry_GVD.square().sum(-1)[:, None]
         return nearness_GNV.argmax(-1)
+
+    @torch.no_grad()
+    def begin(self, x_GND: Tensor, generator: torch.Generator) -> None:
+        """With entries that are some of these vectors, the same places for all codebooks."""
+        chosen_V = torch.randperm(x_GND.shape[1], device=x_GND.device, generator=generator)[: self.entries]
+        self.sums_GVD.copy_(x_GND[:, chosen_V])
+        self.counts_GV.fill_(1.0)
 
     @torch.no_grad()
     def note(self, x_GND: Tensor, onehot_GNV: Tensor, finite: Tensor) -> None:
@@ -90,6 +102,18 @@ class Clustering(Taught):
         self.codebooks = OnlineCodebooks(
             config.top, config.entries, encoder.config.width, config.codebook_decay
         )
+
+    @torch.no_grad()
+    def prepare(self, batches: Iterable[Batch], generator: torch.Generator) -> None:
+        super().prepare(batches, generator)
+        heard: list[Tensor] = []
+        for batch in batches:
+            features = self.features(batch)
+            layers = top_layers(self.teacher.model, features, self.top, self.spoken)
+            heard.append(torch.stack([x_BTD[features.valid_BT] for x_BTD in layers]))
+            if sum(x_GND.shape[1] for x_GND in heard) >= CHOICE * self.entries:
+                break
+        self.codebooks.begin(torch.cat(heard, dim=1), generator)
 
     def after_step(self, progress: float) -> None:
         super().after_step(progress)

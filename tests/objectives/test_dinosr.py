@@ -87,6 +87,19 @@ def test_codebooks_follow_the_means_of_what_was_near_in_one_step_or_in_parts() -
     torch.testing.assert_close(books.counts_GV[0].double(), counts, atol=1e-4, rtol=1e-5)
 
 
+def test_entries_begin_as_vectors_of_the_audio() -> None:
+    """More are in use than of random ones, of which a step on some seconds of audio reaches few."""
+    model = small(entries=40)
+    model.prepare((tones(n) for n in range(9)), torch.Generator().manual_seed(0))
+    assert len(model.codebooks.sums_GVD.unique(dim=1)[0]) == 40
+    loss = model(tones(1), generator=torch.Generator().manual_seed(0))
+    prepared = model.report({k: v / loss.count for k, v in loss.metrics.items()})
+    drawn = small(entries=40)
+    loss = drawn(tones(1), generator=torch.Generator().manual_seed(0))
+    random = drawn.report({k: v / loss.count for k, v in loss.metrics.items()})
+    assert prepared["worst_codebook"] > 1.2 * random["worst_codebook"], (prepared, random)
+
+
 @pytest.mark.parametrize("broken", ["audio", "student"])
 def test_a_step_that_is_not_finite_leaves_the_codebooks(broken: str) -> None:
     model, batch = small(), tones(1)
