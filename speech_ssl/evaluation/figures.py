@@ -16,6 +16,8 @@ PANELS = {
     "accuracy": "contrastive accuracy",
     "code_perplexity": "code perplexity",
     "effective_rank": "effective rank of the outputs",
+    "explained": "share of the targets' variance that is predicted",
+    "information": "nats below the codes' entropy",
 }
 
 
