@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +10,10 @@ import numpy as np
 from speech_ssl.evaluation.labels.efficiency import ARMS, Arm, Confusion, Trial
 from speech_ssl.evaluation.labels.summary import TaskSummary
 from speech_ssl.evaluation.labels.words import ARM_NAMES, number, percent
+from speech_ssl.evaluation.pages import new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Told apart by colour-blind readers, and on paper.
 COLOURS: dict[Arm, str] = {"scratch": "tab:gray", "frozen": "tab:orange", "finetuned": "tab:blue"}
@@ -25,7 +24,7 @@ MAX_NUMBERED, MAX_NAMED = 12, 30
 
 def share_figure(task: TaskSummary) -> bytes:
     """The metric over the labels: means over seeds, with bars from the lowest to the highest seed."""
-    figure = _figure(6.0, 4.0)
+    figure = new_figure(6.0, 4.0)
     axes = figure.subplots()
     axes.set_xscale("log")
     # Before the curves: a single share would leave the axis without a width to draw in.
@@ -47,7 +46,7 @@ def share_figure(task: TaskSummary) -> bytes:
     axes.set_ylabel(f"test {task.metric}, {'higher' if task.higher_is_better else 'lower'} is better")
     axes.grid(alpha=0.3)
     axes.legend()
-    return _png(figure)
+    return png(figure)
 
 
 def curves_figure(trials: Sequence[Trial]) -> bytes | None:
@@ -56,7 +55,7 @@ def curves_figure(trials: Sequence[Trial]) -> bytes | None:
     groups = shown([trial for trial in trials if trial.curve], ("scratch", "finetuned"))
     if not groups:
         return None
-    figure = _figure(3.2 * len(groups), 5.0)
+    figure = new_figure(3.2 * len(groups), 5.0)
     grid = figure.subplots(2, len(groups), sharex="col", sharey="row", squeeze=False)
     for (losses, metric), group in zip(grid.T, groups, strict=True):
         for trial in group:
@@ -76,7 +75,7 @@ def curves_figure(trials: Sequence[Trial]) -> bytes | None:
     name = groups[0][0].metric
     grid[1, 0].set_ylabel(f"validation {name}")
     grid[1, 0].yaxis.set_major_formatter(lambda value, _: number(value, name))
-    return _png(figure)
+    return png(figure)
 
 
 def confusion_figure(trials: Sequence[Trial]) -> bytes | None:
@@ -87,12 +86,12 @@ def confusion_figure(trials: Sequence[Trial]) -> bytes | None:
         return None
     columns = min(len(ARMS), len(groups))
     rows = -(-len(groups) // columns)
-    figure = _figure(3.6 * columns, 3.8 * rows)
+    figure = new_figure(3.6 * columns, 3.8 * rows)
     for place, group in enumerate(groups, start=1):
         axes = figure.add_subplot(rows, columns, place)
         axes.set_title(_heading(group[0]), fontsize=10)
         _draw_confusion(axes, [t.confusion for t in group if t.confusion is not None])
-    return _png(figure)
+    return png(figure)
 
 
 def shown(trials: Sequence[Trial], arms: Sequence[Arm]) -> list[list[Trial]]:
@@ -128,15 +127,3 @@ def _heading(trial: Trial) -> str:
 def _curve(axes: Axes, trial: Trial, field: str, **look: Any) -> None:
     points = [(point.step, getattr(point, field)) for point in trial.curve]
     axes.plot(*np.reshape([p for p in points if p[1] is not None], (-1, 2)).T, **look)
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=192)
-    return file.getvalue()

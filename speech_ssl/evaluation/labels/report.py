@@ -6,12 +6,9 @@ Its template is `assets/label_report.html`. Needs the `train` extra.
 
 from __future__ import annotations
 
-import base64
 import csv
-import importlib.util
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from speech_ssl.evaluation.labels.efficiency import (
@@ -24,6 +21,7 @@ from speech_ssl.evaluation.labels.efficiency import (
 from speech_ssl.evaluation.labels.figures import confusion_figure, curves_figure, share_figure
 from speech_ssl.evaluation.labels.summary import RULE, Cell, Summary, summarise
 from speech_ssl.evaluation.labels.words import ARM_NAMES, number, percent, verdict_lines
+from speech_ssl.evaluation.pages import check_can_report, render_page
 from speech_ssl.files import write_atomically
 
 COLUMNS = (
@@ -44,9 +42,7 @@ def write_report(folder: Path) -> Path:
 
     Raises ValueError where there is no finished trial, or trials that do not belong together.
     """
-    for package in ("matplotlib", "jinja2"):
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(f"a report needs {package}: pip install 'speech-ssl[train]'")
+    check_can_report()
     trials, study = load_trials(folder), load_study(folder)
     if not trials:
         raise ValueError(f"{folder / 'trials'} holds no finished trial: run the study first")
@@ -86,19 +82,9 @@ def render(
     study: Study,
 ) -> str:
     """The page. figures: of each task, PNGs by their kind."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {
-        "base64": lambda data: base64.b64encode(data).decode(),
-        "cell": _cell_text,
-        "number": number,
-        "percent": percent,
-        "pixels": lambda png: [int.from_bytes(png[at : at + 4]) // 2 for at in (16, 20)],  # of its header
-        "verdicts": verdict_lines,
-    }
-    template = (files("speech_ssl") / "assets" / "label_report.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return render_page(
+        "label_report.html",
+        {"cell": _cell_text, "number": number, "percent": percent, "verdicts": verdict_lines},
         tasks=summary.tasks,
         figures=figures,
         captions=CAPTIONS,

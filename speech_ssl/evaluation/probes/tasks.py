@@ -139,6 +139,18 @@ def emotion() -> Task:
     return Task("emotion", _with("label"), problems)
 
 
+def events() -> Task:
+    """Which sound: by the manifest's folds where `split` names three or more, each tested in turn."""
+
+    def problems(clips: Sequence[Utterance]) -> list[Problem]:
+        labels, folds = [clip.label for clip in clips], [clip.split for clip in clips]
+        if all(folds) and len(set(folds)) > 2:
+            return [_checked(Problem("events", labels, keys=folds, note="one fold left out at a time"))]
+        return [_by_split("events", labels, clips)]
+
+    return Task("events", _with("label"), problems)
+
+
 def intent() -> Task:
     def problems(clips: Sequence[Utterance]) -> list[Problem]:
         orders = [_order(clip) for clip in clips]
