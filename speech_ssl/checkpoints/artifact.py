@@ -183,7 +183,8 @@ def _write_config(folder: Path, config: Mapping[str, object]) -> None:
 
 
 def load_artifact(folder: str | Path) -> Artifact:
-    """Check the format version, every file's sha256, and the weights' names and shapes; then load.
+    """Check the format version, every file's sha256, and the weights' names and shapes; then load, in eval
+    mode.
 
     Raises ArtifactError.
     """
@@ -233,6 +234,7 @@ def _load_weights(folder: Path, config: Mapping[str, Any], name: str, module: nn
     # Copies, since a loaded tensor is a view of the file, which somebody may overwrite.
     copies = {key: value.to(torch.float32, copy=True) for key, value in weights.items()}
     module.load_state_dict(copies, assign=True)
+    module.eval()
 
 
 def load_extra(folder: str | Path) -> dict[str, Tensor]:
@@ -281,7 +283,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path}: not valid JSON ({error}): copy the artifact again") from None
     if not isinstance(config, dict):
         raise ArtifactError(f"{path}: not a JSON object: copy the artifact again")
-    version = config.get("format_version")
+    if "format_version" not in config:
+        raise ArtifactError(
+            f"{path}: of no library that is known here: an artifact's has a 'format_version', one of "
+            "transformers a 'model_type'"
+        )
+    version = config["format_version"]
     if version not in KNOWN_VERSIONS:
         raise ArtifactError(
             f"{path}: format version {version!r} is not known, this is {FORMAT_VERSION}: update speech-ssl"

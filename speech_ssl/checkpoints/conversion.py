@@ -57,6 +57,10 @@ class Tensors:
         """Those that nobody has taken yet, sorted."""
         return sorted(self._left)
 
+    def __iter__(self) -> Iterator[str]:
+        """As `keys`: what is taken meanwhile does not matter."""
+        return iter(self.keys())
+
     def take(self, key: str) -> Tensor:
         """In float32. Raises ConversionError if it is not there."""
         try:

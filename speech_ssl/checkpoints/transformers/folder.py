@@ -46,6 +46,7 @@ CLASSES = {
     "wav2vec2-bert": "Wav2Vec2Bert",
 }
 """What transformers' classes begin with, by `model_type`."""
+assert CLASSES.keys() == frozenset().union(*(family.MODEL_TYPES for family in FAMILIES))
 LEFT_OUT = (
     "label_embeddings_concat",
     "dropout_",
@@ -224,7 +225,7 @@ def _prefix(tensors: Tensors) -> str:
     """That of the base model, in files of a model with a head."""
     for kind in CLASSES:
         prefix = kind.replace("-", "_") + "."
-        if any(key.startswith(prefix) for key in list(tensors.keys())):
+        if any(key.startswith(prefix) for key in tensors):
             return prefix
     return ""
 
@@ -246,7 +247,7 @@ def _heads(
             return read_ctc(tensors, units, config, read_adapter(adapter, theirs, config, where))
 
     def events() -> Head:
-        if any(key.startswith("tdnn.") for key in tensors.keys()):  # noqa: SIM118 - no mapping
+        if any(key.startswith("tdnn.") for key in tensors):
             raise ConversionError(f"{where}: a model that tells speakers apart (x-vectors)")
         if adapter is not None:
             raise ConversionError(f"{where}: field 'add_adapter' is true: no such model is known")
@@ -282,5 +283,5 @@ def _licence(folder: Path) -> str:
 
 
 def _check_left(tensors: Tensors, known: tuple[str, ...]) -> None:
-    tensors.drop([key for key in list(tensors.keys()) if key.startswith(known)])
+    tensors.drop([key for key in tensors if key.startswith(known)])
     tensors.check_empty()
