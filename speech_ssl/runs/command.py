@@ -185,8 +185,7 @@ def comparison(*variants: Callable[[], ComparisonPlan], doc: str | None) -> Main
             "--task",
             action="append",
             required=True,
-            help="TASK=M.tsv, what to probe; repeatedly, the first makes the curves. TASK: "
-            + ", ".join(tasks),
+            help=f"TASK=M.tsv, repeatedly; the first makes the curves. TASK: {', '.join(tasks)}",
         )
         parser.add_argument("--only", action="append", default=[], help="a method by its name; repeatedly")
         parser.add_argument("--seed", action="append", type=int, default=[], help="another one; repeatedly")

@@ -41,8 +41,14 @@ def _lines(rows: Sequence[Row], value: str, label: str, *, log: bool) -> bytes |
         length = min(map(len, curves))
         points = np.array([curve[:length] for curve in curves])  # seeds, points, (seconds, value)
         values = points[:, :, 1] / (points[:, :1, 1] if log else 1.0)
-        style = {"color": f"C{drawn % 10}", "linestyle": STYLES[drawn // 10 % len(STYLES)]}
-        axes.plot(points[:, :, 0].mean(0) / 60, values.mean(0), label=row.name, marker=".", **style)
+        axes.plot(
+            points[:, :, 0].mean(0) / 60,
+            values.mean(0),
+            label=row.name,
+            marker=".",
+            color=f"C{drawn % 10}",
+            linestyle=STYLES[drawn // 10 % len(STYLES)],
+        )
         drawn += 1
     if not drawn:
         return None
@@ -125,7 +131,7 @@ def _map(axes: Axes, entry: Entry) -> None:
     frequent = names[np.argsort(-counts, kind="stable")][:MAP_LABELS]
     for place, name in enumerate(frequent):
         chosen = labels == name
-        axes.scatter(*points[chosen].T, s=4, color=f"C{place}", label=name)
+        axes.scatter(points[chosen, 0], points[chosen, 1], s=4, color=f"C{place}", label=name)
     others = ~np.isin(labels.astype(str), frequent)
-    axes.scatter(*points[others].T, s=3, color="lightgray", zorder=0)
+    axes.scatter(points[others, 0], points[others, 1], s=3, color="lightgray", zorder=0)
     axes.set_title(entry.name, fontsize=8)
