@@ -308,7 +308,7 @@ def test_what_is_not_finite_stops_it_before_it_is_saved(manifest, monkeypatch, t
         ({"valid_every": 3, "log_every": 2}, "fairseq2", "valid_every is 3: .*a multiple of log_every, 2"),
         ({"save_every": 5, "log_every": 2}, "fairseq2", "save_every is 5: .*a multiple of log_every, 2"),
         ({"precision": "fp16"}, "fairseq2", "fp16 needs the loss scaling of our own loop"),
-        ({}, "fairseq2-fsdp2", "one process has nothing to share out"),
+        ({}, "fairseq2-fsdp2", "FSDP2 needs several processes"),
     ],
 )
 def test_what_it_cannot_do_is_said(manifest, tmp_path, change, engine, said):
