@@ -81,7 +81,10 @@ def test_a_config_may_name_the_file(folder: Path, tmp_path: Path) -> None:
     save_file(tensors, folder / "best.safetensors")
     change_json(folder / "config.json", transformers_weights="best.safetensors")
     assert same(folder, tmp_path / "plain")
-    for name, said in (("../x.safetensors", "no safetensors"), ("other.safetensors", "has no other.safe")):
+    for name, said in (
+        ("../x.safetensors", "not a safetensors file"),
+        ("other.safetensors", "has no other.safe"),
+    ):
         change_json(folder / "config.json", transformers_weights=name)
         with pytest.raises(ArtifactError, match=said):
             open_checkpoint(folder)

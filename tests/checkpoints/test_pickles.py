@@ -240,7 +240,7 @@ def with_records(path: Path, changes: dict[str, bytes | None], compression: int 
         ({"data/0": None}, "record data/0 is missing"),
         ({"data/0": b"short"}, "record data/0 is too short"),
         ({"data.pkl": None}, "TorchScript, or another archive"),
-        ({"byteorder": b"big"}, "another order of bytes"),
+        ({"byteorder": b"big"}, "another byte order"),
         ({"data.pkl": b"\x80\x02cos\nmkdir"}, "not a whole file"),
     ],
 )
