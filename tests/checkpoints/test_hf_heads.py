@@ -144,11 +144,11 @@ OF_LABELS: dict[str, tuple[str, Damage, str]] = {
         "the same label twice",
     ),
     "fewer labels": ("ForSequenceClassification", field(id2label={"0": "a", "1": "b"}), "names 2 labels"),
-    "labels in a list": ("ForSequenceClassification", field(id2label=["a", "b", "c"]), "by their numbers"),
+    "labels in a list": ("ForSequenceClassification", field(id2label=["a", "b", "c"]), "labels by number"),
     "labels by no numbers": (
         "ForSequenceClassification",
         field(id2label={"x": "a", "1": "b", "2": "c"}),
-        "by their numbers",
+        "labels by number",
     ),
     "no weights of layers": (
         "ForSequenceClassification",

@@ -187,7 +187,7 @@ def test_no_patch_of_sources_is_written(tmp_path: Path, monkeypatch: pytest.Monk
     whose = changed(dump_patches=b"\x88", __name__=text("made"))
     program = b"\x80\x02(" + text("module") + whose + text("a.py") + text("other") + b"tQ."
     Path("f.pt").write_bytes(old_file(program))
-    with pytest.raises(ArtifactError, match="it changes a function"):
+    with pytest.raises(ArtifactError, match="it modifies a function"):
         read_pickle(Path("f.pt"))
     same = b"\x80\x02(" + text("module") + REBUILD + text("a.py") + text("other") + b"tQ."
     Path("f.pt").write_bytes(old_file(same))

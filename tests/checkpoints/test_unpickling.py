@@ -129,7 +129,7 @@ STEPS = {
     "calls something that is not a function": b"N)R.",
     "makes a container of something else": b"c__builtin__\nset\nK\x05\x85R.",
     "makes a dict of something else": b"ccollections\nOrderedDict\n](K\x01e\x85R.",
-    "changes a function": b"c__builtin__\nset\n}b.",
+    "modifies a function": b"c__builtin__\nset\n}b.",
     "appends to something that is not a list": b"\x8fNa.",
     "sets items of something that is not a dict": b"]NNs.",
     "adds to something that is not a set": b"](N\x90.",
