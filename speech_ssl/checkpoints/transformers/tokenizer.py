@@ -1,7 +1,7 @@
 """Convert between the tokenizers of transformers' CTC models and our vocabularies.
 
 Texts are those of the tokenizer's own `decode`, with two differences: special units such as `<s>`, which it
-spells out, are left out, and so are spaces at the ends and in runs.
+spells out, are left out, and spaces at the ends and repeated spaces are dropped.
 """
 
 from __future__ import annotations
