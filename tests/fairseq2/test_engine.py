@@ -320,4 +320,4 @@ def test_what_it_cannot_do_is_said(manifest, tmp_path, change, engine, said):
 def test_fsdp2_on_the_cpu_refuses_layer_drop(manifest, tmp_path):
     line = command(manifest, tmp_path / "run", "dropping", "--engine", "fairseq2-fsdp2", processes=2)
     done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode != 0 and "error: with FSDP2 all processes must skip the same layers" in done.stderr
+    assert done.returncode != 0 and "error: FSDP2 needs all processes to skip the same layers" in done.stderr
