@@ -1,2 +1,1 @@
-"""The artifact (save and load) and converters from public checkpoints, with a package for each large
-library."""
+"""The artifact (save and load) and converters from public checkpoints; large libraries have packages."""

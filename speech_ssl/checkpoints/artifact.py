@@ -55,8 +55,7 @@ _FIELDS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Head:
-    """A head and its origin. training: provenance, JSON-serialisable. ngram: the language model used by
-    default."""
+    """A head and its origin. training: provenance, JSON-serialisable. ngram: the default language model."""
 
     spec: HeadSpec
     module: nn.Module

@@ -93,8 +93,7 @@ class Tensors:
 
 
 def field_of(config: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """A field of a checkpoint's config. Raises ConversionError naming it if it is missing or has the wrong
-    type."""
+    """A field of a checkpoint's config. Raises ConversionError if it is missing or has the wrong type."""
     if name not in config:
         raise ConversionError(f"{where}: field {name!r} is missing")
     value = config[name]

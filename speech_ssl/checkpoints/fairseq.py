@@ -223,8 +223,7 @@ def _normalizes(options: Mapping[str, Any], task: Mapping[str, Any]) -> bool:
 
 
 def _layers(text: str, where: str) -> list[tuple[int, int, int]]:
-    """Channels, kernel and stride of each layer, parsed from fairseq's expression, with sums and products of
-    lists."""
+    """Channels, kernel and stride of each layer, from fairseq's expression of sums and products of lists."""
     try:
         if len(text) > LONGEST:
             raise ValueError("too long")
@@ -254,8 +253,7 @@ def _value(node: ast.expr) -> Any:
 
 
 def _heads(tensors: Tensors, config: EncoderConfig, where: str) -> Heads:
-    """The CTC head, with the dictionary that fairseq keeps beside the file; without it the head has no
-    meaning."""
+    """The CTC head, with the dictionary beside fairseq's file; without it the head has no meaning."""
     path = Path(where).with_name(DICTIONARY)
 
     def read() -> Head:

@@ -45,8 +45,7 @@ def identity(encoder: Encoder, heads: Mapping[str, Head], flat: Mapping[str, Any
 
 
 def _unusual(spec: HeadSpec) -> dict[str, object]:
-    """The spec without fields at their defaults, so that fields added in later versions do not change the
-    hash."""
+    """The spec without fields at their defaults: fields added in later versions do not change the hash."""
     usual = {field.name: field.default for field in fields(spec) if field.default is not MISSING}
     told = {k: v for k, v in spec_to_dict(spec).items() if k not in usual or getattr(spec, k) != usual[k]}
     return {OLD_GELU if name == "gelu" else name: value for name, value in told.items()}

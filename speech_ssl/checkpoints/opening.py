@@ -84,8 +84,7 @@ def pretraining_of(artifact: Artifact) -> Mapping[str, Tensor]:
 
 
 def _read_fetched(name: str, *, pickles: bool, language_model: bool) -> Converted:
-    """Read a model of the hub by its id: one of transformers or, like Omnilingual ASR's, a file of
-    fairseq2."""
+    """Read a model of the hub by its id: of transformers or, like Omnilingual ASR's, a file of fairseq2."""
     folder = hub.fetched(name, pickles=pickles, language_model=language_model)
     if (folder / CONFIG).exists():
         read = transformers_folder.read(folder, pickles=pickles)

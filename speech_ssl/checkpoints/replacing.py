@@ -41,8 +41,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def check_empty(folder: Path) -> None:
-    """Raises ArtifactError unless the folder is empty or missing: exports for other libraries replace
-    nothing."""
+    """Raises ArtifactError unless the folder is empty or missing: exports replace nothing."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(f"{folder} is not empty: choose another folder")
 

@@ -38,8 +38,7 @@ PREFETCH = 4
 """Batches read ahead by each worker."""
 
 MOST_FAILING = 0.5
-"""A run stops when more than this share of the utterances cannot be read: then the manifest is wrong, not a
-file."""
+"""A run stops when more than this share of the utterances is unreadable: then the manifest is wrong."""
 
 
 FILES = FileSource()

@@ -110,8 +110,7 @@ def _estimate(counts: list[Counts]) -> tuple[list[dict[Gram, float]], dict[Gram,
 
 
 def _discount(contexts: Counts) -> float:
-    """Ney, Essen and Kneser (1994): n1 / (n1 + 2 n2), for n1 n-grams that occur once and n2 that occur
-    twice."""
+    """Ney, Essen and Kneser (1994): n1 / (n1 + 2 n2); n1 n-grams occur once, n2 occur twice."""
     occur = Counter(count for words in contexts.values() for count in words.values())
     return occur[1] / (occur[1] + 2 * occur[2]) if occur[1] and occur[2] else DISCOUNT
 

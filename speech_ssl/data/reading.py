@@ -19,8 +19,7 @@ cannot be read. Picklable, since workers call it."""
 
 
 class Cut(NamedTuple):
-    """A clip that a worker is asked to read. It carries its utterance, so that workers hold no list of
-    utterances."""
+    """A clip for a worker to read. It carries its utterance: workers hold no list of utterances."""
 
     number: int
     utterance: Utterance

@@ -15,8 +15,7 @@ MOST_VALID = 200
 def given_splits(
     utterances: Iterable[Utterance],
 ) -> tuple[list[Utterance], list[Utterance], list[Utterance]]:
-    """(train, valid, test) by the column `split`, see `split_kind`. Rows of any other split are for
-    training."""
+    """(train, valid, test) by the column `split`, see `split_kind`. Any other split is for training."""
     rows: dict[SplitKind, list[Utterance]] = {"train": [], "valid": [], "test": []}
     for utterance in utterances:
         rows[split_kind(utterance.split)].append(utterance)

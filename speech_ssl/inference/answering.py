@@ -43,8 +43,7 @@ class Answering:
         )
 
     def transcript(self, whole: ClipOutput, head: str, decoder: TextDecoder | None = None) -> Transcript:
-        """Transcribe with the given decoder, else with the language model that came with the head, else by
-        the best path."""
+        """Transcribe by the given decoder, else by the head's own language model, else by the best path."""
         decoder = self.search(head) if decoder is None else decoder
         passed, clock = whole.passed, self.clock(whole)
         said = answers.transcribe(passed.heads[head], self.ctc(head), clock, decoder, passed.loudness)

@@ -90,8 +90,7 @@ class Analysis:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which labels to return: the `top_k` most probable (None: all). Events are where `threshold` is
-    reached."""
+    """Which labels to return: the `top_k` most probable (None: all). Events must reach `threshold`."""
 
     top_k: int | None = None
     threshold: float = 0.5
@@ -112,8 +111,7 @@ class Clock:
     duration_s: float
 
     def span(self, first: int, last: int, frames: int) -> tuple[float, float]:
-        """Start and end of the frames from `first` to `last`; the clip's first and last frames reach to its
-        ends."""
+        """Start and end of the frames from `first` to `last`; a clip's outer frames reach to its ends."""
         before = self.field_s / 2 - self.hop_s / 2
         start = 0.0 if first == 0 else first * self.hop_s + before
         end = self.duration_s if last == frames - 1 else (last + 1) * self.hop_s + before

@@ -22,13 +22,11 @@ Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Computed = Literal["fp32", "bf16", "fp16", "int8"]
 
 AUTO_ERROR = 0.03
-""""auto" falls back to fp32 if any layer's frames differ from those in fp32 by more than this (relative
-L2)."""
+""""auto" falls back to fp32 if frames of any layer differ from fp32 by more than this (relative L2)."""
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
-    """Raises ValueError for a precision that the device does not support; logs the cost of an emulated
-    one."""
+    """Raises ValueError for an unsupported precision; logs the cost of an emulated one."""
     if precision not in get_args(Precision):
         raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, not {precision!r}")
     if precision == "int8" and device.type != "cpu":
@@ -77,8 +75,7 @@ def computing(device: torch.device, precision: Computed) -> Iterator[None]:
 
 
 def voice(samples: int) -> Waveform:
-    """A synthetic voice that glides and pulses; an encoder's error on it is within a tenth of that on
-    speech."""
+    """A voice that glides and pulses. An encoder's error on it is within a tenth of that on speech."""
     time_S = np.arange(samples) / SAMPLE_RATE
     phase_S = 2 * np.pi * np.cumsum(110 + 90 * time_S) / SAMPLE_RATE
     harmonics_S = sum(np.sin(k * phase_S) / k for k in range(1, 25))

@@ -160,14 +160,12 @@ class ModelCard:
         return [name for name, spec in self.heads.items() if isinstance(spec, kind)]
 
     def labels(self, head: str) -> tuple[str, ...] | None:
-        """The labels of a head that classifies, in the order of its outputs; None for one that
-        transcribes."""
+        """A head's labels in the order of its outputs; None for one that transcribes."""
         spec = self.heads[head]
         return spec.labels if isinstance(spec, EventsSpec) else None
 
     def output_bytes(self, head: str) -> int:
-        """Bytes for one frame of a head's outputs, including what is computed from them on the way to an
-        answer."""
+        """Bytes per frame of a head's outputs, including what is computed from them for an answer."""
         spec = self.heads[head]
         if isinstance(spec, CTCSpec):
             units = len(spec.vocabulary)

@@ -208,8 +208,7 @@ class Runtime(ModelCard):
     def classify_frames(
         self, waves: Sequence[Clip], *, head: str | None = None
     ) -> list[tuple[Classification, NDArray[np.float32], NDArray[np.float64]]]:
-        """For each clip the results of `classify` and `frame_scores`, from one pass. Raises as
-        `transcribe`."""
+        """For each clip what `classify` and `frame_scores` return, from one pass. Raises as `transcribe`."""
         name, say = self.check_head("classification", head), self.answering
         return [
             (say.classification(whole, name, Choice()), *say.frame_scores(whole, name))

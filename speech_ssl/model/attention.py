@@ -98,8 +98,7 @@ class Adapter(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each with a residual connection. Post-norm (BASE) or pre-norm (LARGE
-    LV-60k)."""
+    """Attention and feed-forward, each with a residual. Post-norm (BASE) or pre-norm (LARGE LV-60k)."""
 
     def __init__(self, config: EncoderConfig, spec: Transformer) -> None:
         super().__init__()

@@ -160,8 +160,7 @@ class Conformer(Part):
 
     kernel: int = 31
     norm: Literal["batch", "layer"] = "batch"
-    """Norm after the convolution. "batch": the convolution sees both sides; "layer": it is causal
-    (w2v-BERT)."""
+    """After the convolution. "batch": the convolution sees both sides; "layer": it is causal (w2v-BERT)."""
     dropout: float = 0.1
     """After the convolution."""
 

@@ -52,8 +52,8 @@ def attend(
     bias_BHTT: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Scaled dot-product attention: (B, H, T, D). Uses `attend_in_parts` in bf16 on the CPU without
-    gradients."""
+    """Scaled dot-product attention: (B, H, T, D). In bf16 on the CPU without gradients by
+    `attend_in_parts`."""
     if q_BHTD.dtype == torch.bfloat16 and q_BHTD.device.type == "cpu" and not torch.is_grad_enabled():
         return _attend_in_parts(q_BHTD, k_BHTD, v_BHTD, valid_B11T, bias_BHTT)
     seen = valid_B11T if bias_BHTT is None else bias_BHTT.masked_fill(~valid_B11T, -torch.inf)

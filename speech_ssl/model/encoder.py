@@ -141,8 +141,7 @@ class Encoder(nn.Module):
         yield x_BTD * valid_BT[:, :, None]
 
     def _dropped_layers(self) -> list[bool]:
-        """LayerDrop (Fan et al. 2019): the blocks to skip in this pass. Drawn on the CPU, so that a GPU need
-        not wait."""
+        """LayerDrop (Fan et al. 2019): the blocks to skip. Drawn on the CPU, so that a GPU need not wait."""
         if not self.training or self.config.layer_drop == 0:
             return [False] * len(self.blocks)
         draws = torch.rand(len(self.blocks), device="cpu")
@@ -158,8 +157,8 @@ class Encoder(nn.Module):
     def hidden_states(
         self, wave_BS: Tensor, lengths_B: Tensor, *, last: int | None = None, levels: Levels = ()
     ) -> list[Tensor]:
-        """All L + 1 states (B, T, D): 0 is the first block's input, -1 the final output. `last`: stop after
-        this state."""
+        """All L + 1 states (B, T, D): 0 enters the first block, -1 is final. `last`: stop after this
+        state."""
         states = []
         for i, state in enumerate(self.blockwise(self.normalized(self.convolve(wave_BS, lengths_B, levels)))):
             states.append(state)

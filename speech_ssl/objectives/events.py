@@ -83,8 +83,7 @@ class _Heard(NamedTuple):
 
 
 class Events(Tuned):
-    """Encoder and head. A row's `targets_BU` holds its labels or, if timed, its triples of label, start and
-    end."""
+    """Encoder and head. `targets_BU` holds a row's labels or, if timed, triples of label, start and end."""
 
     higher_is_better = True
 
@@ -122,8 +121,7 @@ class Events(Tuned):
         return self.spec.hidden == 0 and self.spec.pooling == "mean" and not self.config.timed
 
     def measure(self, batches: Iterable[Batch]) -> None:
-        """Measure the statistics by which the head standardises each channel of each layer, on these
-        batches."""
+        """Measure, on these batches, the statistics that standardise each channel of each layer."""
         training = self.training
         self.eval()
         assert isinstance(self.head, EventsHead)
@@ -251,8 +249,7 @@ class Events(Tuned):
         return {"shown_K": shown_NK.sum(0), "hits_K": (shown_NK * (meant_N == said_N)[:, None]).sum(0)}
 
     def _histograms(self, heard: _Heard) -> dict[str, Tensor]:
-        """Histograms of the logits of clips or frames with the label, and of those without: (K, bins)
-        each."""
+        """Histograms of the logits of clips or frames with the label, and without: (K, bins) each."""
         labels = len(self.spec.labels)
         logits_NK = heard.logits_NK.nan_to_num(0.0)  # a skipped step may have NaN
         place_NK = ((logits_NK + FARTHEST) * (BINS / (2 * FARTHEST))).clamp(0, BINS - 1).long()

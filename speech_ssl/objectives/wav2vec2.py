@@ -40,8 +40,7 @@ class Wav2Vec2Config:
     temperature: tuple[float, float] = (2.0, 0.5)
     """Temperature of the Gumbel softmax: first and lowest."""
     temperature_decay: float = 0.999995**400_000
-    """Factor on the temperature over the whole run: BASE's factor per step to the power of its 400,000
-    steps."""
+    """Factor on the temperature over the whole run: BASE's factor per step, over its 400,000 steps."""
     target_dropout: float = 0.1
 
     def build(self, encoder: Encoder) -> Wav2Vec2:

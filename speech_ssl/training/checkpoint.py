@@ -36,8 +36,7 @@ class RunState:
     stale: int = 0
     """Validations since the best one."""
     below: dict[str, int] | None = None
-    """For each kind of log line and each watched number: how many lines in a row it has been below its
-    floor."""
+    """For each kind of log line and watched number: lines in a row below its floor."""
     guard: dict[str, float] | None = None
     """As returned by `Guard.numbers`. Only in files; during a run these numbers are on the device."""
 
@@ -55,8 +54,7 @@ def save_checkpoint(
 
 
 def last_step(out: Path) -> int:
-    """The step from which the run in this folder would resume. Raises CheckpointError if a file is
-    damaged."""
+    """The step from which a run in this folder resumes. Raises CheckpointError for a damaged file."""
     steps = [int(path.parent.name.removeprefix("step_")) for path in out.glob(FAIRSEQ2_STEPS)]
     if (out / LAST).exists():
         steps.append(_read(out / LAST, tensors=False)[0]["step"])

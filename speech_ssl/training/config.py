@@ -26,8 +26,7 @@ class TrainConfig:
 
     steps: int
     batches_per_step: int = 1
-    """Batches per optimizer step, over all ranks and micro-steps: the run is the same on one GPU and on
-    eight."""
+    """Batches per step, over all ranks and micro-steps: the run is the same on one GPU and on eight."""
     seed: int = 0
     precision: Precision = "auto"
     """Precision of the forward pass. "auto": what the first process's device computes natively

@@ -29,8 +29,7 @@ Clips = tuple[str, ...]
 
 
 class _Judged(NamedTuple):
-    """A step, counted from 1 as in the logs; this rank's batches; and the verdict, in transfer to the
-    host."""
+    """A step, counted from 1 as in the logs; this rank's batches; the verdict, on its way to the host."""
 
     step: int
     batches: tuple[Clips, ...]

@@ -47,8 +47,7 @@ def _forget_after(path: Path, step: int) -> None:
 
 
 class Logs:
-    """Writes `log.jsonl` and `tensorboard/` in the run's folder, and sends events. Active on the first rank
-    only."""
+    """Writes `log.jsonl` and `tensorboard/` in the run's folder, sends events; only on the first rank."""
 
     def __init__(
         self,

@@ -140,8 +140,7 @@ def accumulate(  # noqa: PLR0913 - each is a part of the run
     meter: Meter,
     guard: Guard,
 ) -> LossSum:
-    """Forward and backward passes over this rank's share of the step's batches; gradients of the scaled
-    *sum*."""
+    """Forward and backward over this rank's share of the step's batches; gradients of the scaled *sum*."""
     micro_steps = ranks.share(config.batches_per_step)
     sums: LossSum | None = None
     for micro in range(micro_steps):
@@ -225,7 +224,7 @@ def validate(  # noqa: PLR0913 - each is a part of the run
     out: Path,
     ranks: Ranks,
 ) -> None:
-    """Evaluate, log, and keep the best weights. Collapsed weights are never the best, however good their
+    """Evaluate, log, and keep the best weights. Collapsed ones are never the best, however good their
     loss."""
     numbers = evaluate(objective, batches, config, ranks)
     if not numbers:
@@ -284,8 +283,7 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Catch SIGTERM and SIGINT; the list holds the signals received. A second one ends the process at
-    once."""
+    """Catch SIGTERM and SIGINT into a list. A second signal ends the process at once."""
     caught: list[int] = []
 
     def note(number: int, frame: object) -> None:

@@ -39,8 +39,7 @@ class OnItsWay:
 
 
 class Meter:
-    """Sums of losses and metrics, gradient norms, and the amount of audio. Of skipped steps only the audio
-    counts."""
+    """Sums of losses and metrics, gradient norms, and seconds of audio. Skipped steps count only as audio."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
@@ -66,8 +65,7 @@ class Meter:
         self._taken = self._taken + ~skip
 
     def flush(self, objective: Objective) -> dict[str, float]:
-        """The numbers since the last call, over all ranks; loss and gradient norms only if a step was
-        taken."""
+        """The numbers since the last call, over all ranks; loss and norms only if a step was taken."""
         assert self._sums is not None
         sums = self._sums.map(self._ranks.all_sum)
         samples = self._ranks.all_sum(torch.tensor(float(self._samples), device=self._ranks.device))

@@ -119,8 +119,7 @@ def check(config: EncoderConfig) -> tuple[Convolutions, WideConvolution, Transfo
 
 
 def model_config(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Any]:
-    """fairseq2's Wav2Vec2Config as it stands in an asset card. Dropout is left out, since it is no part of a
-    model."""
+    """fairseq2's Wav2Vec2Config as in an asset card. Dropout is left out: it is no part of a model."""
     groups, entries, width = state["quantizer.codebook_GVD"].shape
     frontend, positions, block = check(config)
     shapes = zip(frontend.channels, frontend.kernels, frontend.strides, strict=True)

@@ -78,8 +78,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(folder: Path, *, pickles: bool = False) -> Converted:
-    """Convert a folder. pickles: also read `pytorch_model.bin`, for its weights alone. Raises
-    ConversionError."""
+    """Convert a folder. pickles: read `pytorch_model.bin` too, only its weights. Raises ConversionError."""
     theirs = read_json(folder / CONFIG)
     kind, family = theirs.get("model_type"), _family(theirs, folder)
     where = str(folder / CONFIG)
@@ -155,8 +154,7 @@ def write(artifact: Artifact, folder: Path, extra: Mapping[str, Tensor]) -> None
 def _written_head(
     heads: Mapping[str, Head], extra: Mapping[str, Tensor], fields: dict[str, Any]
 ) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """The last word of the architecture's name, the tensors beside the encoder, and files; adds to
-    `fields`."""
+    """The last word of the architecture's name, tensors beside the encoder, and files; adds to `fields`."""
     refusal: ValueError | None = None
     for head in heads.values():
         if isinstance(head.spec, CTCSpec):

@@ -73,8 +73,7 @@ def read_labels(
 
 
 def write_ctc(head: Head) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Tensors except the adapter's, fields for `config.json`, and the contents of the tokenizer's two
-    files."""
+    """Tensors except the adapter's, fields for `config.json`, and contents of the two tokenizer files."""
     assert isinstance(head.spec, CTCSpec)
     state = head.module.state_dict()
     blank_index, ids, options = tokenizer.written(head.spec, head.training)

@@ -23,8 +23,7 @@ FILES = [CONFIG, PREPROCESSOR, PROCESSOR, TOKENIZER, VOCABULARY, SPECIAL, ADDED,
 FILES += ["README.md"]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 UNUSED = ["*/*", "adapter.*", "adapter_model.*"]
-"""Not fetched: training checkpoints in folders; MMS adapters for a thousand languages, 10 GB; weights of
-PEFT."""
+"""Not fetched: training checkpoints in folders; 10 GB of MMS adapters for 1,000 languages; PEFT weights."""
 
 
 def is_id(name: str) -> bool:

@@ -46,8 +46,7 @@ def heard(folder: Path, frontend: Convolutions | LogMel) -> Convolutions | LogMe
 
 
 def _options(folder: Path) -> tuple[Mapping[str, Any], Path]:
-    """The settings and their file, chosen as transformers does: those nested in the processor's file take
-    precedence."""
+    """The settings and their file, as transformers chooses: those in the processor's file come first."""
     processor, alone = folder / PROCESSOR, folder / PREPROCESSOR
     nested = read_json(processor) if processor.is_file() else {}
     for name in NESTED:

@@ -28,8 +28,7 @@ UNKNOWN = "⁇"
 
 
 def read_ngram(folder: Path, spec: CTCSpec, blank_index: int) -> NGram | None:
-    """The language model of a head in a folder; None if there is none. Raises ConversionError if it cannot be
-    used."""
+    """The language model in a head's folder, or None. Raises ConversionError if it cannot be used."""
     place = folder / FOLDER
     if not place.is_dir():
         return None

@@ -53,8 +53,7 @@ def weights_in(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def check_no_adapter(folder: Path, called: str | None = None) -> None:
-    """Raises ConversionError for a PEFT folder without a model. called: the name to report instead of the
-    folder."""
+    """Raises ConversionError for a PEFT folder without a model. called: the name to report for it."""
     path = folder / ADAPTER
     if not path.is_file() or any((folder / name).is_file() for name in FILES):
         return

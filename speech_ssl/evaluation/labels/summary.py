@@ -97,8 +97,7 @@ class Saving:
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """Everything about one task. shares ascend; cells, verdicts and savings exist only where there are
-    trials."""
+    """All about one task. shares ascend; cells, verdicts and savings exist only where there are trials."""
 
     name: str
     metric: str

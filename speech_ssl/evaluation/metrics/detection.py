@@ -68,8 +68,7 @@ class EventCounts:
 
 @dataclass(frozen=True, slots=True)
 class EventScores:
-    """macro_f1: mean over labels. micro_f1: over all events. left_out: labels neither referenced nor
-    detected."""
+    """macro_f1: mean over labels. micro_f1: over all events. left_out: neither referenced nor detected."""
 
     macro_f1: float
     micro_f1: float

@@ -70,8 +70,7 @@ CONFUSION = Scenario(within=0.1, covered=0.1, cross=0.3, cross_weight=0.5)
 
 @dataclass(frozen=True, slots=True)
 class Psds:
-    """value: from 0 to 1. per_label: the area under each label's own curve. left_out: labels without
-    references."""
+    """value: from 0 to 1. per_label: the area under each label's curve. left_out: without references."""
 
     value: float
     per_label: Mapping[str, float]

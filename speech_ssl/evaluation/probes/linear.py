@@ -279,8 +279,7 @@ def _held_out_results(
 
 
 def fit(x_NLD: Means, y_N: NDArray[np.intp], classes: int, weight_decay: float) -> Head:
-    """Minimises cross-entropy plus weight_decay / 2 * ||weight||^2, starting from a uniform mix and a zero
-    head."""
+    """Minimises cross-entropy plus weight_decay / 2 * ||weight||^2, from a uniform mix and a zero head."""
     x_LND, target = layers_first(x_NLD), torch.from_numpy(y_N)
     head = Head(
         torch.zeros(len(x_LND), requires_grad=len(x_LND) > 1),

@@ -102,8 +102,7 @@ class OnlineProbe:
 
 
 def nearest_neighbours(x_NF: Matrix, onehot_NC: Matrix, tried_MF: Matrix) -> NDArray[np.intp]:
-    """The class (M,) with the most weight among each vector's nearest neighbours by cosine (Wu et al.
-    2018)."""
+    """The class (M,) with the most weight among the nearest neighbours by cosine (Wu et al. 2018)."""
     cosine_MN = _unit(tried_MF) @ _unit(x_NF).T
     nearest = np.argsort(-cosine_MN, axis=1, kind="stable")[:, :NEIGHBOURS]
     weight_MK = np.exp(np.take_along_axis(cosine_MN, nearest, axis=1) / TEMPERATURE)

@@ -107,8 +107,7 @@ def load_wave(clip: Utterance, min_samples: int = MIN_SAMPLES) -> Waveform:
 
 
 def random_encoder(config: EncoderConfig, seed: int) -> Encoder:
-    """An untrained encoder, to measure what the architecture alone gives. torch's global random state is
-    restored."""
+    """An untrained encoder: what the architecture alone is worth. Restores torch's global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Encoder(config)
@@ -152,8 +151,7 @@ def log_mel(waves: Sequence[Waveform]) -> Means:
 
 
 def mfcc(waves: Sequence[Waveform]) -> Means:
-    """Mean and standard deviation over time of 13 MFCCs and their first and second differences: (N, 1,
-    78)."""
+    """Mean and standard deviation over time of 13 MFCCs and their two differences: (N, 1, 78)."""
     librosa = _librosa()
 
     def coefficients(wave: Waveform) -> NDArray[np.float32]:

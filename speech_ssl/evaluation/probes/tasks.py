@@ -247,8 +247,7 @@ def _by_split(name: str, labels: list[str], clips: Sequence[Utterance]) -> Probl
 
 
 def _apart(labels: Sequence[str], clips: Sequence[Utterance]) -> Iterator[list[str]]:
-    """Groups that should not be split between training and test: speakers, else files, which share voice and
-    room."""
+    """Groups not to split between training and test: speakers, else files, which share voice and room."""
     speakers = [clip.speaker for clip in clips]
     if all(speakers) and speakers != labels and len(set(speakers)) >= LEAST_SPEAKERS:
         yield speakers

@@ -31,8 +31,7 @@ AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """A text and its score: the natural logarithm of its probability, plus the language model's
-    contribution."""
+    """A text and its score: ln of its probability, plus the language model's contribution."""
 
     text: str
     score: float
@@ -40,8 +39,7 @@ class Hypothesis:
 
 @dataclass(eq=False, slots=True)
 class _Prefix:
-    """A node in the tree of prefixes. Equal prefixes share one node for as long as it or a descendant is in
-    the beam."""
+    """A node in the tree of prefixes. Equal prefixes share a node while it or a descendant is in the beam."""
 
     parent: _Prefix | None
     unit: int
@@ -150,8 +148,7 @@ class BeamSearch:
         return _Kept([root], {}, one, none, np.array([root.unit]), one)
 
     def _step(self, kept: _Kept, row_V: NDArray[np.float64], units_U: NDArray[np.intp]) -> _Kept:
-        """One frame: every prefix stays as it is or is extended by one of these units; the best ones are
-        kept."""
+        """One frame: prefixes stay as they are or are extended by one of these units; the best are kept."""
         total_K = np.logaddexp(kept.blank_K, kept.unit_K)
         more_KU = total_K[:, None] + row_V[units_U]
         rows, places = self._among(kept.last_K, units_U)
@@ -204,8 +201,7 @@ class BeamSearch:
         return child
 
     def _likeliest(self, row_V: NDArray[np.float64]) -> NDArray[np.intp]:
-        """Units by which a frame may extend a prefix: all, or with a large vocabulary the most probable
-        ones."""
+        """Units that may extend a prefix: all, or the most probable ones of a large vocabulary."""
         if len(row_V) <= WHOLE:
             return self._all
         return np.argpartition(row_V, -KEPT)[-KEPT:]

@@ -91,8 +91,7 @@ class LanguageModel:
         return known and self._as_written.get(word, word) in self._model
 
     def meet(self, word: str) -> bool:
-        """Whether it knows a word, in any Unicode composition of its characters. If so, it will recognise the
-        word as given."""
+        """Whether it knows a word, in any Unicode composition. If so, it recognises the word as given."""
         for form in forms(word):
             if form in self._model:
                 if form != word:
@@ -128,8 +127,7 @@ class LanguageModel:
         return self.weight * (log_prob + self._unknown(characters)) + self.word_score
 
     def words(self) -> Iterator[str]:
-        """The words of its list, else of an ARPA file. Raises ValueError for the binary form without a
-        list."""
+        """The words of its list, else of an ARPA file. Raises ValueError for the binary form without one."""
         if self._ngram.words is not None:
             yield from filter(None, lines_of(self._ngram.words))
             return

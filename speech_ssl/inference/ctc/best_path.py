@@ -88,7 +88,7 @@ def split_at_blanks(log_probs_TV: Outputs, most_frames: int) -> list[slice]:
     """Consecutive parts of at most `most_frames` frames that cover the recording, cut in pauses.
 
     A pause is a run of nearly certain blanks. Each cut is in the middle of the longest pause within reach.
-    More than 15 frames of silence on either side of a cut count as 15, and the last of equal cuts is taken,
+    Silence of more than 15 frames on both sides of a cut counts as 15, and the last of equal cuts is taken,
     so that parts are long. Without a pause, the cut is in the second half of the reach, at the frame most
     probably blank. Raises ValueError for fewer than 1 frame.
     """

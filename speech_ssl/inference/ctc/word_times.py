@@ -89,8 +89,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The frames of one unit on a path, from `start` up to but not including `stop`, and their mean
-    log-probability."""
+    """The frames of one unit on a path, from `start` to before `stop`, and their mean log-probability."""
 
     unit: int
     start: int

@@ -56,8 +56,7 @@ class MelFrontend(nn.Module):
         return output_length(lengths, self.receptive_field, self.hop)
 
     def forward(self, wave_BS: Tensor, lengths_B: Tensor, levels: Levels = ()) -> Frames:
-        """levels: the moments of the bins in the whole clips. Raises ValueError if the padded batch has no
-        frame."""
+        """levels: moments of the whole clips' bins. Raises ValueError if the padded batch has no frame."""
         if wave_BS.shape[1] < self.receptive_field:
             raise ValueError(f"a clip needs at least {self.receptive_field} samples, got {wave_BS.shape[1]}")
         with torch.autocast(wave_BS.device.type, enabled=False):

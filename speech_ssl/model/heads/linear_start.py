@@ -17,8 +17,7 @@ from speech_ssl.model.heads.head import EventsHead
 
 WEIGHT_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 STRONG = WEIGHT_DECAYS[3:]
-"""For an encoder that will be trained: with large weights, each of its steps would change the outputs by
-much."""
+"""For an encoder that will be trained: with large weights, its first steps change the outputs too much."""
 ITERATIONS = 60
 
 

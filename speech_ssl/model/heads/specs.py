@@ -167,8 +167,8 @@ def spec_to_dict(spec: HeadSpec) -> dict[str, Any]:
 
 
 def spec_from_dict(values: Mapping[str, Any]) -> HeadSpec:
-    """The inverse of `spec_to_dict`; other fields are ignored. Raises ValueError naming what is missing or
-    unknown."""
+    """The inverse of `spec_to_dict`; ignores other fields. Raises ValueError naming a missing or unknown
+    one."""
     cls = KINDS.get(str(values.get("kind")))
     if cls is None:
         raise ValueError(f"kind {values.get('kind')!r} is not known: this version knows {', '.join(KINDS)}")
