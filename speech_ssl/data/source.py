@@ -27,7 +27,7 @@ def cut_short(
     utterance: Utterance, got_s: float, *, start_s: float = 0.0, stop_s: float | None = None
 ) -> AudioWarning | None:
     """The warning for audio that ends before the manifest says: only `got_s` seconds of the utterance, or of
-    its part between two times, were read. None if that is all of it."""
+    its part between two times, were read. None if nothing is missing, within the tolerances above."""
     if stop_s is not None and got_s >= stop_s - start_s - ROUNDING_S:
         return None
     missing_s = utterance.duration_s - start_s - got_s
