@@ -106,6 +106,10 @@ class Predictor(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 nn.init.zeros_(module.bias)
+        for layer in self.blocks:  # sines are most alike where places are near: each looks there first
+            assert isinstance(layer, Block)
+            query, key, _ = layer.attention.qkv.weight.detach().chunk(3)
+            key.copy_(query)
 
     def forward(self, context: Frames, place_BK: Tensor, asked_BGM: Tensor, real_BGM: Tensor) -> Tensor:
         """context: of the visible frames, with their places; asked: the places of each part, of which some
