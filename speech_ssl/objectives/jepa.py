@@ -17,6 +17,7 @@ from speech_ssl.model.attention import Block
 from speech_ssl.model.config import Transformer
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.frontends.wave import LayerNorm
+from speech_ssl.model.positions import conv_positions
 from speech_ssl.objectives.masking import hidden_positions, hide_spans, highest, most_hidden, take
 from speech_ssl.objectives.teacher import Regressing, Spoken, encoder_teacher, regression, told
 from speech_ssl.types import Batch, Frames, LossSum
@@ -75,30 +76,25 @@ def draw_parts(
     return context_BT, target_BGT & ~context_BT[:, None]
 
 
-def sines(position_BM: Tensor, width: int) -> Tensor:
-    """The sines and cosines of positions (Vaswani et al. 2017, section 3.5): (B, M, width)."""
-    rates = 10_000 ** (-torch.arange(0, width, 2, device=position_BM.device) / width)
-    angles_BMR = position_BM[:, :, None] * rates
-    return torch.cat([angles_BMR.sin(), angles_BMR.cos()], dim=-1)[:, :, :width]
-
-
 class Predictor(nn.Module):
-    """A narrow transformer over the context and, in the places of what it is asked for, a learned vector."""
+    """A narrow transformer over the context and, in the places of what it is asked for, a learned vector.
+    Positions are of the encoder's kind."""
 
     def __init__(self, encoder: Encoder, config: JEPAConfig) -> None:
         super().__init__()
         block = encoder.config.block
         assert isinstance(block, Transformer)
         P, D = config.predictor_width, encoder.config.width
-        sizes = encoder.config.changed(
+        sizes = replace(
+            encoder.config,
             width=P,
             heads=config.predictor_heads,
             ffn_width=4 * P,
-            positions={"groups": 1},
             block=replace(block, adapter_width=0),
         )
         self.narrow = nn.Linear(D, P)
         self.asked = nn.Parameter(0.02 * torch.randn(P))
+        self.positions = conv_positions(sizes)
         self.blocks = nn.ModuleList(Block(sizes, sizes.block) for _ in range(config.predictor_layers))  # type: ignore[arg-type]
         self.norm = LayerNorm(P, eps=sizes.norm_eps)
         self.widen = nn.Linear(P, D)
@@ -106,23 +102,31 @@ class Predictor(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 nn.init.zeros_(module.bias)
-        for layer in self.blocks:  # sines are most alike where places are near: each looks there first
-            assert isinstance(layer, Block)
-            query, key, _ = layer.attention.qkv.weight.detach().chunk(3)
-            key.copy_(query)
 
-    def forward(self, context: Frames, place_BK: Tensor, asked_BGM: Tensor, real_BGM: Tensor) -> Tensor:
-        """context: of the visible frames, with their places; asked: the places of each part, of which some
-        are real. Returns the teacher's vectors there: (B * G, M, D)."""
-        B, G, M = asked_BGM.shape
-        known_BKP = self.narrow(context.x_BTD)
-        known_BKP = known_BKP + sines(place_BK, known_BKP.shape[2]).to(known_BKP.dtype)
-        asked_NMP = (self.asked + sines(asked_BGM.flatten(0, 1), len(self.asked))).to(known_BKP.dtype)
-        x_NTP = torch.cat([known_BKP.repeat_interleave(G, 0), asked_NMP], dim=1)
-        seen_NT = torch.cat([context.valid_BT.repeat_interleave(G, 0), real_BGM.flatten(0, 1)], dim=1)
+    def forward(
+        self,
+        context: Frames,
+        place_BK: Tensor,
+        asked_BGT: Tensor,
+        asked_NM: Tensor,
+        real_NM: Tensor,
+        lengths_B: Tensor,
+    ) -> Tensor:
+        """context: of the visible frames, with their places. asked: which frames each part is to predict; for
+        N = B * G parts also their places, of which some are real. The teacher's vectors there: (N, M, D)."""
+        B, G, T = asked_BGT.shape
+        known_BKP = self.narrow(context.x_BTD) * context.valid_BT[:, :, None]
+        known_BTP = known_BKP.new_zeros(B, T, known_BKP.shape[2])
+        known_BTP = known_BTP.scatter(1, place_BK[:, :, None].expand_as(known_BKP), known_BKP)
+        asked_NT1 = asked_BGT.flatten(0, 1)[:, :, None]
+        x_NTP = torch.where(asked_NT1, self.asked.to(known_BTP.dtype), known_BTP.repeat_interleave(G, 0))
+        if self.positions is not None:
+            x_NTP = x_NTP + self.positions(Frames(x_NTP, lengths_B.repeat_interleave(G)))
+        seen_NS = torch.cat([context.valid_BT.repeat_interleave(G, 0), real_NM], dim=1)
+        x_NSP = take(x_NTP, torch.cat([place_BK.repeat_interleave(G, 0), asked_NM], dim=1))
         for block in self.blocks:
-            x_NTP = block(x_NTP, seen_NT[:, None, None, :])
-        return self.widen(self.norm(x_NTP[:, -M:]))  # type: ignore[no-any-return]
+            x_NSP = block(x_NSP, seen_NS[:, None, None, :])
+        return self.widen(self.norm(x_NSP[:, -asked_NM.shape[1] :]))  # type: ignore[no-any-return]
 
 
 class JEPA(Regressing):
@@ -145,9 +149,8 @@ class JEPA(Regressing):
         context, place_BK = self.encoder.visible(features, ~context_BT)
         most = most_hidden(size, share=config.target_share, span=config.target_span, least=1)
         asked_NM, real_NM = hidden_positions(asked_BGT.flatten(0, 1), most)
-        asked_BGM, real_BGM = asked_NM.view(B, G, most), real_NM.view(B, G, most)
-        predicted_NMD = self.predictor(context, place_BK, asked_BGM, real_BGM)
-        target_NMD = take(target_BTD, asked_BGM.flatten(1)).view(predicted_NMD.shape)
+        predicted_NMD = self.predictor(context, place_BK, asked_BGT, asked_NM, real_NM, features.lengths_B)
+        target_NMD = take(target_BTD, asked_NM.reshape(B, G * most)).view(predicted_NMD.shape)
         with torch.autocast(batch.wave_BS.device.type, enabled=False):
             metrics = told(beyond, context.x_BTD, context.valid_BT, real_NM.sum().float())
             return regression(predicted_NMD, target_NMD, real_NM, metrics)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from speech_ssl.model.config import Conformer, Rotary
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.objectives.jepa import JEPA, JEPAConfig, draw_parts, sines
+from speech_ssl.objectives.jepa import JEPA, JEPAConfig, draw_parts
 from speech_ssl.types import Frames, valid_mask
 from tests.objectives.test_teacher import mean_of_top
 from tests.test_objective_contract import QUIET, tones
@@ -61,13 +60,10 @@ def test_total_is_that_of_each_part_of_each_row_alone() -> None:
         *_, known = model.encoder.blockwise_from(Frames(entering, seen_T.sum()[None]))
         for part_T in target_BGT[row, :, :length]:
             predictor, asked = model.predictor, part_T.nonzero()[:, 0]
-            x_1TP = torch.cat(
-                [
-                    predictor.narrow(known) + sines(seen_T.nonzero().T, 16),
-                    (predictor.asked + sines(asked[None], 16)),
-                ],
-                dim=1,
-            )
+            x_TP = torch.zeros(length, 16)
+            x_TP[seen_T], x_TP[asked] = predictor.narrow(known[0]), predictor.asked
+            places = predictor.positions(Frames(x_TP[None], alone.lengths_B))[0]
+            x_1TP = (x_TP + places)[None, torch.cat([seen_T.nonzero()[:, 0], asked])]
             for block in predictor.blocks:
                 x_1TP = block(x_1TP, torch.ones(1, 1, 1, x_1TP.shape[1], dtype=torch.bool))
             predicted = predictor.widen(predictor.norm(x_1TP))[0, -len(asked) :].double()
@@ -75,14 +71,6 @@ def test_total_is_that_of_each_part_of_each_row_alone() -> None:
             frames += len(asked)
     assert int(loss.count) == frames
     assert float(loss.total) == pytest.approx(total, rel=1e-4)
-
-
-def test_positions_are_sines_of_falling_rates() -> None:
-    found = sines(torch.tensor([[0, 7]]), 6)[0]
-    angles = [7 / 10_000 ** (k / 6) for k in (0, 2, 4)]
-    wanted = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-    assert found[1].tolist() == pytest.approx(wanted, rel=1e-5)
-    assert found[0].tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_what_is_asked_for_is_hidden_from_the_context() -> None:
