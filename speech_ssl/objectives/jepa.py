@@ -1,9 +1,8 @@
 """JEPA on waveforms (WavJEPA): from what is visible, predict a teacher's view of several hidden parts.
 
 Yuksel et al. 2025, arXiv 2509.23238, after I-JEPA (Assran et al. 2023, arXiv 2301.08243). The numbers are
-those of the published code. Theirs adds sines to the encoder's input as positions; ours has the encoder's
-convolution, and sines in the predictor alone. Where theirs draws again until a tenth of a row is visible,
-ours fills up.
+those of the published code. Theirs adds sines as positions; ours has convolutions of the encoder's kind, in
+the encoder and in the predictor. Where theirs draws again until a tenth of a row is visible, ours fills up.
 """
 
 from __future__ import annotations
@@ -20,15 +19,16 @@ from speech_ssl.model.frontends.wave import LayerNorm
 from speech_ssl.model.positions import conv_positions
 from speech_ssl.objectives.masking import hidden_positions, hide_spans, highest, most_hidden, take
 from speech_ssl.objectives.teacher import Regressing, Spoken, encoder_teacher, regression, told
-from speech_ssl.types import Batch, Frames, LossSum
+from speech_ssl.types import Batch, Frames, LossSum, valid_mask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JEPAConfig:
     """Defaults: base, for audio of any kind; theirs has 100 frames a second."""
 
-    context_share: float = 0.65
-    """Of the frames that may be visible, in spans that overlap, before targets are taken out."""
+    context_share: float | None = 0.65
+    """Of the frames that may be visible, in spans that overlap, before targets are taken out. None: all are,
+    as in theirs for speech."""
     context_span: int = 10
     targets: int = 4
     """Parts that are predicted apart from each other, from the same context."""
@@ -57,9 +57,11 @@ def draw_parts(
     """What is visible (B, T) and what each of the G parts is to predict (B, G, T): bool, never both, never
     true on padding. Each row has something visible."""
     B, G = len(lengths_B), config.targets
-    maybe_BT = hide_spans(
-        lengths_B, size, share=config.context_share, span=config.context_span, generator=generator, least=1
-    )
+    maybe_BT = valid_mask(lengths_B, size)
+    if (share := config.context_share) is not None:
+        maybe_BT = hide_spans(
+            lengths_B, size, share=share, span=config.context_span, generator=generator, least=1
+        )
     target_BGT = hide_spans(
         lengths_B.repeat_interleave(G),
         size,
