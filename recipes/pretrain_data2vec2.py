@@ -2,8 +2,8 @@
 
     python -m recipes.pretrain_data2vec2 VARIANT --manifest M.tsv --out runs/NAME [--resume]
 
-smoke   SMOKE on 2 CPU cores: shows that everything runs; learns nothing of use.
-tiny    4.2 M parameters, for 2 CPU cores; not run to its end yet (STEP a step).
+smoke   13 s of processor time (CPU): shows that everything runs; learns nothing of use.
+tiny    3.8 M parameters, for 2 CPU cores; not run to its end yet (1.2 s of one core a step in fp32).
 base    93.2 M parameters, the published Base without its ALiBi; 8.3 min of audio a step, each hidden in
         8 ways. Not run.
 

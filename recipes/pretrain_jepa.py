@@ -2,8 +2,8 @@
 
     python -m recipes.pretrain_jepa VARIANT --manifest M.tsv --out runs/NAME [--resume [--set NAME=VALUE]]
 
-smoke   SMOKE on 2 CPU cores: shows that everything runs; learns nothing of use.
-tiny    4.2 M parameters, for 2 CPU cores; not run to its end yet (STEP a step).
+smoke   JEPA (CPU): shows that everything runs; learns nothing of use.
+tiny    3.8 M parameters, for 2 CPU cores; not run to its end yet (JSTEP a step in fp32).
 base    as published for audio of any kind: 100 frames a second, crops of 2 s; 17 min of audio a step.
         Not run.
 

@@ -29,21 +29,17 @@ class OnlineCodebooks(nn.Module):
     for smaller ones `begin` chooses entries from the vectors themselves.
     """
 
-    def __init__(
-        self, codebooks: int, entries: int, width: int, decay: float, revive_after: int | None = None
-    ) -> None:
+    def __init__(self, codebooks: int, entries: int, width: int, decay: float) -> None:
         super().__init__()
         if not 0 <= decay <= 1:
             raise ValueError(f"codebook_decay must be from 0 to 1, not {decay}")
-        self.entries, self.decay, self.revive_after = entries, decay, revive_after
+        self.entries, self.decay = entries, decay
         drawn_GVD = torch.randn(codebooks, entries, width)
         drawn_GVD = (drawn_GVD - drawn_GVD.mean(1, keepdim=True)) / drawn_GVD.std(1, keepdim=True)
         self.sums_GVD: Tensor
         self.counts_GV: Tensor
         self.register_buffer("sums_GVD", drawn_GVD)  # as instance-normalised targets are distributed
         self.register_buffer("counts_GV", torch.ones(codebooks, entries))
-        self.idle_GV: Tensor
-        self.register_buffer("idle_GV", torch.zeros(codebooks, entries))  # steps since it was nearest
         self._pending: tuple[Tensor, Tensor, Tensor] | None = None
 
     @torch.no_grad()
@@ -80,23 +76,6 @@ class OnlineCodebooks(nn.Module):
         for mine, new in ((self.sums_GVD, sums_GVD), (self.counts_GV, counts_GV)):
             where = moved_GV[:, :, None] if new.ndim == 3 else moved_GV
             mine.copy_(torch.where(where, self.decay * mine + (1 - self.decay) * new, mine))
-        self.idle_GV.copy_(torch.where(moved_GV, 0.0, self.idle_GV + (bad == 0)))
-        if self.revive_after is not None:
-            self._revive(self.revive_after)
-
-    def _revive(self, after: int) -> None:
-        """The entry of each codebook that idles longest, if for so many steps: most of the way to the one
-        with the most vectors, to share these."""
-        G = torch.arange(len(self.idle_GV), device=self.idle_GV.device)
-        idlest_G, busiest_G = self.idle_GV.argmax(-1), self.counts_GV.argmax(-1)
-        due_G = self.idle_GV[G, idlest_G] >= after
-        there_GD, here_GD = (
-            self.sums_GVD[G, v_G] / self.counts_GV[G, v_G, None] for v_G in (busiest_G, idlest_G)
-        )
-        between_GD = there_GD + 0.1 * (here_GD - there_GD)
-        self.sums_GVD[G, idlest_G] = torch.where(due_G[:, None], between_GD, self.sums_GVD[G, idlest_G])
-        for numbers_GV, fresh in ((self.counts_GV, 1.0), (self.idle_GV, 0.0)):
-            numbers_GV[G, idlest_G] = torch.where(due_G, fresh, numbers_GV[G, idlest_G])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,9 +89,6 @@ class ClusteringConfig:
     spoken: Spoken = "feed_forward"
     entries: int = 256
     codebook_decay: float = 0.9
-    revive_after: int | None = None
-    """Steps after which an idle entry moves to where vectors are; None: never, as published. Ours, for runs
-    with little audio a step, whose entries fall behind while the teacher changes fast."""
     freeze: float | None = 0.5
     """Share of the run after which teacher and front end stay as they are; the codebooks go on."""
 
@@ -124,7 +100,7 @@ class Clustering(Taught):
         super().__init__(encoder, teacher, config.top, config.freeze)
         self.entries, self.spoken = config.entries, config.spoken
         self.codebooks = OnlineCodebooks(
-            config.top, config.entries, encoder.config.width, config.codebook_decay, config.revive_after
+            config.top, config.entries, encoder.config.width, config.codebook_decay
         )
 
     @torch.no_grad()

@@ -100,24 +100,6 @@ def test_entries_begin_as_vectors_of_the_audio() -> None:
     assert prepared["worst_codebook"] > 1.2 * random["worst_codebook"], (prepared, random)
 
 
-def test_an_idle_entry_moves_to_where_vectors_are() -> None:
-    """Two far clusters, one entry among them and one far from both, which comes to share after its time."""
-    torch.manual_seed(0)
-    books = OnlineCodebooks(1, 2, 3, decay=0.5, revive_after=4)
-    books.sums_GVD[0] = torch.tensor([[0.0, 0.0, 0.0], [20.0, 0.0, 0.0]])
-    x_GND = 0.1 * torch.randn(1, 40, 3)
-    x_GND[:, ::2, 0] += 4.0
-    used = []
-    for _ in range(8):
-        code_GN = books(x_GND)
-        used.append(len(code_GN.unique()))
-        books.note(x_GND, torch.nn.functional.one_hot(code_GN, 2).float(), torch.tensor(True))
-        books.step()
-    assert used[:4] == [1] * 4 and used[-1] == 2, used
-    entry_VD = books.sums_GVD[0] / books.counts_GV[0][:, None]
-    assert sorted(entry_VD[:, 0].tolist()) == pytest.approx([0, 4], abs=0.5)
-
-
 @pytest.mark.parametrize("broken", ["audio", "student"])
 def test_a_step_that_is_not_finite_leaves_the_codebooks(broken: str) -> None:
     model, batch = small(), tones(1)
