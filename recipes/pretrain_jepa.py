@@ -2,8 +2,8 @@
 
     python -m recipes.pretrain_jepa VARIANT --manifest M.tsv --out runs/NAME [--resume [--set NAME=VALUE]]
 
-smoke   JEPA (CPU): shows that everything runs; learns nothing of use.
-tiny    3.8 M parameters, for 2 CPU cores; not run to its end yet (JSTEP a step in fp32).
+smoke   15 s of processor time (CPU): shows that everything runs; learns nothing of use.
+tiny    3.8 M parameters, for 2 CPU cores; not run to its end yet (0.9 s of one core a step in fp32).
 base    as published for audio of any kind: 100 frames a second, crops of 2 s; 17 min of audio a step.
         Not run.
 

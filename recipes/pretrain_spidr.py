@@ -2,7 +2,7 @@
 
     python -m recipes.pretrain_spidr VARIANT --manifest M.tsv --out runs/NAME [--resume [--set NAME=VALUE]]
 
-smoke   SPIDR (CPU): shows that everything runs; learns nothing of use.
+smoke   11 s of processor time (CPU): shows that everything runs; learns nothing of use.
 tiny    3.8 M parameters, for 2 CPU cores; not run to its end yet (0.8 s of one core a step in fp32).
 base    93.2 M parameters, as published; 1.1 h of audio a step. Not run.
 

@@ -178,5 +178,5 @@ class Clustering(Taught):
             "code_perplexity": Floor(0.04 * self.entries, f"few codes are in use. {cure}"),
             "worst_codebook": Floor(0.02 * self.entries, f"a layer's codebook has few codes in use. {cure}"),
             "beyond_place": PLACES,
-            "effective_rank": Floor(1.3, f"the context vectors point in one direction. {cure}"),
+            "effective_rank": Floor(1.1, f"the context vectors point in one direction. {cure}"),
         }

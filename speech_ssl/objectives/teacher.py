@@ -210,7 +210,7 @@ class Regressing(Taught):
             "target_std": Floor(0.1, f"the teacher says the same of all frames. {cure}"),
             "beyond_place": PLACES,
             "target_rank": Floor(2.0, f"the teacher's targets point in one or two directions. {cure}"),
-            "effective_rank": Floor(1.3, f"the context vectors point in one direction. {cure}"),
+            "effective_rank": Floor(1.1, f"the context vectors point in one direction. {cure}"),
         }
 
 
