@@ -80,7 +80,7 @@ class OnlineCodebooks(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusteringConfig:
-    """Defaults: DinoSR's for LibriSpeech (section 4.1 and the published file), which SpidR keeps."""
+    """Defaults: those of DinoSR's published file for LibriSpeech, which SpidR's code keeps."""
 
     hidden_share: float = 0.8
     hidden_span: int = 10
@@ -155,8 +155,8 @@ class Clustering(Taught):
         means over the codebooks: `code_perplexity` of the codes and `prob_perplexity` of the mean
         prediction, of at most V; `chance`, the accuracy of always saying the commonest code; `information`,
         by how many nats the loss is below the codes' entropy, which is 0 for a model that knows nothing. And
-        `worst_codebook`, the least perplexity of one; `effective_rank` of the context vectors
-        of visible frames."""
+        `worst_codebook`, the least perplexity of one; `effective_rank` of the context vectors of
+        visible frames."""
         codes = [float(perplexity(p_V[None])) for p_V in means["codes"]]
         probs = [float(perplexity(p_V[None])) for p_V in means["probs"]]
         entropy = -(means["codes"] * means["codes"].clamp(min=1e-12).log()).sum() / self.top

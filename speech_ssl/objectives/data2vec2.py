@@ -1,7 +1,8 @@
 """data2vec 2.0: encode only what is visible, of several hidden copies of a row for each pass of the teacher.
 
-Baevski et al. 2022, arXiv 2212.07525, section 3. Its encoder for speech also has ALiBi (a bias by distance in
-attention), which ours lacks.
+Baevski et al. 2022, arXiv 2212.07525, section 3. What stays visible stays in blocks, the paper's inverse
+block masking; its published file for speech hides spans of as many frames instead. Its encoder for speech
+also has ALiBi (a bias by distance in attention), which ours lacks.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from speech_ssl.types import Batch, Frames, LossSum, valid_mask
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data2Vec2Config:
-    """Defaults: Base for speech, by the appendix's table of hyper-parameters and the published file."""
+    """Defaults: Base for speech, as in the published file."""
 
     copies: int = 8
     """M, differently hidden, of each row: one pass of the front end and of the teacher serves all."""
@@ -70,7 +71,7 @@ class ConvLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Section 3.1: convolutions with residuals, over visible frames and noise in the others' places.
+    """The convolutional decoder, with residuals, over visible frames and noise in the others' places.
 
     What each layer makes of invalid frames is zeroed before the next: a row's frames are its own."""
 

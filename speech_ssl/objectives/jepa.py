@@ -36,6 +36,7 @@ class JEPAConfig:
     """Of each part, in spans that overlap."""
     target_span: int = 10
     least_context: float = 0.1
+    """Share of a row that is visible at least, at the cost of the targets."""
     top: int = 8
     """K, the layers whose mean is the target."""
     spoken: Spoken = "block"

@@ -53,9 +53,9 @@ def all_but_blocks(
     """Hide `share` of each row, so that what stays visible stays in blocks: (B, size) bool, never true on
     padding.
 
-    Inverse block masking (data2vec 2.0, Baevski et al. 2022, arXiv 2212.07525, section 3.2): blocks to keep
-    are drawn as `hide_spans` draws, `adjust` more of them than needed, since they overlap; then single frames
-    are hidden or kept by chance, until each row has its exact number, at least one of either.
+    Inverse block masking (data2vec 2.0, Baevski et al. 2022, arXiv 2212.07525): blocks to keep are drawn as
+    `hide_spans` draws, `adjust` more of them than needed, since they overlap; then single frames are hidden
+    or kept by chance, until each row has its exact number, at least one of either.
     """
     kept_BT = hide_spans(lengths_B, size, share=1 - share + adjust, span=block, generator=generator, least=1)
     count_B = ((1 - share) * lengths_B).round().long().minimum(lengths_B - 1).clamp(min=1)

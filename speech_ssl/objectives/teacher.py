@@ -19,7 +19,7 @@ from speech_ssl.types import Batch, Frames, LossSum
 M = TypeVar("M", bound=nn.Module)
 Spoken = Literal["feed_forward", "block"]
 """What a layer of the teacher says: the output of its (last) feed-forward before it is added to the residual,
-which is best for speech (data2vec, section 5.4); or the output of the block."""
+which data2vec's ablation found best for speech; or the output of the block."""
 
 
 class EMATeacher(nn.Module, Generic[M]):

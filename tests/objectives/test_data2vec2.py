@@ -31,7 +31,7 @@ def small(**changes: object) -> Data2Vec2:
 
 
 def decoded(decoder: Decoder, x_TD: Tensor) -> Tensor:
-    """Section 3.1, by torch's own convolution: residuals but where the width changes."""
+    """By torch's own convolution: residuals but where the width changes."""
     for layer in decoder.layers:
         y = F.conv1d(x_TD.T[None], layer.weight.double(), layer.bias.double(), padding=3, groups=8)[0].T
         y = F.gelu((y - y.mean(1, keepdim=True)) / (y.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt())
