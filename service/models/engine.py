@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -19,7 +20,6 @@ import numpy as np
 
 from service.batcher import Stopped, TooLarge
 from service.batches import Ticket
-from service.decoding.sandbox import Sandbox
 from service.errors import as_service_error, unavailable
 from service.metrics import Metrics
 from service.models.clips import ClipResult, QueuedClip, Windows, WindowTask, clip_bytes
@@ -34,7 +34,11 @@ from speech_ssl.audio import LARGEST_SAMPLE, AudioError, AudioWarning, Limits
 from speech_ssl.inference.card import ModelCard, PassRequest
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.sandbox.pool import Sandbox
+from speech_ssl.sandbox.process import Left
 from speech_ssl.types import SAMPLE_RATE, Waveform
+
+logger = logging.getLogger(__name__)
 
 ANSWERING_THREADS = 2
 due_at: ContextVar[float] = ContextVar("due_at", default=math.inf)
@@ -90,7 +94,7 @@ class Engine:
             settings.decode_threads,
             settings.decode_memory_bytes,
             settings.decode_timeout_s,
-            metrics.lost_decoders.inc,
+            self._lost_decoder,
         )
         self._limits = Limits(
             max_seconds=settings.max_clip_s,
@@ -247,17 +251,22 @@ class Engine:
             return file.source, ()
         blocks, warnings = deque[Waveform](), list[AudioWarning]()
         stream = self._sandbox.stream(
-            file.source, limits=self._limits, due=due, warn=warnings.append, left=left
+            file.source, limits=self._limits, due=due, warn=warnings.append, left=left.is_set
         )
-        with closing(stream):
-            for block in stream:
-                if left.is_set():
-                    raise Stopped
-                reserve(len(block) / SAMPLE_RATE)
-                blocks.append(block)
+        try:
+            with closing(stream):
+                for block in stream:
+                    reserve(len(block) / SAMPLE_RATE)
+                    blocks.append(block)
+        except Left:
+            raise Stopped from None
         if not blocks:
             raise AudioError("empty", "no audio in it")
         return blocks[0] if len(blocks) == 1 else _joined(blocks), warnings
+
+    def _lost_decoder(self, why: str) -> None:
+        self._metrics.lost_decoders.inc()
+        logger.warning("a decoder was lost: %s", why)
 
     def _check_samples(self, wave: Waveform) -> None:
         """As those of a file are. Raises AudioError."""

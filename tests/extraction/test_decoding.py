@@ -29,8 +29,11 @@ def exists(pid: int) -> bool:
     return True
 
 
-def pids(decoders: Decoders) -> list[int]:
-    return [worker._process.pid for worker in decoders._workers if worker._process.pid]
+def pids() -> list[int]:
+    """Of the decoders of this process."""
+    below = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    found = [int(pid) for path in below for pid in path.read_text().split()]
+    return [pid for pid in found if b"sandbox.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def two_minutes(folder: Path) -> str:
@@ -79,12 +82,12 @@ def test_a_dead_decoder_fails_its_file_and_is_replaced(prompts: Path, tmp_path: 
         first: list[int] = []
         for event in decoders:
             if event.clip == 1 and not first:
-                first = pids(decoders)
+                first = pids()
                 os.kill(first[0], signal.SIGKILL)
             if not isinstance(event, Piece):
                 ends[event.clip] = event
             if event.clip == 2:
-                second = pids(decoders)
+                second = pids()
     assert isinstance(ends[1], Failed) and ends[1].code == "decoder_died" and "SIGKILL" in ends[1].reason
     assert all(isinstance(ends[number], Decoded) for number in (0, 2, 3))
     assert second != first and not exists(second[0])
@@ -98,7 +101,7 @@ def test_a_decoder_that_hangs_is_given_up(prompts: Path, tmp_path: Path, monkeyp
     with Decoders(jobs, CHUNKER, workers=1, ahead_s=10.0) as decoders:
         for number, event in enumerate(decoders):
             if number == 0:
-                os.kill(pids(decoders)[0], signal.SIGSTOP)
+                os.kill(pids()[0], signal.SIGSTOP)
             ends[event.clip] = event
     assert isinstance(ends[0], Failed) and ends[0].code == "stalled"
     assert isinstance(ends[1], Decoded)
@@ -117,6 +120,6 @@ def test_leaving_early_ends_the_processes(tmp_path: Path):
     path = two_minutes(tmp_path)
     jobs = (DecodeTask(number, path) for number in count())
     with Decoders(jobs, CHUNKER, workers=2, ahead_s=5.0) as decoders:
-        next(event for event in decoders if len(pids(decoders)) == 2)
-        running = pids(decoders)
+        next(event for event in decoders if len(pids()) == 2)
+        running = pids()
     assert len(running) == 2 and not any(map(exists, running))
