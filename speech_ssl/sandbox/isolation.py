@@ -11,8 +11,6 @@ import site
 import sys
 from pathlib import Path
 
-import speech_ssl
-
 KEPT = (
     "HOME",
     "LANG",
@@ -53,5 +51,5 @@ def import_path() -> list[str]:
     given = [Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     kept = [str(path.absolute()) for path in given if path.is_absolute() or path.resolve() != Path.cwd()]
     installed = {*site.getsitepackages(), site.getusersitepackages()}
-    home = str(Path(speech_ssl.__file__).parents[1])
+    home = str(Path(__file__).parents[2])
     return kept + [home] * (home in sys.path and home not in installed.union(kept))

@@ -145,8 +145,9 @@ class DecoderProcess:
                 refused = _refused(*_told(body))
             elif kind == WARNING:
                 code, message = _told(body)
+                warning = AudioWarning(_one_of(get_args(WarningCode), code), message)
                 if warn is not None:
-                    warn(AudioWarning(_one_of(get_args(WarningCode), code), message))
+                    warn(warning)
             else:
                 try:
                     yield np.frombuffer(body, dtype="<f4").astype(np.float32, copy=False)
