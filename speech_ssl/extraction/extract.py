@@ -81,8 +81,6 @@ class Extraction:
     def run(self, manifest: str | Path, folder: str | Path) -> Summary:
         """Extract what the folder does not have yet. A clip that fails is noted and stops nothing.
 
-        It starts processes, so a script that calls it needs the usual `if __name__ == "__main__":`.
-
         Raises ValueError for a manifest that cannot be read, or a folder of something else: other
         settings, or rows of other files under the same names.
         """

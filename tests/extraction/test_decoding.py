@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from itertools import count
 from pathlib import Path
@@ -18,6 +21,7 @@ from speech_ssl.extraction.decoding import Decoded, Decoders, DecodeTask, Failed
 from speech_ssl.inference.chunking import Chunker
 from speech_ssl.inference.windows import Piece
 
+ROOT = Path(__file__).parents[2]
 CHUNKER = Chunker(320, 400, window=100, context=10)
 
 
@@ -123,3 +127,32 @@ def test_leaving_early_ends_the_processes(tmp_path: Path):
         next(event for event in decoders if len(pids()) == 2)
         running = pids()
     assert len(running) == 2 and not any(map(exists, running))
+
+
+SCRIPT = """
+from speech_ssl.extraction.decoding import Decoded, Decoders, DecodeTask
+from speech_ssl.inference.chunking import Chunker
+
+with Decoders([DecodeTask(0, "a.flac")], Chunker(320, 400, 100, 10), workers=1, ahead_s=9.0) as events:
+    print(type([*events][-1]).__name__)
+"""
+
+
+def test_decoders_run_nothing_of_the_working_directory(prompts: Path, tmp_path: Path):
+    """In a script without `if __name__ == "__main__":`, which has a path that is relative."""
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    shutil.copy(next((prompts / "audio").glob("*.flac")), folder / "a.flac")
+    for name in ("json", "signal", "numpy"):
+        (folder / f"{name}.py").write_text("open('mark', 'w')\nraise SystemExit(9)\n")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    ran = subprocess.run(
+        [sys.executable, tmp_path / "script.py"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (0, "Decoded\n"), ran.stderr
+    assert not (folder / "mark").exists()
