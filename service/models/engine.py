@@ -256,6 +256,8 @@ class Engine:
         try:
             with closing(stream):
                 for block in stream:
+                    if left.is_set():
+                        raise Left
                     reserve(len(block) / SAMPLE_RATE)
                     blocks.append(block)
         except Left:
