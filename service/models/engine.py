@@ -33,7 +33,7 @@ from service.shares import asking
 from speech_ssl.audio import LARGEST_SAMPLE, AudioError, AudioWarning, Limits
 from speech_ssl.inference.card import ModelCard, PassRequest
 from speech_ssl.inference.chunking import Window
-from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.inference.outputs import WindowOutput
 from speech_ssl.types import SAMPLE_RATE, Waveform
 
 ANSWERING_THREADS = 2

@@ -26,7 +26,7 @@ from service.batcher import Again, Away
 from service.isolation import keep_imports
 from service.models.runtime import ModelRuntime
 from speech_ssl.inference.card import ModelCard
-from speech_ssl.inference.window_output import Layers, WindowOutput
+from speech_ssl.inference.outputs import Layers, WindowOutput
 from speech_ssl.types import Levels, Waveform
 
 logger = logging.getLogger(__name__)

@@ -28,8 +28,7 @@ from speech_ssl.audio import AudioError
 from speech_ssl.inference.card import PassRequest
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.levels import Level
-from speech_ssl.inference.window_output import WindowOutput
-from speech_ssl.inference.windows import ClipOutput, Stitcher
+from speech_ssl.inference.outputs import ClipOutput, Stitcher, WindowOutput
 from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,7 @@ from service.v1 import logprobs
 from service.v1.schemas_audio import Logprob
 from speech_ssl.inference.answering import Answering
 from speech_ssl.inference.answers import Transcript
-from speech_ssl.inference.window_output import WindowOutput
-from speech_ssl.inference.windows import ClipOutput
+from speech_ssl.inference.outputs import ClipOutput, WindowOutput
 
 
 class Delta(NamedTuple):
