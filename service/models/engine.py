@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, closing
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, TypeAlias, TypeVar
@@ -23,13 +21,11 @@ from service.decoding.sandbox import Sandbox
 from service.errors import as_service_error, unavailable
 from service.metrics import Metrics
 from service.models.clips import ClipResult, QueuedClip, Windows, WindowTask, clip_bytes
-from service.models.holding import Holding, held
 from service.models.model import Model, ModelSource
 from service.models.registry import Models
 from service.pool import Pool
-from service.record import current
+from service.record import Holding, current
 from service.settings import Settings
-from service.shares import asking
 from speech_ssl.audio import LARGEST_SAMPLE, AudioError, AudioWarning, Limits
 from speech_ssl.inference.card import ModelCard, PassRequest
 from speech_ssl.inference.chunking import Window
@@ -37,8 +33,6 @@ from speech_ssl.inference.outputs import WindowOutput
 from speech_ssl.types import SAMPLE_RATE, Waveform
 
 ANSWERING_THREADS = 2
-due_at: ContextVar[float] = ContextVar("due_at", default=math.inf)
-"""When nobody waits for the request at hand any more, by `time.monotonic`."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +186,7 @@ class Engine:
                 current().audio_s += len(wave) / SAMPLE_RATE
                 self._check_frames(seconds, wanted)
                 plan = await self._planned(card, wave)
-                held().more(clip_bytes(card, wanted, plan))
+                current().held.more(clip_bytes(card, wanted, plan))
                 windows = self._submit(ticket, wave, plan, wanted)
                 clips.append(QueuedClip(file.name, windows, warnings))
                 self._note(warnings)
@@ -212,7 +206,7 @@ class Engine:
         """In a decoder's thread; whoever gives up leaves only when that has let go of the file."""
         left = threading.Event()
         began = time.monotonic()
-        work = self._decoding(partial(self._decoded, file, self.reserving(ticket), left, due_at.get()))
+        work = self._decoding(partial(self._decoded, file, self.reserving(ticket), left, current().due))
         try:
             return await asyncio.wrap_future(work)
         except asyncio.CancelledError:
@@ -228,7 +222,7 @@ class Engine:
     @staticmethod
     def reserving(ticket: _Ticket) -> Callable[[float], None]:
         """Room for seconds of audio, in the queue and in the share of whoever asks."""
-        share = asking.get()
+        share = current().share
 
         def reserve(seconds: float) -> None:
             if share is not None:

@@ -22,8 +22,8 @@ from service.batcher import Overloaded
 from service.batches import Ticket
 from service.models.clips import Windows, WindowTask, clip_bytes
 from service.models.engine import Engine
-from service.models.holding import held
 from service.models.model import Model
+from service.record import current
 from speech_ssl.audio import AudioError
 from speech_ssl.inference.card import PassRequest
 from speech_ssl.inference.chunking import Window
@@ -51,7 +51,7 @@ class Live:
     ) -> None:
         self._model, self._ticket, self._wanted = model, ticket, wanted
         self._reserve = engine.reserving(ticket)
-        self._held = held()
+        self._held = current().held
         # Events are told of all that has been heard, from a copy of it.
         self._copies = 1 + (wanted.sounds is not None)
         self._most_s = engine.settings.max_clip_s

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from service.batcher import Stopped
-from service.edge.pace import Pace, stalled
+from service.edge.connections import Pace, stalled
 from service.errors import ServiceError, bad_request, failed_midway, overloaded
 from service.models.engine import Engine
 from service.models.model import Model

@@ -17,9 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from service.errors import bad_request
 from service.models.engine import Engine, File, Hearing, Result
-from service.models.holding import held
 from service.models.model import Model
-from service.record import milliseconds
+from service.record import current, milliseconds
 from service.v1 import captions, json_output, logprobs, schemas_audio
 from service.v1.dependencies import attended
 from service.v1.schemas import AudioWarning, EmbeddingOptions, Usage
@@ -206,7 +205,7 @@ def response_of(answer: Answer, result: Result) -> Response:
     if isinstance(answer.text, Generator) and answer.long:
         return Long(answer.text, headers, answer.media_type)
     body = "".join(answer.text).encode()
-    held().only(len(body))
+    current().held.only(len(body))
     return InPieces(body, headers=headers, media_type=answer.media_type)
 
 

@@ -13,7 +13,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from service.batcher import Stopped
 from service.errors import ServiceError, bad_request
-from service.models.engine import Engine, due_at
+from service.models.engine import Engine
+from service.record import current
 
 T = TypeVar("T")
 
@@ -48,13 +49,13 @@ async def attended(request: Request, engine: Engine, work: Coroutine[Any, Any, T
     except ServiceError:
         work.close()
         raise
-    due: float = request.scope.setdefault("speech_ssl.due", time.monotonic() + seconds)
-    due_at.set(due)  # which a later request on the connection may begin with
+    record = current()
+    record.due = min(record.due, time.monotonic() + seconds)
     task = asyncio.create_task(work)
     left = asyncio.create_task(_disconnect(request))
     stopping = asyncio.create_task(engine.stopping.wait())
     try:
-        timeout = due - time.monotonic()
+        timeout = record.due - time.monotonic()
         await asyncio.wait({task, left, stopping}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if task.done() and not task.cancelled():
             return task.result()
