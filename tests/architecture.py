@@ -134,7 +134,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scripts": ("speech_ssl",),
     "tests": OWN,
 }
-SHARED_OBJECTIVES = tuple(f"speech_ssl.objectives.{name}" for name in ("base", "masking", "teacher", "views"))
+SHARED_OBJECTIVES = tuple(
+    f"speech_ssl.objectives.{name}"
+    for name in ("base", "masking", "teacher", "views", "two_views", "units", "global_batch")
+)
 NO_THIRD_PARTY = {"service": {"torch", "torchaudio"}}
 ONLY_THIRD_PARTY = {
     "speech_ssl.types": {"torch", "numpy"},

@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         if isinstance(config.frontend, LogMel):
-            self.frontend: MelFrontend | Frontend = MelFrontend(config.frontend.bins)
+            self.frontend: MelFrontend | Frontend = MelFrontend(config.frontend.bins, config.frontend.stacked)
         else:
             self.frontend = Frontend(config.frontend, config.conv_activation, config.init)
         self.feature_norm: nn.Module = nn.Identity()
@@ -116,6 +116,12 @@ class Encoder(nn.Module):
         Invalid frames are zero in the first and the final one. hidden_BT: frames that are replaced by the
         learned vector, before positions are added; hidden_BD: channels that are zero throughout a row.
         """
+        yield from self.blockwise_from(self.entering(features, hidden_BT, hidden_BD))
+
+    def entering(
+        self, features: Frames, hidden_BT: Tensor | None = None, hidden_BD: Tensor | None = None
+    ) -> Frames:
+        """What enters the first block (B, T, D), positions included; parameters as of `blockwise`."""
         valid_BT = features.valid_BT
         x_BTD = self.feature_dropout(self.feature_projection(features.x_BTD))
         if hidden_BT is not None:
@@ -127,18 +133,45 @@ class Encoder(nn.Module):
             x_BTD = x_BTD + self.positions(Frames(x_BTD, features.lengths_B))
         if not self.config.block.pre_norm:
             x_BTD = self.norm(x_BTD)
-        x_BTD = self.dropout(x_BTD) * valid_BT[:, :, None]
-        valid_B11T = valid_BT[:, None, None, :]
+        return Frames(self.dropout(x_BTD) * valid_BT[:, :, None], features.lengths_B)
+
+    def blockwise_from(self, entering: Frames) -> Iterator[Tensor]:
+        """As `blockwise`, of what enters the first block."""
+        valid_BT, x_BTD = entering.valid_BT, entering.x_BTD
+        seen = valid_BT[:, None, None, :]
+        if self.config.causal:
+            size = x_BTD.shape[1]
+            seen = seen & torch.ones(size, size, dtype=torch.bool, device=x_BTD.device).tril()
         shared = () if self.relative is None else (self.relative(x_BTD.shape[1]),)
         yield x_BTD
         for i, (block, dropped) in enumerate(zip(self.blocks, self._dropped_layers(), strict=True)):
             if not dropped:
-                x_BTD = block(x_BTD, valid_B11T, *shared)
+                x_BTD = block(x_BTD, seen, *shared)
             if i < len(self.blocks) - 1:
                 yield x_BTD
         if self.config.block.pre_norm:
             x_BTD = self.norm(x_BTD)
         yield x_BTD * valid_BT[:, :, None]
+
+    def visible(self, features: Frames, hidden_BT: Tensor) -> tuple[Frames, Tensor]:
+        """Context vectors of the frames that are not hidden, without computing the others: frames (B, K, D),
+        K the most that a row has, and the place of each in its row (B, K) int64. Positions are added before
+        the hidden frames are taken out (data2vec 2.0, Baevski et al. 2022, arXiv 2212.07525, section 3.1).
+
+        Raises ValueError for an encoder whose blocks need each frame's neighbours or place. Waits for the
+        device: K is a number.
+        """
+        if isinstance(self.config.block, Conformer) or self.relative is not None:
+            raise ValueError(
+                "only a transformer with convolutional positions can encode visible frames alone"
+            )
+        x_BTD = self.entering(features, hidden_BT).x_BTD
+        visible_BT = features.valid_BT & ~hidden_BT
+        lengths_B = visible_BT.sum(1)
+        position_BK = (~visible_BT).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(lengths_B.max())]
+        x_BKD = x_BTD.gather(1, position_BK[:, :, None].expand(-1, -1, x_BTD.shape[2]))
+        *_, x_BKD = self.blockwise_from(Frames(x_BKD, lengths_B))
+        return Frames(x_BKD, lengths_B), position_BK
 
     def _dropped_layers(self) -> list[bool]:
         """LayerDrop (Fan et al. 2019): which blocks are skipped, not computed, in this pass. One draw

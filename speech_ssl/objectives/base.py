@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,14 +32,37 @@ class Objective(nn.Module):
     best_by = "loss"
     """The reported number by which the best checkpoint is chosen; of equals, the one with the least loss."""
     higher_is_better = False
+    adds = True
+    """Whether the loss of two batches is the sum of theirs. False: rows are compared across the batch of a
+    step, over all ranks (see `global_batch`)."""
+    teachers = 0
+    """How many trained encoders `learn_from` is to be given."""
+
+    def learn_from(self, teachers: Sequence[Encoder]) -> None:
+        """Takes the encoders to learn from, before anything else is called. They are no part of the state
+        dict: a resumed run is given them again. Raises ValueError for ones that do not fit."""
+        if len(teachers) != self.teachers:
+            raise ValueError(
+                f"{type(self).__name__} learns from {self.teachers} encoders, not {len(teachers)}"
+            )
+
+    def prepare(self, batches: Iterable[Batch], generator: torch.Generator) -> None:
+        """Called once before the first step of a new run, with endless batches of its training audio: fit
+        what the targets need, such as units. Every rank is given the same batches and generator. Whatever it
+        sets must be in the state dict."""
 
     def forward(self, batch: Batch, *, generator: torch.Generator) -> LossSum:
         raise NotImplementedError
 
+    def set_progress(self, progress: float) -> None:
+        """Called before the first step of a run, new or resumed, and after each step, with the share of the
+        run done in [0, 1]. Whatever it sets depends on `progress` alone."""
+
     def after_step(self, progress: float) -> None:
-        """Called after each optimizer step, and on resume, with the share of the run done in [0, 1].
-        Whatever it sets must depend on `progress` alone or be in the state dict. It is also called after a
-        step that was skipped because its loss was not finite: what `forward` saw then must not be kept."""
+        """Called after each optimizer step. Whatever it changes must be in the state dict: teachers, queues,
+        codebooks. It is also called after a step that was skipped because its loss was not finite: what
+        `forward` saw then must not be kept. Calls `set_progress`."""
+        self.set_progress(progress)
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         """Readable numbers from the metrics' means over all targets. Default: the scalars."""
@@ -100,7 +123,7 @@ class Tuned(Objective):
             self.encoder.eval()
         return self
 
-    def after_step(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         self.trains_encoder = not self.frozen and progress >= self.tuning.head_only
 
     def outputs(self, batch: Batch, generator: torch.Generator) -> Frames:

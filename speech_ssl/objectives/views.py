@@ -96,6 +96,54 @@ def time_shift(wave_BS: Tensor, lengths_B: Tensor, *, most_s: float, generator: 
     return wave_BS.gather(1, torch.where(valid_mask(lengths_B, S), rolled_BS, at_S))
 
 
+def random_crop(
+    wave_BS: Tensor, lengths_B: Tensor, *, share: tuple[float, float], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A part of each row, of a share of its length that is uniform between the two, anywhere in it: waves
+    (B, S), zero-padded, and their lengths (B,)."""
+    low, high = share
+    if not 0 < low <= high <= 1:
+        raise ValueError(f"a crop must be (shortest, longest) within 0 and 1, not {share}")
+    share_B = low + (high - low) * _rand(len(wave_BS), generator)
+    kept_B = (share_B * lengths_B).round().long().clamp(min=1).minimum(lengths_B)
+    first_B = (_rand(len(wave_BS), generator) * (lengths_B - kept_B + 1)).long()
+    at_BS = first_B[:, None] + torch.arange(wave_BS.shape[1], device=wave_BS.device)
+    part_BS = wave_BS.gather(1, at_BS.clamp(max=wave_BS.shape[1] - 1))
+    return part_BS.masked_fill(~valid_mask(kept_B, wave_BS.shape[1]), 0.0), kept_B
+
+
+def change_speed(wave_BS: Tensor, lengths_B: Tensor, factor_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row played faster by its factor (slower below 1), pitch included: waves (B, S) and their lengths.
+    What a slower row has beyond S samples is cut off.
+
+    By linear interpolation, which takes factors that differ from row to row; torchaudio's resampling takes
+    one for all. Between 0.8 and 1.25 what it adds above the highest frequencies is of no weight as a view.
+    """
+    S = wave_BS.shape[1]
+    at_BS = torch.arange(S, device=wave_BS.device) * factor_B[:, None]
+    below_BS = at_BS.floor()
+    last_B1 = (lengths_B - 1).clamp(min=0)[:, None]
+    one_BS = wave_BS.gather(1, below_BS.long().minimum(last_B1))
+    next_BS = wave_BS.gather(1, (below_BS.long() + 1).minimum(last_B1))
+    changed_BS = torch.lerp(one_BS, next_BS, (at_BS - below_BS).to(wave_BS.dtype))
+    length_B = (lengths_B / factor_B).floor().long().clamp(min=1, max=S)
+    return changed_BS.masked_fill(~valid_mask(length_B, S), 0.0), length_B
+
+
+def band_pass(wave_BS: Tensor, lengths_B: Tensor, low_hz_B: Tensor, high_hz_B: Tensor) -> Tensor:
+    """Each row with what lies outside of its band 24 dB an octave quieter, without a change of phase: two
+    Butterworth magnitudes of fourth order, applied in the frequency domain. 0 and 8000 Hz leave all."""
+    S = wave_BS.shape[1]
+    size = 1 << S.bit_length()
+    hertz_F = torch.fft.rfftfreq(size, 1 / SAMPLE_RATE, device=wave_BS.device)[1:]
+    low_B1, high_B1 = low_hz_B[:, None], high_hz_B[:, None]
+    upper_BF = torch.where(high_B1 < SAMPLE_RATE / 2, 1 / (1 + (hertz_F / high_B1) ** 8).sqrt(), 1.0)
+    gain_BF = upper_BF / (1 + (low_B1 / hertz_F) ** 8).sqrt()
+    gain_BF = torch.cat([(low_B1 <= 0).to(gain_BF.dtype), gain_BF], dim=1)
+    passed_BS: Tensor = torch.fft.irfft(torch.fft.rfft(wave_BS.float(), n=size) * gain_BF, n=size)[:, :S]
+    return passed_BS.to(wave_BS.dtype).masked_fill(~valid_mask(lengths_B, S), 0.0)
+
+
 def mixup(
     wave_BS: Tensor, lengths_B: Tensor, *, alpha: float, share: float, generator: torch.Generator
 ) -> Mixed:

@@ -118,7 +118,7 @@ class Wav2Vec2(Objective):
         self.temperature: Tensor
         self.register_buffer("temperature", torch.tensor(config.temperature[0]), persistent=False)
 
-    def after_step(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         first, lowest = self.config.temperature
         self.temperature.fill_(max(first * self.config.temperature_decay**progress, lowest))
 

@@ -37,6 +37,9 @@ def pretraining(*variants: Callable[[], Run], doc: str | None) -> Main:
         parser.add_argument(
             "--probe", type=Path, help="manifest with labels: log how well they can be told from the features"
         )
+        parser.add_argument(
+            "--teacher", action="append", default=[], help="artifact to learn from, for methods that need one"
+        )
         parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="what runs the steps")
         given = parser.parse_args(arguments)
         run = named[given.variant]()
@@ -47,6 +50,7 @@ def pretraining(*variants: Callable[[], Run], doc: str | None) -> Main:
                 given.out,
                 ranks,
                 init=given.init,
+                teachers=given.teacher,
                 resume=given.resume,
                 changes=_changes(given),
                 probe=given.probe,

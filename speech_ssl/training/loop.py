@@ -73,7 +73,7 @@ def train(  # noqa: PLR0913 - each is a part of the run
     objective.to(ranks.device)
     optimizer = build_optimizer(objective, config)
     state = last_state(out, objective, optimizer, ranks)
-    objective.after_step(state.step / config.steps)
+    objective.set_progress(state.step / config.steps)
     model = ranks.wrap(objective)
     parameters = [p for p in objective.parameters() if p.requires_grad]
     meter, guard, asked = Meter(ranks), Guard(config, state, ranks, out), OnItsWay(torch.zeros(()))

@@ -123,12 +123,12 @@ class BadGradient(Guess):
         zero = self.out.bias - self.out.bias
         return replace(loss, total=loss.total + zero.sqrt().sum())
 
-    def after_step(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         self.progress.append(progress)
 
 
 def test_gradients_alone_may_be_bad_and_all_of_the_step_is_named(tmp_path: Path) -> None:
-    objective = run(tmp_path, Poisoned({}), BadGradient({3}))  # after_step was called before the first
+    objective = run(tmp_path, Poisoned({}), BadGradient({3}))  # set_progress was called before the first
     assert [entry["batch"] for entry in named(tmp_path)] == [0, 1, 2, 3]
     (event,) = entries(tmp_path, "bad_step")
     assert event["message"].startswith("step 3 was skipped: its gradients are not finite; ")

@@ -172,7 +172,7 @@ class Unit(TrainUnit[Shipment]):
         with a number of steps it would not listen to `request_stop`."""
         parts, self._micro = self._parts, 0
         if not self._begun:
-            parts.trained.after_step(parts.state.step / parts.config.steps)
+            parts.trained.set_progress(parts.state.step / parts.config.steps)
             self._begun = True
         flags = [float(self._watch.collapsed is not None), float(bool(self._caught))]
         collapsed, caught = parts.ranks.all_sum(torch.tensor(flags, device=parts.ranks.device)).tolist()
