@@ -1,7 +1,8 @@
-"""The one pass over clips in windows: batched by length, run, and each clip put together of its windows.
+"""The windowed pass: clips are cut into windows, batched by length and run; each clip is stitched from its
+windows.
 
-Windows are cut by `chunking`. Whatever runs them takes waves and gives a WindowOutput for each. Whoever has a
-queue of its own in between, as the service, needs nothing of this but the Stitcher of `outputs`.
+`chunking` cuts the windows. The engine takes waves and returns a WindowOutput for each. Code with its own
+queue in between, such as the service, uses only the Stitcher of `outputs`.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from speech_ssl.inference.outputs import Layers, PoolingOrNone, Stitcher, Window
 from speech_ssl.types import Levels, Waveform
 
 BATCH_S = {"cpu": 20.0, "cuda": 160.0}
-"""Padded seconds of a pass, by the type of the device."""
+"""Padded seconds in a pass, by device type."""
 LOOKAHEAD = 8
-"""Batches' worth of audio that is gathered to group it by length."""
+"""Audio, in batches, that is gathered to group it by length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One window of a clip, with its samples: what is batched. `clip` and `index` say where it belongs."""
+    """One window of a clip, with its samples, for batching. `clip` and `index` say where it belongs."""
 
     clip: int
     index: int
@@ -31,7 +32,7 @@ class Piece:
 
 
 class Run(Protocol):
-    """`TorchEngine.run`, `Runtime.run_windows`: one padded pass."""
+    """One padded pass, such as `TorchEngine.run` and `Runtime.run_windows`."""
 
     def __call__(
         self,
@@ -45,10 +46,10 @@ class Run(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WindowedPass:
-    """What is run of windows, and in what batches.
+    """What to compute for windows, and how to batch them.
 
-    layer, heads, units: what is wanted of each window, as `TorchEngine.run` has it. batch_s: padded seconds
-    of a batch; lookahead_s: seconds of audio that are gathered to group it by length.
+    layer, heads, units: requested for each window, as in `TorchEngine.run`. batch_s: padded seconds in a
+    batch; lookahead_s: seconds of audio that are gathered to group it by length.
     """
 
     run: Run
@@ -59,14 +60,14 @@ class WindowedPass:
     lookahead_s: float = LOOKAHEAD * BATCH_S["cpu"]
 
     def over(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, WindowOutput]]:
-        """Each piece with what its window gave, in the order of the batches."""
+        """Each piece with the output of its window, in the order of the batches."""
         for batch in batches(pieces, budget_s=self.batch_s, lookahead_s=self.lookahead_s):
             waves, levels = [piece.wave for piece in batch], [piece.window.level for piece in batch]
             passed = self.run(waves, [self.layer] * len(batch), self.heads, levels, self.units)
             yield from zip(batch, passed, strict=True)
 
     def in_order(self, windows: Iterable[tuple[Window, Waveform]]) -> Iterator[WindowOutput]:
-        """The windows of one clip, without what overlaps."""
+        """The outputs of one clip's windows in order, without overlaps."""
         early: dict[int, WindowOutput] = {}
         following = 0
         for piece, passed in self.over(pieces([windows])):
@@ -78,7 +79,7 @@ class WindowedPass:
     def stitched(
         self, clips: Sequence[Iterable[tuple[Window, Waveform]]], pooling: PoolingOrNone = "none"
     ) -> list[Stitcher]:
-        """All windows of each clip, in its stitcher."""
+        """The stitcher of each clip, with all its windows."""
         stitchers = [Stitcher(pooling) for _ in clips]
         for piece, passed in self.over(pieces(clips)):
             stitchers[piece.clip].add(piece.window, passed)
@@ -92,10 +93,10 @@ def pieces(clips: Iterable[Iterable[tuple[Window, Waveform]]]) -> Iterator[Piece
 
 
 def batches(pieces: Iterable[Piece], *, budget_s: float, lookahead_s: float) -> Iterator[list[Piece]]:
-    """Group pieces so that a batch, padded to its longest, costs at most `budget_s`.
+    """Group pieces into batches of at most `budget_s`, padded to their longest.
 
-    Up to `lookahead_s` of audio are gathered and sorted by length before they are cut into batches. A
-    piece longer than the budget is a batch of its own.
+    Up to `lookahead_s` of audio are gathered and sorted by length before they are cut into batches. A piece
+    longer than the budget is a batch of its own.
     """
     held: list[Piece] = []
     seconds = 0.0
