@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import ServiceError, bad_request
+from service.errors import ServiceError, bad_request, wording
 from service.models.clips import ClipResult, Vectors
 from service.models.engine import Engine, File
 from service.models.model import Model
@@ -36,12 +36,11 @@ from service.open_inference.schemas import (
 )
 from service.open_inference.tensors import Tensor, clips_of
 from service.v1.answering import Answer, response_of
-from service.v1.dependencies import TheEngine, attended
+from service.v1.requests import TheEngine, attended, received_json
 from service.v1.schemas import ERRORS
-from service.v1.uploads import received_json
 from speech_ssl.inference.answers import Classification
 from speech_ssl.inference.card import ModelCard, PassRequest
-from speech_ssl.inference.windows import Pool
+from speech_ssl.inference.outputs import Pool
 from speech_ssl.types import Pooling
 
 SOME: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (400, 401, 404, 503, 504)}
@@ -155,7 +154,7 @@ def _read(max_files: int, body: dict[str, Any]) -> tuple[InferRequest, list[File
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in first["loc"])[1:81]
-        raise bad_request(f"{where}: {first['msg']}", where) from error
+        raise bad_request(f"{where}: {wording(first)}", where) from error
     files = clips_of(request.inputs[0], max_files)
     names = [output.name for output in request.outputs or []]
     if len(set(names)) < len(names):

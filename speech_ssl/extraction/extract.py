@@ -19,9 +19,9 @@ from speech_ssl.extraction.parquet import Shard, Store
 from speech_ssl.extraction.progress import ProgressLine
 from speech_ssl.extraction.records import Record
 from speech_ssl.extraction.rows import Row, Settings, Stamp
+from speech_ssl.inference.outputs import PoolingOrNone, Stitcher, WindowOutput
 from speech_ssl.inference.runtime import Runtime
-from speech_ssl.inference.window_output import WindowOutput
-from speech_ssl.inference.windows import LOOKAHEAD, Piece, PoolingOrNone, Stitcher, WindowedPass
+from speech_ssl.inference.windows import LOOKAHEAD, Piece, WindowedPass
 from speech_ssl.types import SAMPLE_RATE, AudioWarning
 
 TEXT_COLUMNS = ("text", "speaker", "label")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from speech_ssl.checkpoints.artifact import Artifact, save_artifact
 from speech_ssl.checkpoints.opening import pretraining_of
 from speech_ssl.data.batching import DataConfig
+from speech_ssl.data.loader import Loader
 from speech_ssl.data.manifest import read_manifest
 from speech_ssl.data.source import Sounding
 from speech_ssl.data.splits import split_utterances
@@ -26,7 +28,7 @@ from speech_ssl.runs.events import ArtifactSaved, Listener, silent
 from speech_ssl.runs.folders import best_weights, leaving_artifact, open_folder
 from speech_ssl.runs.notes import Notes, telling_silence
 from speech_ssl.runs.reading import batches_of, begun, fingerprint, fixed_validation, loader_of, read_all
-from speech_ssl.training.checkpoint import RunState
+from speech_ssl.training.checkpoint import RunState, last_step
 from speech_ssl.training.loop import Probe, train
 from speech_ssl.training.ranks import Ranks, alone
 from speech_ssl.training.run import Run
@@ -42,6 +44,7 @@ def pretrain(  # noqa: PLR0913 - all that there is to ask
     ranks: Ranks | None = None,
     *,
     init: str | None = None,
+    teachers: Sequence[str] = (),
     resume: bool = False,
     changes: Mapping[str, Any] = MappingProxyType({}),
     probe: Path | str | None = None,
@@ -51,7 +54,8 @@ def pretrain(  # noqa: PLR0913 - all that there is to ask
     """Train `run` on the manifests' training split and leave the best weights in `out`/artifact, those
     so far if a signal stops it. Returns that folder.
 
-    init: artifact to start from, or "default". changes: numbers of a resumed run's training that differ from
+    init: artifact to start from, or "default". teachers: artifacts to learn from, for methods that need some.
+    changes: numbers of a resumed run's training that differ from
     here on. probe: manifest with labels. ranks: of `joined_ranks` under torchrun; None is this process alone,
     on a GPU if there is one. tell: is called with each event. Raises ValueError or OSError for what cannot be
     done as asked; Stopped, Collapsed or NonFinite as `training.loop.train`.
@@ -63,12 +67,15 @@ def pretrain(  # noqa: PLR0913 - all that there is to ask
     training, held_out = split_utterances(utterances)
     artifact = None if init is None else named_artifact(init)
     inputs = fingerprint(utterances, artifact)
+    taught_by = [named_artifact(name) for name in teachers]
+    inputs |= {"teachers": [teacher.sha256 for teacher in taught_by]} if taught_by else {}
     if engine != ENGINES[0]:  # its checkpoints are of another kind
         inputs["engine"] = engine
     torch.manual_seed(run.train.seed)
     encoder = run.encoder if artifact is None else hearing_as(run.encoder, artifact.encoder.config)
     run = replace(run, encoder=encoder)
     objective = run.objective.build(Encoder(encoder))
+    objective.learn_from([teacher.encoder for teacher in taught_by])
     if artifact is not None:
         start_from(objective, artifact)
     ranks.share(run.train.batches_per_step)
@@ -87,8 +94,19 @@ def pretrain(  # noqa: PLR0913 - all that there is to ask
         telling_silence(loader, tell),
     ):
         batches = batches_of(loader, ranks)
+        prepare(objective, loader, run, out, ranks)
         run_steps(objective, batches, valid, run.train, out=out, ranks=ranks, probe=watch, tell=tell)
     return out / "artifact"
+
+
+def prepare(objective: Objective, loader: Loader, run: Run, out: Path, ranks: Ranks) -> None:
+    """Let the objective fit what it needs, if the run has no step yet. Every rank reads the same batches."""
+    if last_step(out) > 0:
+        return
+    objective.to(ranks.device)
+    generator = torch.Generator(ranks.device).manual_seed(run.train.seed)
+    with closing(batches_of(loader, replace(ranks, rank=0, world=1))(None)) as stream:
+        objective.prepare((batch.to(ranks.device) for batch, _ in stream), generator)
 
 
 def hearing_as(mine: EncoderConfig, its: EncoderConfig) -> EncoderConfig:

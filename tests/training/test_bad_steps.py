@@ -123,12 +123,12 @@ class BadGradient(Guess):
         zero = self.out.bias - self.out.bias
         return replace(loss, total=loss.total + zero.sqrt().sum())
 
-    def after_step(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         self.progress.append(progress)
 
 
 def test_gradients_alone_may_be_bad_and_all_of_the_step_is_named(tmp_path: Path) -> None:
-    objective = run(tmp_path, Poisoned({}), BadGradient({3}))  # after_step was called before the first
+    objective = run(tmp_path, Poisoned({}), BadGradient({3}))  # set_progress was called before the first
     assert [entry["batch"] for entry in named(tmp_path)] == [0, 1, 2, 3]
     (event,) = entries(tmp_path, "bad_step")
     assert event["message"].startswith("step 3 was skipped: its gradients are not finite; ")
@@ -238,7 +238,7 @@ def test_a_row_outlives_a_stop(tmp_path: Path) -> None:
 def test_only_the_first_few_are_told_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, Poisoned({4 * (step - 1) + 1: NAN for step in (1, 3, 4, 6, 8, 9, 11)}))
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bad_step: ")]
-    assert len(told) == BadSteps.told and told[-1].endswith("Further ones are told only in the files")
+    assert len(told) == BadSteps.told and told[-1].endswith("Further ones are listed only in the files")
     assert len(entries(tmp_path, "bad_step")) == len(named(tmp_path)) == 7
 
 

@@ -130,7 +130,7 @@ def test_collapsed_weights_are_never_the_best(tmp_path: Path) -> None:
     assert not (tmp_path / "all" / BEST).exists()
 
     class Recovering(Scripted):
-        def after_step(self, progress: float) -> None:
+        def set_progress(self, progress: float) -> None:
             self.codes = 2.0 if progress < 0.5 else 20.0
 
         def forward(self, batch: Batch, *, generator: torch.Generator):  # type: ignore[no-untyped-def]
