@@ -23,8 +23,11 @@ from speech_ssl.model import presets
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Objective
+from speech_ssl.objectives.best_rq import BestRQConfig
 from speech_ssl.objectives.ctc import CTCConfig
 from speech_ssl.objectives.events import EventsConfig
+from speech_ssl.objectives.hubert import HuBERTConfig
+from speech_ssl.objectives.views import Mixing
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
 from speech_ssl.training.checkpoint import RunState
 from speech_ssl.training.config import TrainConfig
@@ -47,6 +50,7 @@ ENCODER = presets.tiny().changed(
     dropout=0.1,
     layer_drop=0.3,
 )
+QUIET = replace(ENCODER, dropout=0.0, layer_drop=0.0)
 
 
 def wav2vec2(encoder: EncoderConfig = ENCODER) -> Objective:
@@ -86,7 +90,31 @@ def events_timed(encoder: EncoderConfig = ENCODER) -> Objective:
     return config.build(Encoder(encoder))
 
 
-OBJECTIVES: list[Callable[..., Objective]] = [wav2vec2, ctc, events, events_frozen, events_timed]
+def hubert(encoder: EncoderConfig = ENCODER) -> Objective:
+    """Its second iteration: of a layer of a teacher, with rows mixed and a part of the loss on all frames."""
+    config = HuBERTConfig(
+        units=2, clusters=8, fit_frames=400, final_width=32, alpha=0.8, feature_penalty=0.1, mixing=Mixing()
+    )
+    objective = config.build(Encoder(encoder))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        objective.learn_from([Encoder(QUIET)])
+    return objective
+
+
+def best_rq(encoder: EncoderConfig = ENCODER) -> Objective:
+    return BestRQConfig(bins=20, entries=32, mixing=Mixing()).build(Encoder(encoder))
+
+
+OBJECTIVES: list[Callable[..., Objective]] = [
+    wav2vec2,
+    hubert,
+    best_rq,
+    ctc,
+    events,
+    events_frozen,
+    events_timed,
+]
 every_objective = pytest.mark.parametrize("build", OBJECTIVES)
 
 CPU = Ranks(0, 1, torch.device("cpu"))
@@ -201,9 +229,6 @@ def test_padding_does_not_change_the_loss(build: Callable[[], Objective]) -> Non
         torch.testing.assert_close(
             loss_of(objective, batch).total, loss_of(objective, changed).total, rtol=1e-4, atol=0
         )
-
-
-QUIET = replace(ENCODER, dropout=0.0, layer_drop=0.0)
 
 
 def gradients(build: Callable[..., Objective], ranks: Ranks) -> dict[str, Tensor]:
