@@ -27,7 +27,7 @@ ROWS = 50
 ROUNDS = 10
 """Of Lloyd's iterations on the first of them."""
 FORGET = 3
-"""The n-th sample weighs as n to this power: what was nearest before the centroids had settled is no matter."""
+"""The n-th sample weighs as n to this power: what was nearest before the centroids settled fades."""
 LEAST = 0.01
 """A cluster with less than this share of the mean count begins anew."""
 
@@ -37,8 +37,8 @@ class KMeans(nn.Module):
 
     The start is k-means++ (Arthur & Vassilvitskii 2007) and a few of Lloyd's iterations on the first sample;
     then each centroid is the mean of the frames that it was nearest to when they came, newer ones with more
-    weight. What is hardly ever nearest begins anew at frames that are far from theirs. Sums are matrix products: they are the same each
-    time, on GPUs too.
+    weight. What is hardly ever nearest begins anew at frames that are far from theirs. Sums are matrix
+    products: the same each time, on GPUs too.
     """
 
     def __init__(self, clusters: int, width: int) -> None:
@@ -83,7 +83,7 @@ class KMeans(nn.Module):
             self._learn(x_ND)
 
     def _learn(self, x_ND: Tensor) -> None:
-        """Each centroid becomes the weighted mean of its frames so far; with counts of 0 this is Lloyd's step."""
+        """Each centroid becomes the weighted mean of its frames so far: with counts of 0, Lloyd's step."""
         member_NK = F.one_hot(self(x_ND), len(self.counts_K)).to(x_ND.dtype)
         new_K = member_NK.sum(0)
         self.counts_K += new_K
