@@ -80,7 +80,7 @@ def smoke() -> Run:
     return Run(
         name="hubert-smoke",
         encoder=encoder,
-        objective=HuBERTConfig(clusters=32, fit_frames=3_000, final_width=64, feature_penalty=0.0),
+        objective=HuBERTConfig(clusters=32, fit_frames=1_600, final_width=64, feature_penalty=0.0),
         data=DataConfig(crop_s=1.0, batch_s=4.0, min_s=0.5, workers=1),
         train=TrainConfig(
             steps=30,
