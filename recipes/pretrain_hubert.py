@@ -7,7 +7,7 @@ layer of a trained model makes of the audio: --teacher runs/FIRST/artifact, or a
 20 ms. Clusters are fitted before the first step.
 
 smoke        seconds on 2 CPU cores: shows that everything runs; learns nothing of use.
-tiny         4.2 M parameters, for 2 CPU cores: 100 clusters of MFCCs.
+tiny         4.2 M parameters, for 2 CPU cores: 100 clusters of MFCCs. Not run to its end yet.
 tiny_second  the same encoder: 500 clusters of the teacher's layer 2 of 4.
 base         94.4 M parameters, the published BASE: 100 clusters of MFCCs; 47 minutes of audio a step.
 base_second  its second iteration: 500 clusters of the teacher's layer 6 of 12.

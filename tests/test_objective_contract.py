@@ -20,10 +20,12 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from speech_ssl.model import presets
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import EncoderConfig, LogMel, Transformer, WideConvolution
 from speech_ssl.model.encoder import Encoder
+from speech_ssl.objectives.apc import APCConfig
 from speech_ssl.objectives.base import Objective
 from speech_ssl.objectives.best_rq import BestRQConfig
+from speech_ssl.objectives.cpc import CPCConfig
 from speech_ssl.objectives.ctc import CTCConfig
 from speech_ssl.objectives.events import EventsConfig
 from speech_ssl.objectives.hubert import HuBERTConfig
@@ -58,6 +60,40 @@ def wav2vec2(encoder: EncoderConfig = ENCODER) -> Objective:
     return config.build(Encoder(encoder))
 
 
+def hubert(encoder: EncoderConfig = ENCODER) -> Objective:
+    """Its second iteration: of a layer of a teacher, with rows mixed and a part of the loss on all frames."""
+    config = HuBERTConfig(
+        units=2, clusters=8, fit_frames=400, final_width=32, alpha=0.8, feature_penalty=0.1, mixing=Mixing()
+    )
+    objective = config.build(Encoder(encoder))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        objective.learn_from([Encoder(QUIET)])
+    return objective
+
+
+def best_rq(encoder: EncoderConfig = ENCODER) -> Objective:
+    return BestRQConfig(bins=20, entries=32, mixing=Mixing()).build(Encoder(encoder))
+
+
+def cpc(encoder: EncoderConfig = ENCODER) -> Objective:
+    return CPCConfig(steps=4, negatives=20).build(Encoder(causal(encoder)))
+
+
+def apc(encoder: EncoderConfig = ENCODER) -> Objective:
+    return APCConfig(ahead=2).build(Encoder(mel(causal(encoder))))
+
+
+def causal(encoder: EncoderConfig) -> EncoderConfig:
+    block = Transformer(pre_norm=True, causal=True)
+    return replace(encoder, block=block, positions=WideConvolution(kernel=16))
+
+
+def mel(encoder: EncoderConfig) -> EncoderConfig:
+    """With log-mel frames in place of convolutions: for methods that need some."""
+    return replace(encoder, frontend=LogMel(bins=16))
+
+
 def ctc(encoder: EncoderConfig = ENCODER) -> Objective:
     config = CTCConfig(vocabulary=("<blank>", "a", "b", " "), head_only=0.0, hidden_share=0.3)
     return config.build(Encoder(encoder))
@@ -90,26 +126,12 @@ def events_timed(encoder: EncoderConfig = ENCODER) -> Objective:
     return config.build(Encoder(encoder))
 
 
-def hubert(encoder: EncoderConfig = ENCODER) -> Objective:
-    """Its second iteration: of a layer of a teacher, with rows mixed and a part of the loss on all frames."""
-    config = HuBERTConfig(
-        units=2, clusters=8, fit_frames=400, final_width=32, alpha=0.8, feature_penalty=0.1, mixing=Mixing()
-    )
-    objective = config.build(Encoder(encoder))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        objective.learn_from([Encoder(QUIET)])
-    return objective
-
-
-def best_rq(encoder: EncoderConfig = ENCODER) -> Objective:
-    return BestRQConfig(bins=20, entries=32, mixing=Mixing()).build(Encoder(encoder))
-
-
 OBJECTIVES: list[Callable[..., Objective]] = [
     wav2vec2,
     hubert,
     best_rq,
+    cpc,
+    apc,
     ctc,
     events,
     events_frozen,

@@ -94,6 +94,8 @@ def test_a_quiet_row_does_not_blow_up_the_gradient(
     build: Callable[[EncoderConfig], Objective], front_end: str
 ) -> None:
     objective = fresh(lambda: build(FRONT_ENDS[front_end])).requires_grad_()
+    if front_end != "tiny" and objective.encoder.config != FRONT_ENDS[front_end]:
+        pytest.skip("the method needs an encoder of its own kind, which is tried once")
     usual = gradient_norm(objective, None)
     norms = {name: gradient_norm(objective, row_S) for name, row_S in quiet_rows().items()}
     assert all(norm < MOST * usual for norm in norms.values()), (usual, norms)

@@ -24,7 +24,8 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
         self.gate = PositionGate(heads, width // heads) if gated else None
 
-    def forward(self, x_BTD: Tensor, valid_B11T: Tensor, bias_HTT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, seen: Tensor, bias_HTT: Tensor | None = None) -> Tensor:
+        """seen: which frames (B, 1, 1, T) all see, or (B, 1, T, T) each sees."""
         B, T, D = x_BTD.shape
         q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
@@ -33,12 +34,12 @@ class SelfAttention(nn.Module):
             assert bias_HTT is not None
             positions = GatedBias(self.gate(x_BTD).to(q.dtype), bias_HTT.to(q.dtype))
         if x_BTD.dtype == torch.bfloat16 and x_BTD.device.type == "cpu" and not torch.is_grad_enabled():
-            y_BHTD = attend_in_parts(q, k, v, valid_B11T, positions)
+            y_BHTD = attend_in_parts(q, k, v, seen, positions)
         else:
-            seen = valid_B11T
+            weighed = seen
             if positions is not None:
-                seen = positions.whole().masked_fill(~valid_B11T, float("-inf"))
-            y_BHTD = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+                weighed = positions.whole().masked_fill(~seen, float("-inf"))
+            y_BHTD = F.scaled_dot_product_attention(q, k, v, attn_mask=weighed, dropout_p=dropout)
         return self.out(y_BHTD.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
 
 
@@ -46,7 +47,7 @@ def attend_in_parts(
     q_BHTD: Tensor,
     k_BHTD: Tensor,
     v_BHTD: Tensor,
-    valid_B11T: Tensor,
+    seen: Tensor,
     positions: GatedBias | None = None,
 ) -> Tensor:
     """What `scaled_dot_product_attention` computes, without gradients, a few heads at a time: in bf16 on the
@@ -54,8 +55,7 @@ def attend_in_parts(
     which doubles the error of this step, to 0.4 %."""
     B, H, T, D = q_BHTD.shape
     q, k, v = (x.reshape(B * H, T, D) for x in (q_BHTD * D**-0.5, k_BHTD, v_BHTD))
-    bias_B1T = q.new_zeros(B, 1, T).masked_fill_(~valid_B11T[:, 0], float("-inf"))
-    bias = bias_B1T.repeat_interleave(H, dim=0)
+    bias = q.new_zeros(seen[:, 0].shape).masked_fill_(~seen[:, 0], float("-inf")).repeat_interleave(H, dim=0)
     y = torch.empty_like(q)
     at_once = max(1, SCORES_BYTES // (T * T * q.element_size()))
     for first in range(0, B * H, at_once):
@@ -111,12 +111,12 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.adapter = Adapter(config.width, spec.adapter_width) if spec.adapter_width else None
 
-    def forward(self, x_BTD: Tensor, valid_B11T: Tensor, bias_HTT: Tensor | None = None) -> Tensor:
-        """bias_HTT: of `RelativeBias`, where there is one."""
+    def forward(self, x_BTD: Tensor, seen: Tensor, bias_HTT: Tensor | None = None) -> Tensor:
+        """seen: as of `SelfAttention`. bias_HTT: of `RelativeBias`, where there is one."""
         if self.pre_norm:
-            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), valid_B11T, bias_HTT))
+            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), seen, bias_HTT))
             x_BTD = x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))
         else:
-            x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, valid_B11T, bias_HTT)))
+            x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, seen, bias_HTT)))
             x_BTD = self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD)))
         return x_BTD if self.adapter is None else x_BTD + self.adapter(x_BTD)

@@ -4,7 +4,7 @@ No `from __future__ import annotations` here: what a field may hold is read from
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 ConvNorm = Literal["group", "layer"]
@@ -15,6 +15,8 @@ WAVE_EPS = 1e-7
 """transformers' and ours."""
 LARGEST, DEEPEST = 2**20, 1000
 FROM_0 = {"least": 0}
+LATER = {"later": True}
+"""Of fields that older artifacts lack. At its default such a field is not stored, so that hashes stay."""
 
 
 class Part:
@@ -78,14 +80,16 @@ class Convolutions(Part):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogMel(Part):
-    """A front end of log-mel bins, two steps of 10 ms to a frame (w2v-BERT 2.0)."""
+    """A front end of log-mel bins, several steps of 10 ms to a frame (w2v-BERT 2.0)."""
 
     bins: int = 80
+    stacked: int = field(default=2, metadata={**LATER, "most": 100})
+    """Steps in a frame: 2 make 50 frames a second, 4 make 25."""
 
     @property
     def width(self) -> int:
         """Of the frames."""
-        return 2 * self.bins
+        return self.stacked * self.bins
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,6 +154,9 @@ class Transformer(Part):
     """Layer norm before attention and feed-forward (LARGE LV-60k) instead of after (BASE)."""
     adapter_width: int = field(default=0, metadata=FROM_0)
     """Of the adapters after each block (MMS); 0: none."""
+    causal: bool = field(default=False, metadata=LATER)
+    """Each frame sees itself and those before it: in attention, and in the convolution of the positions. What
+    the front end normalises by is still of the whole clip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,12 +223,21 @@ class EncoderConfig(Part):
         if not isinstance(self.positions, fitting):
             kind = type(self.block).__name__
             raise ValueError(f"positions cannot be {self.positions!r} with blocks of a {kind}")
+        if self.causal and not (
+            isinstance(self.positions, WideConvolution) and self.positions.norm == "weight"
+        ):
+            raise ValueError("causal blocks need positions of a WideConvolution with a norm of its weight")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
         if isinstance(self.positions, Rotary | Sinusoidal) and self.width // self.heads % 2:
             raise ValueError(f"{type(self.positions).__name__} positions need an even width of heads")
         if (convolution := self.convolution) is not None and self.width % convolution.groups:
             raise ValueError(f"width {self.width} must be a multiple of groups {convolution.groups}")
+
+    @property
+    def causal(self) -> bool:
+        """Whether each frame sees only itself and those before it."""
+        return isinstance(self.block, Transformer) and self.block.causal
 
     @property
     def convolution(self) -> ConvPosition | None:
@@ -272,7 +288,12 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, Part):
         return list(value) if isinstance(value, tuple) else value
     kind = next(name for name, part in KINDS.items() if type(value) is part)
-    return {"kind": kind} | {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    stored = [each for each in fields(value) if not _left_out(each, getattr(value, each.name))]
+    return {"kind": kind} | {each.name: _plain(getattr(value, each.name)) for each in stored}
+
+
+def _left_out(each: Field[Any], value: Any) -> bool:
+    return "later" in each.metadata and bool(value == each.default)
 
 
 def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -290,7 +311,8 @@ def _read(cls: type[Made], values: Mapping[str, Any]) -> Made:
     known = {each.name for each in fields(cls)}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"unknown field {unknown[0]!r} in {cls.__name__}")
-    if missing := sorted(known - set(values)):
+    later = {each.name for each in fields(cls) if "later" in each.metadata}
+    if missing := sorted(known - later - set(values)):
         raise ValueError(f"field {missing[0]!r} is missing in {cls.__name__}")
     return cls(**{name: _read_value(value) for name, value in values.items()})
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from speech_ssl.model.attention import Block
 from speech_ssl.model.config import Conformer, EncoderConfig, GatedDistances, LogMel
 from speech_ssl.model.conformer import ConformerBlock
-from speech_ssl.model.convolution import Lengths
+from speech_ssl.model.convolution import Lengths, start_bias_
 from speech_ssl.model.frontends.mel import MelFrontend
 from speech_ssl.model.frontends.wave import Frontend, LayerNorm
 from speech_ssl.model.positions import conv_positions
@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         if isinstance(config.frontend, LogMel):
-            self.frontend: MelFrontend | Frontend = MelFrontend(config.frontend.bins)
+            self.frontend: MelFrontend | Frontend = MelFrontend(config.frontend.bins, config.frontend.stacked)
         else:
             self.frontend = Frontend(config.frontend, config.conv_activation, config.init)
         self.feature_norm: nn.Module = nn.Identity()
@@ -70,6 +70,8 @@ class Encoder(nn.Module):
                 nn.init.normal_(module.weight, std=0.02 if published else module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if isinstance(config.frontend, LogMel):  # its frames of silence are zero, as no norm's input may be
+            start_bias_(self.feature_projection.bias, config.frontend.width)
 
     @property
     def hop(self) -> int:
@@ -138,12 +140,15 @@ class Encoder(nn.Module):
     def blockwise_from(self, entering: Frames) -> Iterator[Tensor]:
         """As `blockwise`, of what enters the first block."""
         valid_BT, x_BTD = entering.valid_BT, entering.x_BTD
-        valid_B11T = valid_BT[:, None, None, :]
+        seen = valid_BT[:, None, None, :]
+        if self.config.causal:
+            size = x_BTD.shape[1]
+            seen = seen & torch.ones(size, size, dtype=torch.bool, device=x_BTD.device).tril()
         shared = () if self.relative is None else (self.relative(x_BTD.shape[1]),)
         yield x_BTD
         for i, (block, dropped) in enumerate(zip(self.blocks, self._dropped_layers(), strict=True)):
             if not dropped:
-                x_BTD = block(x_BTD, valid_B11T, *shared)
+                x_BTD = block(x_BTD, seen, *shared)
             if i < len(self.blocks) - 1:
                 yield x_BTD
         if self.config.block.pre_norm:

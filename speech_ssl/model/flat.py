@@ -25,7 +25,7 @@ from speech_ssl.model.config import (
     WideConvolution,
 )
 
-MEL_FIELD, MEL_HOP = 560, 320
+MEL_STEP, MEL_WINDOW = 160, 400
 """What stands for log-mel bins in the words of convolutions."""
 REQUIRED: dict[str, Any] = {
     "conv_channels": [512] * 7,
@@ -69,6 +69,7 @@ LATER: dict[str, Any] = {
     "mel_bins": 0,
     "conformer_dropout": 0.1,
     "wave_eps": 1e-7,
+    "causal": False,
 }
 """Fields that the first ones do not have, with what they mean where they are missing."""
 SAME = (
@@ -85,7 +86,7 @@ CONVOLUTION = {"kernel": "position_kernel", "groups": "position_groups"}
 DISTANCES = {"buckets": "relative_buckets", "furthest": "relative_distance"}
 CLIPPED = {"left": "relative_left", "right": "relative_right"}
 CONFORMER = {"kernel": "conformer_kernel", "norm": "conformer_norm", "dropout": "conformer_dropout"}
-TRANSFORMER = {"pre_norm": "pre_norm", "adapter_width": "adapter_width"}
+TRANSFORMER = {name: name for name in ("pre_norm", "adapter_width", "causal")}
 
 
 def stored_config(values: Mapping[str, Any]) -> EncoderConfig:
@@ -164,9 +165,10 @@ def flat_of(config: EncoderConfig) -> dict[str, Any]:
     """The fields that a config of this kind has a meaning for, in the flat one's words."""
     flat = {name: getattr(config, name) for name in SAME}
     match config.frontend:
-        case LogMel(bins=bins):
-            flat |= {"mel_bins": bins, "conv_channels": (2 * bins,), "normalize_wave": False}
-            flat |= {"conv_kernels": (MEL_FIELD,), "conv_strides": (MEL_HOP,)}
+        case LogMel(bins=bins, stacked=stacked):
+            flat |= {"mel_bins": bins, "conv_channels": (stacked * bins,), "normalize_wave": False}
+            flat["conv_kernels"] = ((stacked - 1) * MEL_STEP + MEL_WINDOW,)
+            flat["conv_strides"] = (stacked * MEL_STEP,)
         case Convolutions() as convolutions:
             flat |= _in_words(convolutions, FRONTEND)
     if isinstance(config.block, Conformer):

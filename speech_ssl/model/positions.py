@@ -26,9 +26,11 @@ class ConvPositions(nn.Module):
     were missing or wrong in several releases. `fold_` replaces the pair by the plain weight.
     """
 
-    def __init__(self, width: int, kernel: int, groups: int, activation: Activation = "gelu") -> None:
+    def __init__(
+        self, width: int, kernel: int, groups: int, activation: Activation = "gelu", *, causal: bool = False
+    ) -> None:
         super().__init__()
-        self.kernel, self.groups = kernel, groups
+        self.kernel, self.groups, self.causal = kernel, groups, causal
         self.activation = ACTIVATIONS[activation]
         weight_DCK = torch.empty(width, width // groups, kernel)
         nn.init.normal_(weight_DCK, std=math.sqrt(4 / (kernel * width)))
@@ -57,7 +59,7 @@ class ConvPositions(nn.Module):
         """Of frames that are zero where they are invalid: (B, T, D)."""
         x_BTD = frames.x_BTD
         weight = self.weight().to(x_BTD.dtype)
-        return self.activation(_same_size(x_BTD, weight, self.bias, self.groups))
+        return self.activation(_same_size(x_BTD, weight, self.bias, self.groups, causal=self.causal))
 
 
 class PositionLayer(nn.Module):
@@ -136,14 +138,18 @@ def conv_positions(config: EncoderConfig) -> ConvPositions | StackedPositions | 
         case StackedConvolutions() as spec:
             return StackedPositions(config.width, spec, config.conv_activation)
         case WideConvolution(kernel=kernel, groups=groups, norm=norm):
-            build = BatchNormPositions if norm == "batch" else ConvPositions
-            return build(config.width, kernel, groups, config.conv_activation)
+            if norm == "batch":
+                return BatchNormPositions(config.width, kernel, groups, config.conv_activation)
+            return ConvPositions(config.width, kernel, groups, config.conv_activation, causal=config.causal)
     return None
 
 
-def _same_size(x_BTD: Tensor, weight_DCK: Tensor, bias_D: Tensor, groups: int) -> Tensor:
-    frames = x_BTD.shape[1]
+def _same_size(
+    x_BTD: Tensor, weight_DCK: Tensor, bias_D: Tensor, groups: int, *, causal: bool = False
+) -> Tensor:
+    frames, taps = x_BTD.shape[1], weight_DCK.shape[2]
+    padding = taps - 1 if causal else taps // 2
     if x_BTD.device.type == "cpu" and not torch.is_grad_enabled():
         x_BTD = F.pad(x_BTD, (0, 0, 0, -frames % ROUNDED))
-    y_BTD = conv_over_time(x_BTD, weight_DCK, bias_D, padding=weight_DCK.shape[2] // 2, groups=groups)
-    return y_BTD[:, :frames]  # an even kernel makes one frame too many
+    y_BTD = conv_over_time(x_BTD, weight_DCK, bias_D, padding=padding, groups=groups)
+    return y_BTD[:, :frames]  # an even kernel makes one frame too many, a causal one those after the end

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.frontends.mel import MelFrontend
+from speech_ssl.model.frontends.mel import STEP, MelFrontend
 from speech_ssl.objectives.base import Floor, Objective, effective_rank, moments, perplexity
 from speech_ssl.objectives.masking import hidden_positions, hide_spans, most_hidden
 from speech_ssl.objectives.units import at_least, on_grid, usage
@@ -24,17 +24,17 @@ from speech_ssl.types import Batch, Frames, LossSum
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BestRQConfig:
-    """Defaults: the paper's (section 4.1.1), for frames of 20 ms where it has 40."""
+    """Defaults: the paper's (section 4.1.1), for its frames of 40 ms: `LogMel(stacked=4)`."""
 
     bins: int = 80
-    """Of the log-mel bank that targets are made of, two steps of 10 ms to a frame."""
+    """Of the log-mel bank that targets are made of; as many steps of 10 ms as make a frame are stacked."""
     entries: int = 8192
     code_width: int = 16
     hidden_share: float = 0.4
     """As `hide_spans` takes it: the paper's probability of 0.01 that a step of 10 ms begins a span, times the
     40 steps of one."""
-    hidden_span: int = 20
-    """400 ms."""
+    hidden_span: int = 10
+    """Frames: 400 ms of the paper's."""
     noise: float = 0.1
     """Standard deviation of what hidden log-mel frames are replaced by."""
     mixing: Mixing | None = None
@@ -71,16 +71,17 @@ class BestRQ(Objective):
         super().__init__()
         self.config = config
         self.encoder = encoder
-        self.mel = MelFrontend(config.bins)
-        self.quantizer = RandomProjection(2 * config.bins, config.entries, config.code_width)
+        self.mel = MelFrontend(config.bins, max(encoder.hop // STEP, 1))
+        self.width = self.mel.stacked * config.bins
+        self.quantizer = RandomProjection(self.width, config.entries, config.code_width)
         self.head = nn.Linear(encoder.config.width, config.entries)
         self.hears_mel = isinstance(encoder.frontend, MelFrontend)
         if self.hears_mel:
             encoder.hidden_vector.requires_grad_(False)
 
     def mel_frames(self, batch: Batch) -> Tensor:
-        """The log-mel frames nearest to those of the encoder (B, T, 2 * bins), with mean 0 and variance 1 in
-        each bin over the row, without which few codes would be chosen (section 3.2)."""
+        """The log-mel frames nearest to those of the encoder (B, T, stacked * bins), with mean 0 and variance 1
+        in each bin over the row, without which few codes would be chosen (section 3.2)."""
         mel = self.mel(at_least(batch.wave_BS, self.mel.receptive_field), batch.lengths_B)
         return on_grid(mel, self.mel.hop, self.mel.receptive_field, self.encoder, batch).x_BTD
 
@@ -108,7 +109,7 @@ class BestRQ(Objective):
         mixing = config.mixing if self.training else None
         wave_BS = mix_utterances(batch.wave_BS, batch.lengths_B, mixing, generator)
         raw = self.encoder.convolve(wave_BS, batch.lengths_B)
-        heard = self.hears_mel and mixing is None and raw.x_BTD.shape[2] == 2 * config.bins
+        heard = self.hears_mel and mixing is None and self.encoder.config.frontend.width == self.width
         code_BT = self.quantizer(raw.x_BTD if heard else self.mel_frames(batch))
         context, hidden_BT = self.context(raw, generator)
         B, T, D = context.x_BTD.shape

@@ -19,6 +19,7 @@ from speech_ssl.model import attention, presets
 from speech_ssl.model.config import Conformer, Convolutions, EncoderConfig, Rotary, WideConvolution
 from speech_ssl.model.convolution import conv_over_time
 from speech_ssl.model.encoder import Encoder
+from speech_ssl.model.flat import flat_of, hashed
 from speech_ssl.model.frontends.wave import ValidGroupNorm, normalize_waves
 from speech_ssl.types import Frames
 
@@ -354,3 +355,31 @@ def test_visible_frames_alone_are_what_they_are_with_hidden_ones_kept_out_of_att
     conformer = Encoder(replace(presets.tiny(), block=Conformer(), positions=Rotary()))
     with pytest.raises(ValueError, match="convolutional positions"):
         conformer.visible(features, hidden_BT)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+def test_causal_blocks_see_nothing_that_comes_later(precision: torch.dtype) -> None:
+    """Neither in attention nor through the positions; what was before changes what follows."""
+    config = presets.tiny().changed(depth=2, block={"causal": True})
+    encoder = randomized(config).eval().to(precision)
+    x_BTD = torch.randn(2, 20, config.frontend.width, dtype=precision)
+    other_BTD = x_BTD.clone()
+    other_BTD[:, 12:] += 1.0
+    lengths_B = torch.tensor([20, 15])
+    with torch.no_grad():
+        first, second = (encoder.contextualize(Frames(x, lengths_B)).x_BTD for x in (x_BTD, other_BTD))
+        alone = encoder.contextualize(Frames(x_BTD[:, :12], torch.tensor([12, 12]))).x_BTD
+    torch.testing.assert_close(first[:, :12], second[:, :12], atol=1e-5, rtol=0)
+    torch.testing.assert_close(first[:, :12], alone, atol=1e-5 if precision == torch.float32 else 0.1, rtol=0)
+    assert bool(((first - second)[:, 12:15].abs().amax(2) > 0.01).all())
+    with pytest.raises(ValueError, match="causal blocks need positions"):
+        presets.base().changed(block={"causal": True}, positions={"norm": "batch"})
+
+
+def test_fields_that_came_later_are_stored_only_where_they_are_not_as_before() -> None:
+    """So that older artifacts open and keep their hash."""
+    plain, causal = presets.tiny(), presets.tiny().changed(block={"causal": True})
+    assert "causal" not in plain.to_dict()["block"] and causal.to_dict()["block"]["causal"] is True
+    assert "causal" not in hashed(flat_of(plain)) and hashed(flat_of(causal))["causal"] is True
+    for config in (plain, causal):
+        assert EncoderConfig.from_dict(config.to_dict()) == config

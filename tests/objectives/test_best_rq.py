@@ -19,7 +19,7 @@ from tests.test_objective_contract import QUIET, tones
 
 pytestmark = pytest.mark.numerical
 
-HEARS_MEL = QUIET.changed(frontend=LogMel(bins=20))
+HEARS_MEL = QUIET.changed(frontend=LogMel(bins=20, stacked=4))
 both_front_ends = pytest.mark.parametrize("encoder", [QUIET, HEARS_MEL], ids=["wave", "mel"])
 
 

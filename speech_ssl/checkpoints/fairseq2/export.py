@@ -97,7 +97,7 @@ def check(config: EncoderConfig) -> tuple[Convolutions, WideConvolution, Transfo
     asked = {
         "frontend": isinstance(frontend, Convolutions),
         "positions": isinstance(positions, WideConvolution) and positions.norm == "weight",
-        "block": isinstance(block, Transformer) and not block.adapter_width,
+        "block": isinstance(block, Transformer) and not (block.adapter_width or block.causal),
         "activation": config.activation == "gelu",
         "conv_activation": config.conv_activation == "gelu",
         "feature_norm": config.feature_norm,

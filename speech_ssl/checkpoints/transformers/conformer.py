@@ -141,7 +141,8 @@ def _block(config: EncoderConfig, family: str) -> Conformer:
     block, bert = config.block, family == "wav2vec2-bert"
     can = {
         "block": isinstance(block, Conformer) and bert == (block.norm == "layer"),
-        "frontend": isinstance(config.frontend, LogMel if bert else Convolutions),
+        "frontend": isinstance(config.frontend, LogMel if bert else Convolutions)
+        and getattr(config.frontend, "stacked", 2) == 2,
         "positions": bert or not isinstance(config.positions, ClippedDistances),
         "feature_norm": config.feature_norm,
     }

@@ -164,6 +164,7 @@ def _parts(config: EncoderConfig, family: str) -> tuple[Convolutions, ConvPositi
     can = {
         "block": isinstance(block, Transformer)
         and not (data2vec and block.pre_norm)
+        and not block.causal
         and (not block.adapter_width or (block.pre_norm and adapted)),
         "frontend": isinstance(frontend, Convolutions) and not (data2vec and frontend.norm != "layer"),
         "positions": isinstance(positions, GatedDistances) == (family == "wavlm")

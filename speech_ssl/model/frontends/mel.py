@@ -12,8 +12,6 @@ from speech_ssl.model.convolution import Lengths, output_length
 from speech_ssl.model.frontends.levels import Given, given, given_means, given_variances
 from speech_ssl.types import SAMPLE_RATE, Frames, Levels, Moments, valid_mask
 
-STACKED = 2
-"""Steps in a frame."""
 STEP, WINDOW = 160, 400
 """Samples from one spectrum to the next, 10 ms, and those that one sees, 25 ms."""
 FFT = 512
@@ -26,30 +24,30 @@ LEAST_ENERGY = 2.0**-23
 
 
 class MelFrontend(nn.Module):
-    """Waves (B, S) to frames (B, T, 2 * bins), 50 a second: Kaldi's log-mel filter bank with mean 0 and
-    variance 1 in each bin over the clip, then two steps side by side.
+    """Waves (B, S) to frames (B, T, stacked * bins), 100 / stacked a second: Kaldi's log-mel filter bank with
+    mean 0 and variance 1 in each bin over the clip, then some steps side by side.
 
     (Seamless Communication 2023, arXiv 2312.05187, section 3.2.1; what transformers calls
     SeamlessM4TFeatureExtractor.) It learns nothing. It computes in float64 whatever the precision around,
     since in a spectrum's quiet bins float32 leaves the rounding of the loud ones: up to 1e-3 in features of
     speech, where float64 is within 2e-6 of transformers. The result is float32.
 
-    Bins are normalised over all valid steps of a row, and so over an odd last one that no frame holds.
+    Bins are normalised over all valid steps of a row, and so over last ones that no frame holds.
     """
 
-    def __init__(self, bins: int) -> None:
+    def __init__(self, bins: int, stacked: int = 2) -> None:
         super().__init__()
-        self.bins = bins
+        self.bins, self.stacked = bins, stacked
 
     @property
     def hop(self) -> int:
         """Samples from one frame to the next."""
-        return STACKED * STEP
+        return self.stacked * STEP
 
     @property
     def receptive_field(self) -> int:
         """Samples that one frame sees: the shortest clip that has a frame."""
-        return STEP + WINDOW
+        return (self.stacked - 1) * STEP + WINDOW
 
     def frame_count(self, lengths: Lengths) -> Lengths:
         """Exact number of frames of waves of `lengths` samples."""
@@ -62,8 +60,8 @@ class MelFrontend(nn.Module):
         with torch.autocast(wave_BS.device.type, enabled=False):
             steps = Frames(log_mel(wave_BS.double(), self.bins), output_length(lengths_B, WINDOW, STEP))
             x_BTM = _normalized(steps, given(levels, _moments)).float()
-        count = x_BTM.shape[1] // STACKED
-        x_BTC = x_BTM[:, : count * STACKED].reshape(len(x_BTM), count, STACKED * self.bins)
+        count = x_BTM.shape[1] // self.stacked
+        x_BTC = x_BTM[:, : count * self.stacked].reshape(len(x_BTM), count, self.stacked * self.bins)
         return Frames(x_BTC, self.frame_count(lengths_B))
 
 
