@@ -80,8 +80,8 @@ class BestRQ(Objective):
             encoder.hidden_vector.requires_grad_(False)
 
     def mel_frames(self, batch: Batch) -> Tensor:
-        """The log-mel frames nearest to those of the encoder (B, T, stacked * bins), with mean 0 and variance 1
-        in each bin over the row, without which few codes would be chosen (section 3.2)."""
+        """The log-mel frames nearest to those of the encoder (B, T, stacked * bins), with mean 0 and variance
+        1 in each bin over the row, without which few codes would be chosen (section 3.2)."""
         mel = self.mel(at_least(batch.wave_BS, self.mel.receptive_field), batch.lengths_B)
         return on_grid(mel, self.mel.hop, self.mel.receptive_field, self.encoder, batch).x_BTD
 
