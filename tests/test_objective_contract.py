@@ -203,6 +203,7 @@ def test_sums_of_two_batches_add(build: Callable[[], Objective]) -> None:
     torch.testing.assert_close(both.total, first.total + second.total)
     for name in first.metrics:
         torch.testing.assert_close(both.metrics[name], first.metrics[name] + second.metrics[name])
+        assert not first.metrics[name].requires_grad, f"{name} is not detached: it would keep the graph"
     with torch.no_grad():
         held_out = loss_of(objective.eval(), tones(1))
     reported = objective.report({k: v / held_out.count for k, v in held_out.metrics.items()})
