@@ -2,9 +2,9 @@
 
     python -m recipes.pretrain_hubert VARIANT --manifest M.tsv --out runs/NAME [--teacher ARTIFACT]
 
-The first learns to predict clusters of MFCCs. The second begins anew, and predicts clusters of what a middle
-layer of a trained model makes of the audio: --teacher runs/FIRST/artifact, or any artifact with frames of
-20 ms. Clusters are fitted before the first step.
+The first run predicts clusters of MFCCs. The second starts from scratch and predicts clusters of a middle
+layer of a trained encoder, given by --teacher: the first run's artifact, or any other with frames of 20 ms.
+Clusters are fitted before the first step.
 
 smoke        seconds on 2 CPU cores: shows that everything runs; learns nothing of use.
 tiny         4.2 M parameters, for 2 CPU cores: 100 clusters of MFCCs. Not run to its end yet.

@@ -1,7 +1,6 @@
-"""BEST-RQ: predict, where frames are hidden, the nearest code to a random projection of their log-mel bins.
+"""BEST-RQ: predict, at hidden frames, the code of a frozen random-projection quantizer.
 
-Chiu et al. 2022, arXiv 2202.01855, section 3. Nothing of the targets is learnt: projection and codebook stay
-as they were drawn.
+Chiu et al. 2022, arXiv 2202.01855, section 3. The quantizer takes log-mel frames; nothing in it is trained.
 """
 
 from __future__ import annotations
@@ -24,21 +23,20 @@ from speech_ssl.types import Batch, Frames, LossSum
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BestRQConfig:
-    """Defaults: the paper's (section 4.1.1), for its frames of 40 ms: `LogMel(stacked=4)`."""
+    """Defaults: the paper's (section 4.1.1), for frames of 40 ms, `LogMel(stacked=4)`."""
 
     bins: int = 80
-    """Of the log-mel bank that targets are made of; as many steps of 10 ms as make a frame are stacked."""
+    """Mel bins of the quantizer's input; the steps of 10 ms that make a frame are stacked."""
     entries: int = 8192
     code_width: int = 16
     hidden_share: float = 0.4
-    """As `hide_spans` takes it: the paper's probability of 0.01 that a step of 10 ms begins a span, times the
-    40 steps of one."""
+    """As in `hide_spans`: the paper's probability that a span begins, 0.01 per 10 ms, times its 400 ms."""
     hidden_span: int = 10
-    """Frames: 400 ms of the paper's."""
+    """In frames: 400 ms if they are of 40 ms."""
     noise: float = 0.1
-    """Standard deviation of what hidden log-mel frames are replaced by."""
+    """Standard deviation of the Gaussian noise that replaces hidden log-mel frames."""
     mixing: Mixing | None = None
-    """What is heard in training; targets are of the clean wave (WavLM)."""
+    """Utterance mixing of the encoder's input in training; targets are of the clean wave (WavLM)."""
 
     def build(self, encoder: Encoder) -> BestRQ:
         return BestRQ(encoder, self)
@@ -57,13 +55,13 @@ class RandomProjection(nn.Module):
 
     @torch.no_grad()
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Between vectors of length 1 the nearest is that with the greatest product, however long A x is."""
+        """Among code vectors of length 1 the nearest has the largest product, whatever the length of A x."""
         with torch.autocast(x_BTD.device.type, enabled=False):
             return (x_BTD.float() @ self.projection_DC @ self.codebook_VC.T).argmax(-1)
 
 
 class BestRQ(Objective):
-    """Encoder, quantizer and a softmax over its codes."""
+    """An encoder, a frozen quantizer, and a linear layer that predicts its codes."""
 
     best_by = "loss"
 
@@ -80,14 +78,14 @@ class BestRQ(Objective):
             encoder.hidden_vector.requires_grad_(False)
 
     def mel_frames(self, batch: Batch) -> Tensor:
-        """The log-mel frames nearest to those of the encoder (B, T, stacked * bins), with mean 0 and variance
-        1 in each bin over the row, without which few codes would be chosen (section 3.2)."""
+        """Log-mel frames (B, T, stacked * bins) aligned with the encoder's. Each bin has mean 0 and variance
+        1 over the row: without this few codes would be used (section 3.2)."""
         mel = self.mel(at_least(batch.wave_BS, self.mel.receptive_field), batch.lengths_B)
         return on_grid(mel, self.mel.hop, self.mel.receptive_field, self.encoder, batch).x_BTD
 
     def context(self, raw: Frames, generator: torch.Generator) -> tuple[Frames, Tensor]:
-        """Context vectors (B, T, D), and which frames were hidden (B, T): log-mel frames by noise, as in the
-        paper, those of a wave by the learned vector."""
+        """Context vectors (B, T, D) and the hidden frames (B, T) bool. Log-mel frames are hidden by noise, as
+        in the paper; the features of a convolutional front end by the learned vector."""
         features = self.encoder.normalized(raw)
         hidden_BT = hide_spans(
             features.lengths_B,
@@ -131,8 +129,8 @@ class BestRQ(Objective):
         return LossSum(total, weight_BM.sum(), {k: v.detach() for k, v in metrics.items()})
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """Adds `code_perplexity`: of the codes to predict, whose logarithm is the loss of one who knows how
-        often each occurs; `chance`: that one's accuracy; `guess_perplexity`: of the likeliest codes;
+        """Adds `code_perplexity`: of the target codes; its logarithm is the loss of predicting by frequency
+        alone, and `chance` the accuracy of that; `guess_perplexity`: of the predicted codes;
         `effective_rank` of the context vectors."""
         return super().report(means) | {
             "chance": float(means["codes"].max()),
@@ -145,8 +143,8 @@ class BestRQ(Objective):
         return {
             "code_perplexity": Floor(
                 0.01 * self.config.entries,
-                "few codes are chosen, so that there is little to predict. Look for silent or constant audio "
-                "in the manifest, or take another seed",
+                "few codes are in use, so that there is little to predict. Look for silent or constant audio "
+                "in the manifest, or try another seed",
             ),
             "effective_rank": Floor(
                 2.0,

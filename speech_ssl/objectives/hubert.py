@@ -1,7 +1,7 @@
-"""HuBERT: predict the unit of each hidden frame, a cluster of MFCCs or of a trained model's states.
+"""HuBERT: predict the k-means unit of each hidden frame.
 
-Hsu et al. 2021, arXiv 2106.07447, section II. The units are found while training, of the same crops that the
-encoder hears, where the paper labels whole recordings beforehand.
+Hsu et al. 2021, arXiv 2106.07447, section II. Units are computed in each step from the same crop that the
+encoder gets, where the paper labels whole recordings in advance.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from speech_ssl.types import Batch, LossSum
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HuBERTConfig:
-    """Defaults: BASE's first iteration (section IV-B and IV-C)."""
+    """Defaults: the first iteration of BASE (section IV)."""
 
     units: Literal["mfcc"] | int = "mfcc"
-    """What is clustered; a number: the teacher's states after so many blocks, 0 what enters the first."""
+    """Features to cluster: MFCCs, or the layer of the teacher, counted as in `Encoder.hidden_states`."""
     clusters: int = 100
     fit_frames: int = 1_000_000
-    """On how many frames the clusters are fitted before the first step."""
+    """Frames on which the clusters are fitted before the first step."""
     hidden_share: float = 0.8
-    """As `hide_spans` takes it: the paper's 8 % of starts, times the span."""
+    """As in `hide_spans`: the paper's probability that a span begins, 0.08, times the span."""
     hidden_span: int = 10
     alpha: float = 1.0
-    """Weight of the hidden frames, and 1 - alpha of the visible ones (equation 2)."""
+    """Weight of the hidden frames' loss; the visible ones have 1 - alpha (equation 2)."""
     tau: float = 0.1
     """Temperature of the cosine similarities (equation 3)."""
     final_width: int = 256
     feature_penalty: float = 10.0
-    """On the front end's energy: fairseq's, the paper does not tell of it."""
+    """Weight of the mean square of the features: from fairseq's configuration, not in the paper."""
     mixing: Mixing | None = None
-    """What is heard in training; units are of the clean wave (WavLM)."""
+    """Utterance mixing of the encoder's input in training; units are of the clean wave (WavLM)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -53,7 +53,7 @@ class HuBERTConfig:
 
 
 class CosineHead(nn.Module):
-    """sim(A o_t, e_c) / tau for each unit c (equation 3): vectors (..., D) to logits (..., V)."""
+    """sim(A o_t, e_c) / tau for each unit c (equation 3): context vectors (..., D) to logits (..., V)."""
 
     def __init__(self, width: int, final_width: int, clusters: int, tau: float) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class CosineHead(nn.Module):
 
 
 class HuBERT(Objective):
-    """Encoder, units and the head that predicts them."""
+    """An encoder, k-means units, and a head that predicts them."""
 
     best_by = "cross_entropy"
 
@@ -131,8 +131,8 @@ class HuBERT(Objective):
         return LossSum(total, count, {k: v.detach() for k, v in metrics.items()})
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """Adds `unit_perplexity`: of the units to predict, whose logarithm is the loss of one who knows how
-        often each occurs; `chance`: that one's accuracy; `guess_perplexity`: of the likeliest units;
+        """Adds `unit_perplexity`: of the target units; its logarithm is the loss of predicting by frequency
+        alone, and `chance` the accuracy of that; `guess_perplexity`: of the predicted units;
         `effective_rank` of the context vectors."""
         return super().report(means) | {
             "chance": float(means["units"].max()),
@@ -145,12 +145,12 @@ class HuBERT(Objective):
         return {
             "unit_perplexity": Floor(
                 0.1 * self.config.clusters,
-                "few units make up nearly all frames, so that there is little to predict. Look for silent or "
-                "constant audio in the manifest, take another layer of the teacher, or fewer clusters",
+                "a few units cover nearly all frames, so that there is little to predict. Look for silent or "
+                "constant audio in the manifest, use another layer of the teacher, or fewer clusters",
             ),
             "guess_perplexity": Floor(
                 1.2,
-                "nearly the same unit is predicted everywhere. Lower the peak learning rate or lengthen the "
+                "nearly all frames get the same prediction. Lower the peak learning rate or lengthen the "
                 "warm-up",
             ),
             "effective_rank": Floor(

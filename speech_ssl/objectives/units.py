@@ -1,8 +1,5 @@
-"""Units to predict: clusters of frames, of MFCCs or of what a trained encoder makes of them (HuBERT, Hsu et
-al. 2021, arXiv 2106.07447, sections II-A and IV), and how much they say about phones.
-
-They are fitted on a stream before the first step and found anew in each: no features are ever written down.
-"""
+"""Discrete units as targets: k-means of MFCCs or of a trained encoder's hidden states, fitted on a stream and
+computed in each step; and measures of their quality (HuBERT, Hsu et al. 2021, arXiv 2106.07447)."""
 
 from __future__ import annotations
 
@@ -21,24 +18,24 @@ from speech_ssl.model.frontends.wave import Frontend, normalize_waves
 from speech_ssl.types import Batch, Frames
 
 MFCC_WIDTH, CEPSTRA, BINS, LIFTER = 39, 13, 23, 22
-"""Kaldi's defaults, which HuBERT takes; with first and second differences thrice the cepstra."""
+"""Kaldi's defaults, as in HuBERT; first and second differences make 39 of 13 cepstra."""
 ROWS = 50
-"""Frames a cluster of what k-means sees at a time."""
+"""Frames per cluster in a sample, on which k-means makes one update."""
 ROUNDS = 10
-"""Of Lloyd's iterations on the first of them."""
+"""Lloyd iterations on the first sample."""
 FORGET = 3
-"""The n-th sample weighs as n to this power: what was nearest before the centroids settled fades."""
+"""Sample n has weight n ** FORGET, so that assignments to early centroids fade."""
 LEAST = 0.01
-"""A cluster with less than this share of the mean count begins anew."""
+"""A cluster with less than this share of the mean count is re-seeded."""
 
 
 class KMeans(nn.Module):
-    """Clusters of frames, fitted on a stream (Sculley 2010, "Web-scale k-means clustering").
+    """k-means fitted on a stream of frames, in samples (mini-batch k-means, Sculley 2010).
 
-    The start is k-means++ (Arthur & Vassilvitskii 2007) and a few of Lloyd's iterations on the first sample;
-    then each centroid is the mean of the frames that it was nearest to when they came, newer ones with more
-    weight. What is hardly ever nearest begins anew at frames that are far from theirs. Sums are matrix
-    products: the same each time, on GPUs too.
+    It starts with greedy k-means++ (Arthur & Vassilvitskii 2007) and a few Lloyd iterations on the first
+    sample. Then each centroid is a weighted mean of the frames assigned to it so far. Clusters that are
+    hardly used are re-seeded at frames far from their centroid. Sums are matrix products: deterministic, on
+    GPUs too.
     """
 
     def __init__(self, clusters: int, width: int) -> None:
@@ -49,14 +46,14 @@ class KMeans(nn.Module):
         self.register_buffer("counts_K", torch.zeros(clusters))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """The number of the nearest centroid: (B, T) int64, or of whatever shape comes before D."""
+        """The index of the nearest centroid: (B, T) int64; any leading shape will do."""
         with torch.autocast(x_BTD.device.type, enabled=False):
             half_K = self.centroids_KD.square().sum(1) / 2
             return (x_BTD.float() @ self.centroids_KD.T - half_K).argmax(-1)
 
     @torch.no_grad()
     def fit(self, stream: Iterable[Tensor], *, total: int, generator: torch.Generator) -> None:
-        """On about `total` frames, or all that there are, which come in parts (N, D)."""
+        """Fit on about `total` frames, given in parts (N, D); on all of them if there are fewer."""
         seen = 0
         for number, x_ND in enumerate(_samples(stream, ROWS * len(self.counts_K))):
             if number == 0:
@@ -71,7 +68,7 @@ class KMeans(nn.Module):
     def _start(self, x_ND: Tensor, generator: torch.Generator) -> None:
         squares_N, K = x_ND.square().sum(1), len(self.counts_K)
         apart_N = torch.full_like(squares_N, torch.inf)
-        for k in range(K):  # of a few candidates each time the best, as in scikit-learn
+        for k in range(K):  # the best of a few candidates, as in scikit-learn
             p_N = apart_N.clamp(min=1e-12, max=1e12)
             drawn_C = torch.multinomial(p_N, 2 + int(math.log(K)), replacement=True, generator=generator)
             apart_NC = squares_N[:, None] - 2 * (x_ND @ x_ND[drawn_C].T) + squares_N[drawn_C]
@@ -83,7 +80,7 @@ class KMeans(nn.Module):
             self._learn(x_ND)
 
     def _learn(self, x_ND: Tensor) -> None:
-        """Each centroid becomes the weighted mean of its frames so far: with counts of 0, Lloyd's step."""
+        """Update the weighted means with new frames; with counts of 0 this is a Lloyd iteration."""
         member_NK = F.one_hot(self(x_ND), len(self.counts_K)).to(x_ND.dtype)
         new_K = member_NK.sum(0)
         self.counts_K += new_K
@@ -94,7 +91,7 @@ class KMeans(nn.Module):
         apart_N = (x_ND - self.centroids_KD[self(x_ND)]).square().sum(1)
         least = LEAST * self.counts_K.mean()
         few_K = self.counts_K < least
-        # The greatest of log p + Gumbel noise are draws by p without replacement.
+        # The largest values of log p + Gumbel noise are draws from p without replacement.
         noise_N = -torch.empty_like(apart_N).exponential_(generator=generator).log()
         ranked_K = (apart_N.clamp(min=1e-12).log() + noise_N).topk(min(len(few_K), len(x_ND))).indices
         far_KD = x_ND[ranked_K[torch.arange(len(few_K), device=x_ND.device) % len(ranked_K)]]
@@ -103,7 +100,7 @@ class KMeans(nn.Module):
 
 
 def _samples(stream: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Parts of a stream together, so that each has at least `size` rows but for the last."""
+    """Join the parts of a stream to samples of at least `size` rows (the last may have fewer)."""
     parts: list[Tensor] = []
     for part in stream:
         parts.append(part[part.isfinite().all(1)].float())
@@ -115,8 +112,12 @@ def _samples(stream: Iterable[Tensor], size: int) -> Iterator[Tensor]:
 
 
 class Units(nn.Module):
-    """The unit of each frame of an encoder: k-means of MFCCs, or of the states of a teacher after so many of
-    its blocks. It is frozen, no part of the state dict, and computed in the precision around."""
+    """k-means units at an encoder's frames, of MFCCs or of a teacher's hidden states.
+
+    source: "mfcc", or the teacher's layer as in `Encoder.hidden_states`. The teacher is frozen and not in the
+    state dict; it computes in the precision of the surrounding autocast. Raises ValueError if it has no such
+    layer.
+    """
 
     def __init__(self, clusters: int, source: Literal["mfcc"] | int, teacher: Encoder | None = None) -> None:
         super().__init__()
@@ -130,36 +131,35 @@ class Units(nn.Module):
     def fit(
         self, batches: Iterable[Batch], encoder: Encoder, *, total: int, generator: torch.Generator
     ) -> None:
-        """Fit on about `total` frames; units that came with the weights to start from are kept."""
-        if not self.kmeans.counts_K.any():
+        """Fit on about `total` frames. Clusters of MFCCs that came with the weights to start from are kept."""
+        if self.source != "mfcc" or not self.kmeans.counts_K.any():
             described = (self.describe(batch, encoder) for batch in batches)
             rows = (frames.x_BTD[frames.valid_BT] for frames in described)
             self.kmeans.fit(rows, total=total, generator=generator)
 
     def forward(self, batch: Batch, encoder: Encoder) -> Tensor:
-        """Units (B, T) int64 of the frames that `encoder` makes of the batch; any number where invalid."""
+        """Units (B, T) int64 at the frames of `encoder`; arbitrary on padding."""
         units_BT: Tensor = self.kmeans(self.describe(batch, encoder).x_BTD)
         return units_BT
 
     @torch.no_grad()
     def describe(self, batch: Batch, encoder: Encoder) -> Frames:
-        """What is clustered, at the encoder's frames (B, T, D)."""
-        if not self.teacher:
+        """The features that are clustered, at the encoder's frames (B, T, D)."""
+        if self.source == "mfcc":
             return mfcc_frames(batch.wave_BS, batch.lengths_B, encoder)
         (teacher,) = self.teacher
         if teacher.hidden_vector.device != batch.wave_BS.device:
             teacher.to(batch.wave_BS.device)
         wave_BS = at_least(batch.wave_BS, teacher.receptive_field)
-        assert self.source != "mfcc"
         x_BTD = teacher.hidden_states(wave_BS, batch.lengths_B, last=self.source)[self.source]
         states = Frames(x_BTD, teacher.frame_count(batch.lengths_B))
         return on_grid(states, teacher.hop, teacher.receptive_field, encoder, batch)
 
 
 def on_grid(steps: Frames, hop: int, field: int, encoder: Encoder, batch: Batch) -> Frames:
-    """Of steps that see `field` samples each, `hop` samples apart, that for each frame of the encoder whose
-    middle is nearest to the frame's, the later of two. Of the published convolutions' frames and Kaldi's
-    steps of 10 ms this is every other, and both see the same 400 samples."""
+    """Align steps of `field` samples, `hop` samples apart, with the encoder's frames: each frame takes the
+    step with the nearest centre, the later of two. With the published convolutions (hop 320, receptive field
+    400) frame t takes MFCC step 2 t, which covers the same 400 samples."""
     size = encoder.frame_count(batch.wave_BS.shape[1])
     t_T = torch.arange(size, device=steps.x_BTD.device)
     at_T = (2 * encoder.hop * t_T + encoder.receptive_field - field + hop) // (2 * hop)
@@ -169,8 +169,8 @@ def on_grid(steps: Frames, hop: int, field: int, encoder: Encoder, batch: Batch)
 
 
 def mfcc_frames(wave_BS: Tensor, lengths_B: Tensor, encoder: Encoder) -> Frames:
-    """MFCCs at the encoder's frames (B, T, 39), of the wave as the encoder hears it: what normalises its
-    input can't tell how loud that was."""
+    """MFCCs at the encoder's frames (B, T, 39). They are of the normalised wave if the encoder normalises its
+    input, since it cannot know the level then."""
     front = encoder.frontend
     if not isinstance(front, Frontend) or front.normalize_wave:
         wave_BS = normalize_waves(wave_BS, lengths_B)
@@ -179,8 +179,8 @@ def mfcc_frames(wave_BS: Tensor, lengths_B: Tensor, encoder: Encoder) -> Frames:
 
 
 def mfcc(wave_BS: Tensor, lengths_B: Tensor) -> Frames:
-    """13 cepstra of Kaldi, and their first and second differences over 5 steps: (B, steps, 39), 100 a second.
-    At either end of a row its outermost step is repeated, as torchaudio's `compute_deltas` does."""
+    """Kaldi's 13 MFCCs with first and second differences over 5 steps: (B, steps, 39), 100 a second. A row's
+    first and last step are repeated at its ends, as in torchaudio's `compute_deltas`."""
     with torch.autocast(wave_BS.device.type, enabled=False):
         lengths_B = output_length(lengths_B, WINDOW, STEP)
         k_K = torch.arange(CEPSTRA, device=wave_BS.device)
@@ -206,20 +206,20 @@ def _differences(steps: Frames) -> Tensor:
 
 
 def at_least(wave_BS: Tensor, samples: int) -> Tensor:
-    """Waves (B, S) with zeros up to so many samples: a step needs more than some encoders' frames."""
+    """Waves (B, S) zero-padded to so many samples at least."""
     return F.pad(wave_BS, (0, max(samples - wave_BS.shape[1], 0)))
 
 
 def usage(unit_BM: Tensor, weight_BM: Tensor, clusters: int) -> Tensor:
-    """How often each unit occurs in the weighted frames: (V,), to be summed and given to `perplexity`."""
+    """Histogram of the units over the weighted frames: (V,). Divide by the weights' sum for `perplexity`."""
     used_V = torch.zeros(clusters, device=unit_BM.device)
     return used_V.scatter_add_(0, unit_BM.flatten(), weight_BM.flatten().float())
 
 
 def pnmi(unit_N: Tensor, phone_N: Tensor) -> float:
-    """Phone-normalised mutual information I(y; z) / H(y): the share of what there is to know about a frame's
-    phone y that its unit z tells, between 0 and 1. Frames that are both valid and labelled, each (N,) int64.
-    0 where there is but one phone."""
+    """Phone-normalised mutual information I(phone; unit) / H(phone): the share of the uncertainty about a
+    frame's phone that its unit removes, from 0 to 1. Both (N,) int64, of frames that have a phone label. 0 if
+    there is only one phone."""
     joint_PV = _joint(unit_N, phone_N)
     phone_P, unit_V = joint_PV.sum(1), joint_PV.sum(0)
     phones = _entropy(phone_P)
@@ -228,17 +228,17 @@ def pnmi(unit_N: Tensor, phone_N: Tensor) -> float:
 
 
 def phone_purity(unit_N: Tensor, phone_N: Tensor) -> float:
-    """The share of frames with the commonest phone of their unit: accuracy, if each unit stood for one."""
+    """The share of frames whose phone is the commonest one of their unit."""
     return float(_joint(unit_N, phone_N).amax(0).sum())
 
 
 def cluster_purity(unit_N: Tensor, phone_N: Tensor) -> float:
-    """The share of frames with the commonest unit of their phone: it falls where there are many units."""
+    """The share of frames whose unit is the commonest one of their phone. It falls with more units."""
     return float(_joint(unit_N, phone_N).amax(1).sum())
 
 
 def _joint(unit_N: Tensor, phone_N: Tensor) -> Tensor:
-    """p(phone, unit): (P, V) float64. Raises ValueError unless there is a phone for each unit."""
+    """p(phone, unit): (P, V) float64. Raises ValueError if the shapes differ or are empty."""
     if unit_N.shape != phone_N.shape or unit_N.ndim != 1 or not len(unit_N):
         raise ValueError(f"wanted as many phones as units, not {tuple(phone_N.shape)}, {tuple(unit_N.shape)}")
     units = int(unit_N.max()) + 1

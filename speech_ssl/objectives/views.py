@@ -42,8 +42,8 @@ class Mixed(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mixing:
-    """Utterance mixing: speech or noise added to a part of some rows of the encoder's input, while the targets
-    are computed from the clean wave (WavLM, Chen et al. 2021, arXiv 2110.13900, section III-B, algorithm 1)."""
+    """Utterance mixing: speech or noise added to a part of some rows of the encoder's input, with targets of
+    the clean wave (WavLM, Chen et al. 2021, arXiv 2110.13900, section III-B, algorithm 1)."""
 
     share: float = 0.2
     """Share of the rows that are mixed."""

@@ -44,8 +44,8 @@ class Wav2Vec2Config:
     """Factor on the temperature over the whole run: BASE's factor per step, over its 400,000 steps."""
     target_dropout: float = 0.1
     mixing: Mixing | None = None
-    """What the context network hears in training; targets are of the clean wave, at the price of a second
-    pass of the front end."""
+    """Utterance mixing of the encoder's input in training. Targets are of the clean wave: a second pass of
+    the front end."""
 
     def build(self, encoder: Encoder) -> Wav2Vec2:
         return Wav2Vec2(encoder, self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -134,11 +135,17 @@ def test_rows_are_mixed_in_training_and_units_are_of_the_clean_ones() -> None:
     assert torch.equal(held_out.total, made()(batch, generator=seeded(3)).total)
 
 
-def test_units_that_came_with_the_weights_are_kept() -> None:
+def test_units_of_mfccs_that_came_with_the_weights_are_kept() -> None:
+    """Not those of a layer: they may be of another teacher's."""
     objective = made()
     before = {k: v.clone() for k, v in objective.units.state_dict().items()}
     objective.prepare(endless(), seeded(9))
     assert before and all(torch.equal(objective.units.state_dict()[k], v) for k, v in before.items())
+    second = HuBERTConfig(units=1, clusters=8, fit_frames=400).build(Encoder(QUIET))
+    second.learn_from([Encoder(replace(QUIET, depth=1))])
+    second.units.kmeans.counts_K.fill_(3.0)
+    second.prepare(endless(), seeded(9))
+    assert second.units.kmeans.centroids_KD.any()
 
 
 def test_a_layer_needs_a_teacher_that_has_it() -> None:
