@@ -107,7 +107,7 @@ def _samples(stream: Iterable[Tensor], size: int) -> Iterator[Tensor]:
         if sum(map(len, parts)) >= size:
             yield torch.cat(parts)
             parts = []
-    if sum(map(len, parts)):
+    if parts:
         yield torch.cat(parts)
 
 
@@ -115,8 +115,7 @@ class Units(nn.Module):
     """k-means units at an encoder's frames, of MFCCs or of a teacher's hidden states.
 
     source: "mfcc", or the teacher's layer as in `Encoder.hidden_states`. The teacher is frozen and not in the
-    state dict; it computes in the precision of the surrounding autocast. Raises ValueError if it has no such
-    layer.
+    state dict; it computes in the precision around. Raises ValueError if it has no such layer.
     """
 
     def __init__(self, clusters: int, source: Literal["mfcc"] | int, teacher: Encoder | None = None) -> None:
@@ -124,14 +123,16 @@ class Units(nn.Module):
         if source != "mfcc" and teacher is not None and not 0 <= source <= teacher.config.depth:
             raise ValueError(f"the teacher has layers 0 to {teacher.config.depth}, not {source}")
         self.source = source
-        self.teacher = () if teacher is None else (teacher.eval().requires_grad_(False),)
+        self.teacher: tuple[Encoder, ...] = ()
+        if teacher is not None:
+            self.teacher = (teacher.eval().requires_grad_(False),)
         width = MFCC_WIDTH if teacher is None else teacher.config.width
         self.kmeans = KMeans(clusters, width)
 
     def fit(
         self, batches: Iterable[Batch], encoder: Encoder, *, total: int, generator: torch.Generator
     ) -> None:
-        """Fit on about `total` frames. Clusters of MFCCs that came with the weights to start from are kept."""
+        """Fit on about `total` frames. Clusters of MFCCs loaded with the weights to start from are kept."""
         if self.source != "mfcc" or not self.kmeans.counts_K.any():
             described = (self.describe(batch, encoder) for batch in batches)
             rows = (frames.x_BTD[frames.valid_BT] for frames in described)
