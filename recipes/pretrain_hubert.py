@@ -57,7 +57,7 @@ def tiny() -> Run:
     return Run(
         name="hubert-tiny",
         encoder=presets.tiny(),
-        objective=HuBERTConfig(fit_frames=200_000, feature_penalty=0.0),
+        objective=HuBERTConfig(fit_frames=100_000, feature_penalty=0.0),
         data=DataConfig(crop_s=2.6, batch_s=15.6, min_s=1.0, workers=1),
         train=TrainConfig(
             steps=19_500, peak_lr=1e-3, log_every=100, valid_every=1_000, save_every=500, warmup=0.02
@@ -70,7 +70,7 @@ def tiny_second() -> Run:
     return replace(
         tiny(),
         name="hubert-tiny-second",
-        objective=HuBERTConfig(units=2, clusters=500, fit_frames=200_000, feature_penalty=0.0),
+        objective=HuBERTConfig(units=2, clusters=500, fit_frames=100_000, feature_penalty=0.0),
     )
 
 
