@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from speech_ssl.inference import answers
 from speech_ssl.inference.answers import Choice, Classification, Clock, TextDecoder, Transcript
 from speech_ssl.inference.card import ModelCard, PassRequest
+from speech_ssl.inference.outputs import ClipOutput
 from speech_ssl.inference.units import dense
-from speech_ssl.inference.windows import ClipOutput
 from speech_ssl.model.heads.specs import CTCSpec, EventsSpec
 from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE

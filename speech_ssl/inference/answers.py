@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from speech_ssl.inference.ctc.best_path import align, greedy, split_at_blanks
 from speech_ssl.inference.ctc.word_times import Loudness, Word, of_every
-from speech_ssl.inference.labels import clip_logits, frame_logits, probabilities
 from speech_ssl.inference.units import Outputs, best_path, dense
 from speech_ssl.model.heads.specs import CTCSpec, EventsSpec
 from speech_ssl.text import SPACE, Vocabulary, normalize
@@ -23,6 +22,8 @@ PART_S = 30.0
 """Longer recordings are searched and aligned in parts, cut in pauses: the cost is not linear in length."""
 SMOOTHING_S = 0.2
 """Width of the median filter over frame scores: events and gaps shorter than half of it are noise."""
+LABELS, ROWS = 16, 1024
+"""Processed at a time: for hundreds of labels over an hour, each copy would be a gigabyte."""
 
 
 class Hypothesis(Protocol):
@@ -248,6 +249,53 @@ def frame_scores(
     count = len(frames_TK)
     edges_s = [clock.span(t, t, count)[0] for t in range(count)] + [clock.duration_s]
     return frames_TK, np.array(edges_s)
+
+
+# In NumPy, since answering needs no PyTorch; `model.heads.head` has the same for training, on batches.
+
+
+def frame_logits(outputs_TO: NDArray[np.float32], spec: EventsSpec) -> NDArray[np.float32]:
+    """Logits of each label for each frame: (T, K)."""
+    return outputs_TO[:, : len(spec.labels)]
+
+
+def clip_logits(outputs_TO: NDArray[np.float32], spec: EventsSpec) -> NDArray[np.float32]:
+    """Logits of each label for the whole clip: (K,)."""
+    logits_TK = frame_logits(outputs_TO, spec)
+    if spec.pooling == "max":
+        return np.asarray(logits_TK.max(0))
+    if spec.pooling == "mean":
+        return np.asarray(logits_TK.mean(0))
+    attention_TK = outputs_TO[:, len(spec.labels) :]
+    logits_K = np.empty(len(spec.labels), dtype=np.float32)
+    for first in range(0, len(logits_K), LABELS):
+        some = slice(first, first + LABELS)
+        logits_K[some] = (logits_TK[:, some] * _softmax(attention_TK[:, some], axis=0)).sum(0)
+    return logits_K
+
+
+def probabilities(logits_NK: NDArray[np.float32], spec: EventsSpec) -> NDArray[np.float32]:
+    """Probabilities of labels; exclusive ones sum to 1."""
+    if not spec.exclusive:
+        return _sigmoid(logits_NK)
+    rows_NK = logits_NK.reshape(-1, logits_NK.shape[-1])
+    shares_NK = np.empty_like(rows_NK)
+    for first in range(0, len(rows_NK), ROWS):
+        some = slice(first, first + ROWS)
+        shares_NK[some] = _softmax(rows_NK[some], axis=-1)
+    return shares_NK.reshape(logits_NK.shape)
+
+
+def _softmax(x: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Not scipy's, whose import would lengthen the start of the service's process by a sixth."""
+    shares = np.exp(x - x.max(axis, keepdims=True))
+    return np.asarray(shares / shares.sum(axis, keepdims=True))
+
+
+def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    y = np.negative(x)
+    np.logaddexp(0, y, out=y)
+    return np.exp(np.negative(y, out=y), out=y)
 
 
 def _smoothed(frames_T: NDArray[np.float32], hop_s: float) -> NDArray[np.float32]:

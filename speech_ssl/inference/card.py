@@ -10,8 +10,8 @@ from speech_ssl.checkpoints.ngram import NGram
 from speech_ssl.inference.answers import Choice
 from speech_ssl.inference.chunking import Chunker, Window
 from speech_ssl.inference.levels import Meter
+from speech_ssl.inference.outputs import PoolingOrNone
 from speech_ssl.inference.units import KEPT, WHOLE
-from speech_ssl.inference.windows import PoolingOrNone
 from speech_ssl.model.heads.specs import CTCSpec, EventsSpec, HeadSpec
 from speech_ssl.types import Waveform
 

@@ -25,9 +25,9 @@ from speech_ssl.inference.card import TASKS, ModelCard, Task
 from speech_ssl.inference.chunking import CONTEXT_S, WINDOW_S, Chunker, Window
 from speech_ssl.inference.clips import Clip, checked_clips, naming
 from speech_ssl.inference.engines.torch import TorchEngine, checked_device
+from speech_ssl.inference.outputs import ClipOutput, Layers, WindowOutput
 from speech_ssl.inference.units import WHOLE, dense
-from speech_ssl.inference.window_output import Layers, WindowOutput
-from speech_ssl.inference.windows import BATCH_S, LOOKAHEAD, ClipOutput, WindowedPass
+from speech_ssl.inference.windows import BATCH_S, LOOKAHEAD, WindowedPass
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE, AudioWarning, Features, Levels, Pooling, Waveform

@@ -131,7 +131,7 @@ def words_of(
     words = []
     for units, start, end in zip(said, starts, ends, strict=True):
         score = math.exp(statistics.fmean(span.log_prob for span in units))
-        text = vocabulary.decode(span.unit for span in units)
+        text = vocabulary.decode([span.unit for span in units])
         words.append(Word(text, start * hop_s, end * hop_s, min(score, 1.0)))
     return words
 

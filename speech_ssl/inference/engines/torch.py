@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from speech_ssl.inference.arithmetic import Precision, check_precision, computing, fitted
 from speech_ssl.inference.ctc.word_times import Loudness, loudness_of
+from speech_ssl.inference.outputs import NO_FRAMES, Layers, WindowOutput
 from speech_ssl.inference.units import KEPT, WHOLE, Outputs, TopUnits
-from speech_ssl.inference.window_output import NO_FRAMES, Layers, WindowOutput
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.heads.head import CTCHead
 from speech_ssl.types import Levels, Waveform, pad
