@@ -5,7 +5,7 @@
 The encoders hear log-mel bins, as in the paper. With a front end of convolutions the method works too: the
 targets are then of the log-mel bins of the same wave.
 
-smoke   seconds on 2 CPU cores: shows that everything runs; learns nothing of use.
+smoke   9 s of one CPU core: shows that everything runs; learns nothing of use.
 tiny    3.7 M parameters, for 2 CPU cores: the tiny encoder with log-mel frames of 20 ms in the place of its
         convolutions. Not run to its end yet.
 base    89 M parameters: frames of 40 ms and a Conformer of 12 blocks, as in the open reproduction of Whetten

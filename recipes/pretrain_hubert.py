@@ -6,7 +6,7 @@ The first run predicts clusters of MFCCs. The second starts from scratch and pre
 layer of a trained encoder, given by --teacher: the first run's artifact, or any other with frames of 20 ms.
 Clusters are fitted before the first step.
 
-smoke        seconds on 2 CPU cores: shows that everything runs; learns nothing of use.
+smoke        15 s of one CPU core: shows that everything runs; learns nothing of use.
 tiny         4.2 M parameters, for 2 CPU cores: 100 clusters of MFCCs. Not run to its end yet.
 tiny_second  the same encoder: 500 clusters of the teacher's layer 2 of 4.
 base         94.4 M parameters, the published BASE: 100 clusters of MFCCs; 47 minutes of audio a step.
