@@ -114,9 +114,8 @@ def _samples(stream: Iterable[Tensor], size: int) -> Iterator[Tensor]:
 class Units(nn.Module):
     """k-means units at an encoder's frames, of MFCCs or of a teacher's hidden states.
 
-    source: "mfcc", or the teacher's layer as in `Encoder.hidden_states`. The teacher is frozen and not in the
-    state dict; it computes in the precision around. Raises ValueError if it has no such layer.
-    """
+    source: "mfcc", or the teacher's layer as in `Encoder.hidden_states`; ValueError if it has no such layer.
+    The teacher is frozen and not in the state dict; it computes in the precision around."""
 
     def __init__(self, clusters: int, source: Literal["mfcc"] | int, teacher: Encoder | None = None) -> None:
         super().__init__()
