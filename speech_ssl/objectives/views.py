@@ -10,6 +10,7 @@ rows one gain, `Speed` changes the lengths, `SpecAugment` works on spectrograms 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,32 @@ class Mixed(NamedTuple):
     wave_BS: Tensor
     partner_B: Tensor
     weight_B: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mixing:
+    """Utterance mixing: speech or noise added to a part of some rows of the encoder's input, with targets of
+    the clean wave (WavLM, Chen et al. 2021, arXiv 2110.13900, section III-B, algorithm 1)."""
+
+    share: float = 0.2
+    """Share of the rows that are mixed."""
+    noise: float = 0.5
+    """Share of the mixed rows that get noise; the others get another row of the batch. Noise is synthetic,
+    between white and pink, where the paper uses recordings; this share is ours."""
+    longest: float = 0.5
+    """Longest mixed part, as a share of the row; its length is uniform."""
+    speech_db: tuple[float, float] = (-5.0, 5.0)
+    noise_db: tuple[float, float] = (-5.0, 20.0)
+    """Ratios of the row's energy to that of what is added, each over the whole row: uniform in dB."""
+
+    def __post_init__(self) -> None:
+        for name in ("share", "noise", "longest"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} of Mixing is within 0 and 1, not {getattr(self, name)}")
+        for name in ("speech_db", "noise_db"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} of Mixing must be (lowest, highest), not {low, high}")
 
 
 def random_gain(wave_BS: Tensor, *, most_db: float, generator: torch.Generator) -> Tensor:
@@ -171,6 +198,40 @@ def mixup(
     return Mixed(mixed_BS, partner_B, weight_B)
 
 
+def mix_utterances(
+    wave_BS: Tensor, lengths_B: Tensor, mixing: Mixing | None, generator: torch.Generator
+) -> Tensor:
+    """Waves (B, S) mixed as `mixing` says; None leaves them alone. The part begins anywhere in the row, and
+    what is added anywhere in the other row, which is repeated if it is too short. Silent rows stay silent. A
+    row alone in its batch gets noise or nothing. Nothing is clipped."""
+    if mixing is None:
+        return wave_BS
+    B, S = wave_BS.shape
+    mixed_B, noisy_B = _chosen(B, mixing.share, generator), _chosen(B, mixing.noise, generator)
+    ratio_B = _rand(B, generator)
+    (lowest, highest), (low, high) = mixing.noise_db, mixing.speech_db
+    ratio_db_B = torch.where(noisy_B, lowest + (highest - lowest) * ratio_B, low + (high - low) * ratio_B)
+
+    own_B = torch.arange(B, device=wave_BS.device)
+    step_B = torch.randint(1, max(B, 2), (B,), device=wave_BS.device, generator=generator)
+    partner_B = (own_B + step_B) % max(B, 1)
+    other_BS = torch.where(
+        noisy_B[:, None],
+        coloured_noise(B, S, generator),
+        _cut_or_repeated(wave_BS, lengths_B, partner_B, _rand(B, generator)),
+    ).masked_fill(~valid_mask(lengths_B, S), 0.0)
+    mixed_B = mixed_B & (noisy_B | (partner_B != own_B))
+
+    part_B = (_rand(B, generator) * (mixing.longest * lengths_B).floor()).long() + 1
+    first_B = (_rand(B, generator) * (lengths_B - part_B + 1)).long()
+    at_S = torch.arange(S, device=wave_BS.device)
+    inside_BS = (at_S >= first_B[:, None]) & (at_S < (first_B + part_B)[:, None])
+    norm_B = _norm(other_BS)
+    gain_B = torch.where(norm_B > SILENT, _norm(wave_BS) / norm_B.clamp(min=SILENT), 0.0)
+    gain_B = gain_B * 10 ** (-ratio_db_B / 20)
+    return torch.where(inside_BS & mixed_B[:, None], wave_BS + gain_B[:, None] * other_BS, wave_BS)
+
+
 def beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
     """Draws from Beta(alpha, alpha): (count,) float32.
 
@@ -212,10 +273,16 @@ def _babble(wave_BS: Tensor, lengths_B: Tensor, generator: torch.Generator) -> T
     return babble_BS
 
 
-def _cut_or_repeated(wave_BS: Tensor, lengths_B: Tensor, partner_B: Tensor) -> Tensor:
-    """Each row's partner, cut or repeated to the row's length, then zeros."""
+def _cut_or_repeated(
+    wave_BS: Tensor, lengths_B: Tensor, partner_B: Tensor, start_B: Tensor | None = None
+) -> Tensor:
+    """Each row's partner, cut or repeated to the row's length, then zeros. start_B: where in the partner to
+    begin, as a share of its length."""
     S = wave_BS.shape[1]
-    at_BS = torch.arange(S, device=wave_BS.device) % lengths_B[partner_B][:, None].clamp(min=1)
+    length_B1 = lengths_B[partner_B][:, None].clamp(min=1)
+    at_BS = torch.arange(S, device=wave_BS.device) % length_B1
+    if start_B is not None:
+        at_BS = (at_BS + (start_B[:, None] * length_B1).long()) % length_B1
     return wave_BS[partner_B].gather(1, at_BS).masked_fill(~valid_mask(lengths_B, S), 0.0)
 
 

@@ -17,6 +17,7 @@ from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.quantizers import GumbelQuantizer
 from speech_ssl.objectives.base import Floor, Objective, effective_rank, moments, perplexity
 from speech_ssl.objectives.masking import hidden_positions, hide_spans, most_hidden
+from speech_ssl.objectives.views import Mixing, mix_utterances
 from speech_ssl.types import Batch, LossSum
 
 
@@ -42,6 +43,9 @@ class Wav2Vec2Config:
     temperature_decay: float = 0.999995**400_000
     """Factor on the temperature over the whole run: BASE's factor per step, over its 400,000 steps."""
     target_dropout: float = 0.1
+    mixing: Mixing | None = None
+    """Utterance mixing of the encoder's input in training. Targets are of the clean wave: a second pass of
+    the front end."""
 
     def build(self, encoder: Encoder) -> Wav2Vec2:
         return Wav2Vec2(encoder, self)
@@ -126,8 +130,12 @@ class Wav2Vec2(Objective):
         """Raises ValueError if the batch is too short for a frame. The diversity loss and the feature penalty
         are means over this batch, weighted by its count, so that they add up like the contrastive loss."""
         config = self.config
-        raw = self.encoder.convolve(batch.wave_BS, batch.lengths_B)
-        features = self.encoder.normalized(raw)
+        mixing = config.mixing if self.training else None
+        wave_BS = mix_utterances(batch.wave_BS, batch.lengths_B, mixing, generator)
+        raw = self.encoder.convolve(wave_BS, batch.lengths_B)
+        features = clean = self.encoder.normalized(raw)
+        if mixing is not None:
+            clean = self.encoder.normalized(self.encoder.convolve(batch.wave_BS, batch.lengths_B))
         size = features.x_BTD.shape[1]
         spans = {"share": config.hidden_share, "span": config.hidden_span}
         hidden_BT = hide_spans(features.lengths_B, size, generator=generator, **spans)  # type: ignore[arg-type]
@@ -137,7 +145,7 @@ class Wav2Vec2(Objective):
         context = self.encoder.contextualize(features, hidden_BT=hidden_BT)
         context_BMD = _take(context.x_BTD, position_BM)
         quantized = self.quantizer(
-            self.target_dropout(_take(features.x_BTD, position_BM)),
+            self.target_dropout(_take(clean.x_BTD, position_BM)),
             temperature=self.temperature,
             generator=generator,
         )
