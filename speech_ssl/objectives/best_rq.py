@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.frontends.mel import STEP, MelFrontend
 from speech_ssl.objectives.base import Floor, Objective, effective_rank, moments, perplexity
-from speech_ssl.objectives.masking import hidden_positions, hide_spans, most_hidden
+from speech_ssl.objectives.masking import hidden_positions, hide_spans, most_hidden, take
 from speech_ssl.objectives.units import at_least, on_grid, usage
 from speech_ssl.objectives.views import Mixing, mix_utterances
 from speech_ssl.types import Batch, Frames, LossSum
@@ -113,7 +113,7 @@ class BestRQ(Objective):
         B, T, D = context.x_BTD.shape
         most = most_hidden(T, share=config.hidden_share, span=config.hidden_span)
         position_BM, chosen_BM = hidden_positions(hidden_BT, most)
-        context_BMD = context.x_BTD.gather(1, position_BM[:, :, None].expand(-1, -1, D)).float()
+        context_BMD = take(context.x_BTD, position_BM).float()
         code_BM = code_BT.gather(1, position_BM)
         weight_BM = chosen_BM.float()
         with torch.autocast(batch.wave_BS.device.type, enabled=False):

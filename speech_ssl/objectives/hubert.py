@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Floor, Objective, effective_rank, moments, perplexity
-from speech_ssl.objectives.masking import hidden_positions, hide_spans, most_hidden
+from speech_ssl.objectives.masking import hidden_positions, hide_spans, most_hidden, take
 from speech_ssl.objectives.units import Units, usage
 from speech_ssl.objectives.views import Mixing, mix_utterances
 from speech_ssl.types import Batch, LossSum
@@ -105,9 +105,7 @@ class HuBERT(Objective):
             (hidden_BT, most_hidden(size, **spans)) if alone else (features.valid_BT, size)  # type: ignore[arg-type]
         )
         position_BM, chosen_BM = hidden_positions(predicted_BT, most)
-        context_BMD = context.x_BTD.gather(
-            1, position_BM[:, :, None].expand(-1, -1, context.x_BTD.shape[2])
-        ).float()
+        context_BMD = take(context.x_BTD, position_BM).float()
         unit_BM = self.units(batch, self.encoder).gather(1, position_BM)
         weight_BM = torch.where(hidden_BT.gather(1, position_BM), config.alpha, 1 - config.alpha) * chosen_BM
         with torch.autocast(batch.wave_BS.device.type, enabled=False):

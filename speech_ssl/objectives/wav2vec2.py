@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.quantizers import GumbelQuantizer
 from speech_ssl.objectives.base import Floor, Objective, effective_rank, moments, perplexity
-from speech_ssl.objectives.masking import hidden_positions, hide_spans, most_hidden
+from speech_ssl.objectives.masking import hidden_positions, hide_spans, most_hidden, take
 from speech_ssl.objectives.views import Mixing, mix_utterances
 from speech_ssl.types import Batch, LossSum
 
@@ -143,9 +143,9 @@ class Wav2Vec2(Objective):
         chosen_BM = chosen_BM & (chosen_BM.sum(1, keepdim=True) > 1)  # a single frame has no distractor
 
         context = self.encoder.contextualize(features, hidden_BT=hidden_BT)
-        context_BMD = _take(context.x_BTD, position_BM)
+        context_BMD = take(context.x_BTD, position_BM)
         quantized = self.quantizer(
-            self.target_dropout(_take(clean.x_BTD, position_BM)),
+            self.target_dropout(take(clean.x_BTD, position_BM)),
             temperature=self.temperature,
             generator=generator,
         )
@@ -212,10 +212,6 @@ class Wav2Vec2(Objective):
                 "the warm-up, and look for silent or constant audio in the manifest",
             ),
         }
-
-
-def _take(x_BTD: Tensor, position_BM: Tensor) -> Tensor:
-    return x_BTD.gather(1, position_BM[:, :, None].expand(-1, -1, x_BTD.shape[2]))
 
 
 def _single_index(codes_BMG: Tensor, entries: int) -> Tensor:
