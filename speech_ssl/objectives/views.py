@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from speech_ssl.types import SAMPLE_RATE, valid_mask
@@ -25,6 +26,9 @@ VOICES = 3
 
 SILENT = 1e-6
 """A row of a smaller 2-norm is silent: its energy cannot be matched."""
+
+CROP_AREA = 1.5
+"""How far beyond a spectrogram's time a resized crop may reach, half of it at each end."""
 
 LEAST_ALPHA = 0.01
 """Below it the gammas that make a beta are too small even for double precision."""
@@ -107,9 +111,14 @@ def random_crop(
     share_B = low + (high - low) * _rand(len(wave_BS), generator)
     kept_B = (share_B * lengths_B).round().long().clamp(min=1).minimum(lengths_B)
     first_B = (_rand(len(wave_BS), generator) * (lengths_B - kept_B + 1)).long()
-    at_BS = first_B[:, None] + torch.arange(wave_BS.shape[1], device=wave_BS.device)
-    part_BS = wave_BS.gather(1, at_BS.clamp(max=wave_BS.shape[1] - 1))
-    return part_BS.masked_fill(~valid_mask(kept_B, wave_BS.shape[1]), 0.0), kept_B
+    return cut(wave_BS, first_B, kept_B), kept_B
+
+
+def cut(wave_BS: Tensor, first_B: Tensor, kept_B: Tensor) -> Tensor:
+    """The samples of each row from the first on, as many as are kept; zeros after that: (B, S)."""
+    S = wave_BS.shape[1]
+    at_BS = first_B[:, None] + torch.arange(S, device=wave_BS.device)
+    return wave_BS.gather(1, at_BS.clamp(max=S - 1)).masked_fill(~valid_mask(kept_B, S), 0.0)
 
 
 def change_speed(wave_BS: Tensor, lengths_B: Tensor, factor_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,13 +171,53 @@ def mixup(
     step_B = torch.randint(1, max(B, 2), (B,), device=wave_BS.device, generator=generator)
     partner_B = torch.where(mixed_B, (own_B + step_B) % max(B, 1), own_B)
     weight_B = torch.where(mixed_B, beta(alpha, B, generator), 1.0)
-    other_BS = _cut_or_repeated(wave_BS, lengths_B, partner_B)
-    norm_B, other_norm_B = _norm(wave_BS), _norm(other_BS)
-    heard_B = (norm_B > SILENT) & (other_norm_B > SILENT)
-    gain_B = torch.where(heard_B, norm_B / other_norm_B.clamp(min=SILENT), 1.0)
-    other_share_B = (1 - weight_B) * gain_B
-    mixed_BS = weight_B[:, None] * wave_BS + other_share_B[:, None] * other_BS
-    return Mixed(mixed_BS, partner_B, weight_B)
+    return Mixed(_mixed(wave_BS, lengths_B, partner_B, weight_B), partner_B, weight_B)
+
+
+def mix_in(wave_BS: Tensor, lengths_B: Tensor, *, most: float, generator: torch.Generator) -> Tensor:
+    """Each row with another one behind it, as `mixup` mixes them, but so that it stays itself: the other's
+    weight is uniform between 0 and `most`."""
+    partner_B, weight_B = _behind(len(wave_BS), most, generator)
+    return _mixed(wave_BS, lengths_B, partner_B, 1 - weight_B)
+
+
+def log_mixup_exp(x_BTM: Tensor, lengths_B: Tensor, *, most: float, generator: torch.Generator) -> Tensor:
+    """As `mix_in`, of log-mel spectrograms (B, T, M): energies are mixed, not their logarithms (BYOL-A,
+    Niizumi et al. 2021, arXiv 2103.06695, section III-B1, which takes the others from a memory of rows)."""
+    partner_B, weight_B = _behind(len(x_BTM), most, generator)
+    other_BTM = _cut_or_repeated(x_BTM, lengths_B, partner_B)
+    weight_B11 = weight_B[:, None, None]
+    mixed_BTM = torch.logaddexp(x_BTM + (-weight_B11).log1p(), other_BTM + weight_B11.log())
+    return mixed_BTM.masked_fill(~valid_mask(lengths_B, x_BTM.shape[1])[:, :, None], 0.0)
+
+
+def resized_crop(
+    x_BTM: Tensor, lengths_B: Tensor, *, share: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """A rectangle of each log-mel spectrogram (B, T, M), stretched to the row's size: its time and pitch
+    change (BYOL-A, section III-B2, with the numbers of arXiv 2204.07402).
+
+    Its sides are shares of the row's, uniform between the two, and it lies anywhere within 1.5 times the
+    row's time, with zeros before and after it, and within its bins. Bicubic, at places between the bins too.
+    """
+    low, high = share
+    if not 0 < low <= high:
+        raise ValueError(f"a crop must be (smallest, largest) above 0, not {share}")
+    B, T, M = x_BTM.shape
+    valid_BT = valid_mask(lengths_B, T)
+    width_B = (low + (high - low) * _rand(B, generator)).clamp(max=CROP_AREA) * lengths_B
+    height_B = (low + (high - low) * _rand(B, generator)).clamp(max=1.0) * M
+    left_B = _rand(B, generator) * (CROP_AREA * lengths_B - width_B) - (CROP_AREA - 1) / 2 * lengths_B
+    bottom_B = _rand(B, generator) * (M - height_B)
+    at_T, at_M = (torch.arange(size, device=x_BTM.device) + 0.5 for size in (T, M))
+    time_BT = left_B[:, None] + at_T * (width_B / lengths_B.clamp(min=1))[:, None]
+    bin_BM = bottom_B[:, None] + at_M * (height_B / M)[:, None]
+    places = (bin_BM[:, None, :].expand(B, T, M) / M, time_BT[:, :, None].expand(B, T, M) / T)
+    x_BTM = x_BTM.masked_fill(~valid_BT[:, :, None], 0.0)
+    crop_BTM = F.grid_sample(
+        x_BTM[:, None], torch.stack(places, -1) * 2 - 1, mode="bicubic", align_corners=False
+    )[:, 0]
+    return crop_BTM.masked_fill(~valid_BT[:, :, None], 0.0)
 
 
 def beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
@@ -197,6 +246,24 @@ def coloured_noise(rows: int, samples: int, generator: torch.Generator) -> Tenso
     return noise[:, :samples]
 
 
+def _behind(rows: int, most: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Another row for each, and its weight between 0 and `most`."""
+    if not 0 <= most < 1:
+        raise ValueError(f"the other row's weight must be from 0 to below 1, not {most}")
+    own_B = torch.arange(rows, device=generator.device)
+    step_B = torch.randint(1, max(rows, 2), (rows,), device=generator.device, generator=generator)
+    return (own_B + step_B) % max(rows, 1), most * _rand(rows, generator) * (rows > 1)
+
+
+def _mixed(wave_BS: Tensor, lengths_B: Tensor, partner_B: Tensor, weight_B: Tensor) -> Tensor:
+    other_BS = _cut_or_repeated(wave_BS, lengths_B, partner_B)
+    norm_B, other_norm_B = _norm(wave_BS), _norm(other_BS)
+    heard_B = (norm_B > SILENT) & (other_norm_B > SILENT)
+    gain_B = torch.where(heard_B, norm_B / other_norm_B.clamp(min=SILENT), 1.0)
+    other_share_B = (1 - weight_B) * gain_B
+    return weight_B[:, None] * wave_BS + other_share_B[:, None] * other_BS
+
+
 def _babble(wave_BS: Tensor, lengths_B: Tensor, generator: torch.Generator) -> Tensor:
     """Up to VOICES other rows on top of each other, each of 2-norm 1 if it is not silent."""
     B = len(wave_BS)
@@ -212,10 +279,12 @@ def _babble(wave_BS: Tensor, lengths_B: Tensor, generator: torch.Generator) -> T
 
 
 def _cut_or_repeated(wave_BS: Tensor, lengths_B: Tensor, partner_B: Tensor) -> Tensor:
-    """Each row's partner, as long as the row; zeros after that."""
+    """Each row's partner, as long as the row; zeros after that. Rows of samples or of spectra."""
     S = wave_BS.shape[1]
     at_BS = torch.arange(S, device=wave_BS.device) % lengths_B[partner_B][:, None].clamp(min=1)
-    return wave_BS[partner_B].gather(1, at_BS).masked_fill(~valid_mask(lengths_B, S), 0.0)
+    valid_BS = valid_mask(lengths_B, S)
+    valid_BS = valid_BS.reshape(*valid_BS.shape, *[1] * (wave_BS.ndim - 2))
+    return wave_BS[partner_B[:, None], at_BS].masked_fill(~valid_BS, 0.0)
 
 
 def _norm(wave_BS: Tensor) -> Tensor:
