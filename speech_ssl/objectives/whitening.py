@@ -66,7 +66,7 @@ class Whitening(TwoViews):
 
 
 def whitened(x_NE: Tensor, shrinkage: float) -> Tensor:
-    """W (v - mu), equation 5: uncorrelated, with variance 1, by Cholesky's decomposition of the covariance. In
+    """W (v - mu), equation 5: uncorrelated, of variance 1, by Cholesky's decomposition of the covariance. In
     float64: what does not vary much is divided by little. What cannot be decomposed is no number."""
     centred_NE = x_NE.double() - x_NE.double().mean(0)
     covariance_EE = centred_NE.T @ centred_NE / max(len(x_NE) - 1, 1)

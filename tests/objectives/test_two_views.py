@@ -26,7 +26,10 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def objective(views: ViewsConfig = ViewsConfig(), mel: bool = False) -> TwoViews:
+DEFAULT = ViewsConfig()
+
+
+def objective(views: ViewsConfig = DEFAULT, mel: bool = False) -> TwoViews:
     torch.manual_seed(0)
     encoder = Encoder(FRONT_ENDS["mel"] if mel else QUIET)
     return SimCLRConfig(views=views, hidden_width=16, width=8).build(encoder)
@@ -43,9 +46,7 @@ def test_a_clip_vector_is_mean_plus_maximum_of_its_own_frames() -> None:
     for row in range(3):
         length = batch.lengths_B[row : row + 1]
         frames_TD = encoder(batch.wave_BS[row : row + 1, : int(length)], length).x_BTD[0]
-        torch.testing.assert_close(
-            found_ND[row], frames_TD.mean(0) + frames_TD.amax(0), atol=1e-4, rtol=1e-4
-        )
+        torch.testing.assert_close(found_ND[row], frames_TD.mean(0) + frames_TD.amax(0), atol=1e-4, rtol=1e-4)
 
 
 def test_a_row_without_a_frame_has_a_vector_of_zeros() -> None:
@@ -76,7 +77,7 @@ def test_spread_of_vectors_that_are_all_the_same_is_below_the_floors() -> None:
 
 
 def test_spread_as_the_papers_write_it() -> None:
-    """In loops and float64: alignment and uniformity (Wang & Isola 2020, equations 2 and 3), std of VICReg."""
+    """In loops and float64: alignment and uniformity (Wang & Isola 2020, section 4.1), std of VICReg."""
     one_BE, two_BE = torch.randn(2, 7, 5, generator=seeded()) + 0.5
     found = numbers(one_BE, two_BE)
     a, b = F.normalize(one_BE.double(), dim=1), F.normalize(two_BE.double(), dim=1)
