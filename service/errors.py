@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -163,7 +164,13 @@ def _malformed(error: ValidationError | ChoiceError) -> ServiceError:
         return bad_request(str(error), error.param, error.code)
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     name = str(first["loc"][0])[:80] if first["loc"] else None
-    return bad_request(f"{name or 'the request'}: {first['msg']}", name)
+    return bad_request(f"{name or 'the request'}: {wording(first)}", name)
+
+
+def wording(first: ErrorDetails) -> str:
+    """What a validator says, but for what only its makers understand."""
+    unknown = first["type"] == "extra_forbidden"
+    return "not permitted: there is no option of this name" if unknown else first["msg"]
 
 
 def _from_status(error: HTTPException) -> ServiceError:

@@ -153,7 +153,7 @@ def extras() -> dict[str, list[str]]:
 def processor() -> Part:
     import torch
 
-    from speech_ssl.precision import emulation
+    from speech_ssl.precision import emulation, processor_name
 
     affinity = getattr(os, "sched_getaffinity", None)
     quota = re.match(
@@ -161,7 +161,7 @@ def processor() -> Part:
     )  # of a container: of each period so much
     cpu = torch.device("cpu")
     return {
-        "name": _processor_name(),
+        "name": processor_name(),
         "machine": platform.machine(),
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
         "of": os.cpu_count(),
@@ -169,11 +169,6 @@ def processor() -> Part:
         "simd": torch.backends.cpu.get_cpu_capability(),
         "native": [name for name in ("bf16", "fp16") if emulation(name, cpu) is None],
     }
-
-
-def _processor_name() -> str:
-    found = re.search(r"^model name\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
-    return found[1] if found else platform.processor() or "unknown"
 
 
 def memory() -> dict[str, float | None]:

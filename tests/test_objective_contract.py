@@ -20,11 +20,13 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from speech_ssl.model import presets
-from speech_ssl.model.config import EncoderConfig
+from speech_ssl.model.config import EncoderConfig, LogMel, Transformer, WideConvolution
 from speech_ssl.model.encoder import Encoder
+from speech_ssl.objectives.apc import APCConfig
 from speech_ssl.objectives.barlow_twins import BarlowTwinsConfig
 from speech_ssl.objectives.base import Objective
 from speech_ssl.objectives.byol import BYOLConfig
+from speech_ssl.objectives.cpc import CPCConfig
 from speech_ssl.objectives.ctc import CTCConfig
 from speech_ssl.objectives.events import EventsConfig
 from speech_ssl.objectives.instance_discrimination import InstanceDiscriminationConfig
@@ -62,6 +64,24 @@ ENCODER = presets.tiny().changed(
 def wav2vec2(encoder: EncoderConfig = ENCODER) -> Objective:
     config = Wav2Vec2Config(entries=32, code_width=32, final_width=32, distractors=20, feature_penalty=0.1)
     return config.build(Encoder(encoder))
+
+
+def cpc(encoder: EncoderConfig = ENCODER) -> Objective:
+    return CPCConfig(steps=4, negatives=20).build(Encoder(causal(encoder)))
+
+
+def apc(encoder: EncoderConfig = ENCODER) -> Objective:
+    return APCConfig(ahead=2).build(Encoder(mel(causal(encoder))))
+
+
+def causal(encoder: EncoderConfig) -> EncoderConfig:
+    block = Transformer(pre_norm=True, causal=True)
+    return replace(encoder, block=block, positions=WideConvolution(kernel=16))
+
+
+def mel(encoder: EncoderConfig) -> EncoderConfig:
+    """With log-mel frames in place of convolutions: for methods that need some."""
+    return replace(encoder, frontend=LogMel(bins=16))
 
 
 def ctc(encoder: EncoderConfig = ENCODER) -> Objective:
@@ -158,6 +178,8 @@ TWO_VIEWS = [
 ]
 OBJECTIVES: list[Callable[..., Objective]] = [
     wav2vec2,
+    cpc,
+    apc,
     ctc,
     events,
     events_frozen,
@@ -231,6 +253,7 @@ def test_sums_of_two_batches_add(build: Callable[[], Objective]) -> None:
     torch.testing.assert_close(both.total, first.total + second.total)
     for name in first.metrics:
         torch.testing.assert_close(both.metrics[name], first.metrics[name] + second.metrics[name])
+        assert not first.metrics[name].requires_grad, f"{name} is not detached: it would keep the graph"
     with torch.no_grad():
         held_out = loss_of(objective.eval(), tones(1))
     reported = objective.report({k: v / held_out.count for k, v in held_out.metrics.items()})

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import ServiceError, bad_request
+from service.errors import ServiceError, bad_request, wording
 from service.models.clips import ClipResult, Vectors
 from service.models.engine import Engine, File
 from service.models.model import Model
@@ -155,7 +155,7 @@ def _read(max_files: int, body: dict[str, Any]) -> tuple[InferRequest, list[File
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in first["loc"])[1:81]
-        raise bad_request(f"{where}: {first['msg']}", where) from error
+        raise bad_request(f"{where}: {wording(first)}", where) from error
     files = clips_of(request.inputs[0], max_files)
     names = [output.name for output in request.outputs or []]
     if len(set(names)) < len(names):

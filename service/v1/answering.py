@@ -69,14 +69,15 @@ def wanted(card: ModelCard, options: Options) -> PassRequest:
         case ClassificationOptions():
             choice = Choice(options.top_k, options.threshold)
             return card.choose(["classification"], sounds_head=options.head, choice=choice)
-    return card.choose(
-        options.tasks,
-        layer=options.layer,
-        pooling=options.pooling,
-        speech_head=options.speech_head,
-        sounds_head=options.sounds_head,
-        choice=Choice(options.top_k, options.threshold),
-    )
+        case AnalysisOptions():
+            return card.choose(
+                options.tasks,
+                layer=options.layer,
+                pooling=options.pooling,
+                speech_head=options.speech_head,
+                sounds_head=options.sounds_head,
+                choice=Choice(options.top_k, options.threshold),
+            )
 
 
 async def answered(
@@ -101,6 +102,7 @@ async def answered(
     if isinstance(options, ClassificationOptions):
         assert sounds is not None
         return _json(Classification(**about, **dict(sounds_of(sounds)))), result
+    assert isinstance(options, AnalysisOptions)
     analysis = Analysis(
         **about,
         embedding=None if clip.vectors is None else json_output.embedding_of(clip.vectors),

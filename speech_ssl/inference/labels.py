@@ -1,5 +1,5 @@
-"""What a clip's outputs of an events head say of it, in NumPy, for answering needs no PyTorch. In
-`model.heads.head` is the same for training, on batches."""
+"""From the outputs of an events head to labels, in NumPy, since answering needs no PyTorch.
+`model.heads.head` has the same for training, on batches."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from speech_ssl.model.heads.specs import EventsSpec
 Array = NDArray[np.float32]
 
 LABELS, ROWS = 16, 1024
-"""Looked at together: of hundreds of labels, over an hour, each copy is a gigabyte."""
+"""Frames processed at a time: for hundreds of labels over an hour, each copy would be a gigabyte."""
 
 
 def frame_logits(outputs_TO: Array, spec: EventsSpec) -> Array:
-    """Logits of each label in each frame: (T, K)."""
+    """Logits of each label for each frame: (T, K)."""
     return outputs_TO[:, : len(spec.labels)]
 
 
@@ -35,7 +35,7 @@ def clip_logits(outputs_TO: Array, spec: EventsSpec) -> Array:
 
 
 def probabilities(logits_NK: Array, spec: EventsSpec) -> Array:
-    """Of labels: they sum to 1 where labels are exclusive."""
+    """Probabilities of labels; exclusive ones sum to 1."""
     if not spec.exclusive:
         return _sigmoid(logits_NK)
     rows_NK = logits_NK.reshape(-1, logits_NK.shape[-1])
@@ -47,7 +47,7 @@ def probabilities(logits_NK: Array, spec: EventsSpec) -> Array:
 
 
 def _softmax(x: Array, axis: int) -> Array:
-    """Not scipy's: the service's process would take a sixth longer to start."""
+    """Not scipy's, whose import would lengthen the start of the service's process by a sixth."""
     shares = np.exp(x - x.max(axis, keepdims=True))
     return np.asarray(shares / shares.sum(axis, keepdims=True))
 

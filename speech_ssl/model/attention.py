@@ -1,4 +1,4 @@
-"""The transformer block: self-attention and feed-forward, with the norms before or after."""
+"""The transformer block: self-attention and feed-forward, with the norms before or after them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from speech_ssl.model.frontends.wave import ACTIVATIONS, LayerNorm
 from speech_ssl.model.relative import GatedBias, PositionGate
 
 SCORES_BYTES = 1 << 21
-"""Of attention at a time, in bf16 on the CPU: what stays in a core's cache."""
+"""Bytes of attention scores that are computed at a time in bf16 on the CPU: they fit in a core's cache."""
 
 
 class SelfAttention(nn.Module):
-    """gated: with WavLM's positions, whose bias `forward` then needs."""
+    """gated: as in WavLM; `forward` then needs the bias."""
 
     def __init__(self, width: int, heads: int, dropout: float, *, gated: bool = False) -> None:
         super().__init__()
@@ -24,7 +24,8 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
         self.gate = PositionGate(heads, width // heads) if gated else None
 
-    def forward(self, x_BTD: Tensor, valid_B11T: Tensor, bias_HTT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, seen: Tensor, bias_HTT: Tensor | None = None) -> Tensor:
+        """seen: which frames (B, 1, 1, T) all see, or (B, 1, T, T) each sees."""
         B, T, D = x_BTD.shape
         q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
@@ -33,12 +34,12 @@ class SelfAttention(nn.Module):
             assert bias_HTT is not None
             positions = GatedBias(self.gate(x_BTD).to(q.dtype), bias_HTT.to(q.dtype))
         if x_BTD.dtype == torch.bfloat16 and x_BTD.device.type == "cpu" and not torch.is_grad_enabled():
-            y_BHTD = attend_in_parts(q, k, v, valid_B11T, positions)
+            y_BHTD = attend_in_parts(q, k, v, seen, positions)
         else:
-            seen = valid_B11T
+            weighed = seen
             if positions is not None:
-                seen = positions.whole().masked_fill(~valid_B11T, float("-inf"))
-            y_BHTD = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+                weighed = positions.whole().masked_fill(~seen, float("-inf"))
+            y_BHTD = F.scaled_dot_product_attention(q, k, v, attn_mask=weighed, dropout_p=dropout)
         return self.out(y_BHTD.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
 
 
@@ -46,16 +47,15 @@ def attend_in_parts(
     q_BHTD: Tensor,
     k_BHTD: Tensor,
     v_BHTD: Tensor,
-    valid_B11T: Tensor,
+    seen: Tensor,
     positions: GatedBias | None = None,
 ) -> Tensor:
-    """What `scaled_dot_product_attention` computes, without gradients, a few heads at a time: in bf16 on the
-    CPU less than half of its time, since it leaves the products to oneDNN. Scores are rounded to bf16,
-    which doubles the error of this step, to 0.4 %."""
+    """The same result as `scaled_dot_product_attention`, without gradients, a few heads at a time. In bf16 on
+    the CPU this takes less than half the time, since oneDNN computes the products. Scores are rounded to
+    bf16, which doubles the error of this step, to 0.4 %."""
     B, H, T, D = q_BHTD.shape
     q, k, v = (x.reshape(B * H, T, D) for x in (q_BHTD * D**-0.5, k_BHTD, v_BHTD))
-    bias_B1T = q.new_zeros(B, 1, T).masked_fill_(~valid_B11T[:, 0], float("-inf"))
-    bias = bias_B1T.repeat_interleave(H, dim=0)
+    bias = q.new_zeros(seen[:, 0].shape).masked_fill_(~seen[:, 0], float("-inf")).repeat_interleave(H, dim=0)
     y = torch.empty_like(q)
     at_once = max(1, SCORES_BYTES // (T * T * q.element_size()))
     for first in range(0, B * H, at_once):
@@ -84,8 +84,8 @@ class FeedForward(nn.Module):
 
 
 class Adapter(nn.Module):
-    """A bottleneck of few weights, trained for one language while the encoder stays (MMS: Pratap et al.
-    2023, arXiv 2305.13516). Adds nothing itself."""
+    """A bottleneck with few weights, trained for one language while the encoder stays frozen (MMS: Pratap et
+    al. 2023, arXiv 2305.13516). The caller adds the residual."""
 
     def __init__(self, width: int, adapter_width: int) -> None:
         super().__init__()
@@ -111,12 +111,12 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.adapter = Adapter(config.width, spec.adapter_width) if spec.adapter_width else None
 
-    def forward(self, x_BTD: Tensor, valid_B11T: Tensor, bias_HTT: Tensor | None = None) -> Tensor:
-        """bias_HTT: of `RelativeBias`, where there is one."""
+    def forward(self, x_BTD: Tensor, seen: Tensor, bias_HTT: Tensor | None = None) -> Tensor:
+        """seen: as for `SelfAttention`. bias_HTT: from `RelativeBias`, if the encoder has one."""
         if self.pre_norm:
-            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), valid_B11T, bias_HTT))
+            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), seen, bias_HTT))
             x_BTD = x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))
         else:
-            x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, valid_B11T, bias_HTT)))
+            x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, seen, bias_HTT)))
             x_BTD = self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD)))
         return x_BTD if self.adapter is None else x_BTD + self.adapter(x_BTD)

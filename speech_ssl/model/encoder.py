@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from speech_ssl.model.attention import Block
 from speech_ssl.model.config import Conformer, EncoderConfig, GatedDistances, LogMel
 from speech_ssl.model.conformer import ConformerBlock
-from speech_ssl.model.convolution import Lengths
+from speech_ssl.model.convolution import Lengths, start_bias_
 from speech_ssl.model.frontends.mel import MelFrontend
 from speech_ssl.model.frontends.wave import Frontend, LayerNorm
 from speech_ssl.model.positions import conv_positions
@@ -34,16 +34,16 @@ class ScaleGradient(torch.autograd.Function):
 class Encoder(nn.Module):
     """wav2vec 2.0 encoder (Baevski et al. 2020, section 2).
 
-    A row's frames do not depend on the other rows of its batch or on their padding: every statistic
-    is taken over valid samples, and invalid frames are zeroed before they could leak through the
-    positional convolution or attention.
+    A row's frames do not depend on the other rows of its batch or on their padding: every statistic is taken
+    over valid samples, and invalid frames are zeroed before they can leak through the positional convolution
+    or attention.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
         if isinstance(config.frontend, LogMel):
-            self.frontend: MelFrontend | Frontend = MelFrontend(config.frontend.bins)
+            self.frontend: MelFrontend | Frontend = MelFrontend(config.frontend.bins, config.frontend.stacked)
         else:
             self.frontend = Frontend(config.frontend, config.conv_activation, config.init)
         self.feature_norm: nn.Module = nn.Identity()
@@ -70,6 +70,8 @@ class Encoder(nn.Module):
                 nn.init.normal_(module.weight, std=0.02 if published else module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if isinstance(config.frontend, LogMel):  # its frames of silence are zero, as no norm's input may be
+            start_bias_(self.feature_projection.bias, config.frontend.width)
 
     @property
     def hop(self) -> int:
@@ -78,7 +80,7 @@ class Encoder(nn.Module):
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one frame sees: the shortest clip that has a frame."""
+        """Samples that one frame sees, and so the length of the shortest clip with a frame."""
         return self.frontend.receptive_field
 
     def frame_count(self, lengths: Lengths) -> Lengths:
@@ -91,8 +93,8 @@ class Encoder(nn.Module):
             self.positions.fold_()
 
     def convolve(self, wave_BS: Tensor, lengths_B: Tensor, levels: Levels = ()) -> Frames:
-        """The front end's output (B, T, C), not normalised; gradients scaled as the config says. levels: of
-        the clips that rows are windows of, as the front end needs them."""
+        """The front end's output (B, T, C), before `feature_norm`; gradients are scaled as the config says.
+        levels: for rows that are windows of longer clips, the clips' moments (see `frontends.levels`)."""
         scale = self.config.feature_grad_scale
         if scale == 0:
             with torch.no_grad():
@@ -103,18 +105,18 @@ class Encoder(nn.Module):
         return Frames(ScaleGradient.apply(frames.x_BTD, scale), frames.lengths_B)  # type: ignore[no-untyped-call]
 
     def contextualize(self, features: Frames, *, hidden_BT: Tensor | None = None) -> Frames:
-        """Features (B, T, C) after `feature_norm` to context vectors (B, T, D); `hidden` frames are
-        replaced by the learned vector first."""
+        """From features (B, T, C), after `feature_norm`, to context vectors (B, T, D). `hidden` frames are
+        first replaced by the learned vector."""
         *_, x_BTD = self.blockwise(features, hidden_BT)
         return Frames(x_BTD, features.lengths_B)
 
     def blockwise(
         self, features: Frames, hidden_BT: Tensor | None = None, hidden_BD: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """Yield what enters the first block, then each block's output; the last one is final: (B, T, D).
+        """Yield the first block's input, then each block's output; the last one is final: (B, T, D).
 
-        Invalid frames are zero in the first and the final one. hidden_BT: frames that are replaced by the
-        learned vector, before positions are added; hidden_BD: channels that are zero throughout a row.
+        Invalid frames are zero in the first and the last state. hidden_BT: frames to replace by the learned
+        vector before positions are added. hidden_BD: channels to zero throughout a row.
         """
         yield from self.blockwise_from(self.entering(features, hidden_BT, hidden_BD))
 
@@ -138,12 +140,15 @@ class Encoder(nn.Module):
     def blockwise_from(self, entering: Frames) -> Iterator[Tensor]:
         """As `blockwise`, of what enters the first block."""
         valid_BT, x_BTD = entering.valid_BT, entering.x_BTD
-        valid_B11T = valid_BT[:, None, None, :]
+        seen = valid_BT[:, None, None, :]
+        if self.config.causal:
+            size = x_BTD.shape[1]
+            seen = seen & torch.ones(size, size, dtype=torch.bool, device=x_BTD.device).tril()
         shared = () if self.relative is None else (self.relative(x_BTD.shape[1]),)
         yield x_BTD
         for i, (block, dropped) in enumerate(zip(self.blocks, self._dropped_layers(), strict=True)):
             if not dropped:
-                x_BTD = block(x_BTD, valid_B11T, *shared)
+                x_BTD = block(x_BTD, seen, *shared)
             if i < len(self.blocks) - 1:
                 yield x_BTD
         if self.config.block.pre_norm:
@@ -171,8 +176,7 @@ class Encoder(nn.Module):
         return Frames(x_BKD, lengths_B), position_BK
 
     def _dropped_layers(self) -> list[bool]:
-        """LayerDrop (Fan et al. 2019): which blocks are skipped, not computed, in this pass. One draw
-        on the CPU, so that a GPU need not wait."""
+        """LayerDrop (Fan et al. 2019): the blocks to skip. Drawn on the CPU, so that a GPU need not wait."""
         if not self.training or self.config.layer_drop == 0:
             return [False] * len(self.blocks)
         draws = torch.rand(len(self.blocks), device="cpu")
@@ -182,14 +186,14 @@ class Encoder(nn.Module):
         return Frames(self.feature_norm(features.x_BTD), features.lengths_B)
 
     def forward(self, wave_BS: Tensor, lengths_B: Tensor, *, hidden_BT: Tensor | None = None) -> Frames:
-        """Waves (B, S) with their true lengths (B,) in samples to context vectors (B, T, D)."""
+        """From waves (B, S) and their true lengths (B,) in samples to context vectors (B, T, D)."""
         return self.contextualize(self.normalized(self.convolve(wave_BS, lengths_B)), hidden_BT=hidden_BT)
 
     def hidden_states(
         self, wave_BS: Tensor, lengths_B: Tensor, *, last: int | None = None, levels: Levels = ()
     ) -> list[Tensor]:
-        """All L + 1 states (B, T, D): 0 is what enters the first block, -1 the final output. With
-        `last`, the blocks after that state are not computed."""
+        """All L + 1 states (B, T, D): 0 enters the first block, -1 is final. `last`: stop after this
+        state."""
         states = []
         for i, state in enumerate(self.blockwise(self.normalized(self.convolve(wave_BS, lengths_B, levels)))):
             states.append(state)

@@ -6,7 +6,7 @@ from speech_ssl.model.config import Convolutions, EncoderConfig, Transformer
 
 
 def tiny() -> EncoderConfig:
-    """4.2 M parameters, for two CPU cores: the front end starts narrow, where frames are many."""
+    """4.2 M parameters, for two CPU cores: the first convolutions, with the most frames, are narrow."""
     return EncoderConfig(
         frontend=Convolutions(
             channels=(64, 64, 128, 128, 256, 256, 256), norm="layer", bias=True, normalize_wave=True

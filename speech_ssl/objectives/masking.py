@@ -1,4 +1,4 @@
-"""Which frames are hidden from the encoder: spans, drawn per row by the row's own length."""
+"""Hidden spans of frames: for each row, drawn by its own length."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def hide_spans(
 ) -> Tensor:
     """Hide spans of `span` frames: (B, size) bool, never true on padding.
 
-    A row of n frames gets share * n / span spans (randomly rounded, at least `least`), their starts
-    drawn without replacement; spans may overlap, so that less than `share` is hidden: the paper's
-    49 % for 0.65 and 10. Peers give every row the count of the shortest row.
+    A row of n frames gets share * n / span spans (randomly rounded, at least `least`), with starts drawn
+    without replacement. Spans may overlap, so less than `share` is hidden: the paper's 49 % for 0.65 and 10.
+    Other libraries give every row the count of the shortest row.
     """
     device = lengths_B.device
     starts_B1 = (lengths_B[:, None] - span + 1).clamp(min=1)
@@ -31,12 +31,12 @@ def hide_spans(
 
 
 def most_hidden(size: int, *, share: float, span: int, least: int = 2) -> int:
-    """An upper bound on the frames that `hide_spans` hides in a row, known without looking at it."""
+    """An upper bound on the frames that `hide_spans` hides in a row, known without looking at the data."""
     return min(max(int(share * size / span + 1), least) * span, size)
 
 
 def hidden_positions(hidden_BT: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Indices of each row's hidden frames in order, padded to `most`: (B, M) int64, and which are
-    real: (B, M) bool. Fixed shapes: nothing waits for the device."""
+    """Indices of each row's hidden frames, in order and padded to `most`: (B, M) int64, and which of them are
+    real: (B, M) bool. The shapes are fixed, so nothing waits for the device."""
     position_BM = hidden_BT.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
     return position_BM, valid_mask(hidden_BT.sum(1), most)

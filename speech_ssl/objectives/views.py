@@ -1,11 +1,11 @@
-"""Other views of padded waves: louder, noisier, shifted, mixed. On the batch's device.
+"""Augmentations of padded waves, on the batch's device: gain, noise, shifts, mixup.
 
-All chance comes from the generator, so that the same step of a resumed run sees the same bits. Padding
-stays zero. What is drawn depends on the batch's shape, never on what is in it.
+All randomness comes from the generator, so that a resumed run repeats a step bit for bit. Padding stays zero.
+What is drawn depends on the batch's shape, never on its contents.
 
-torchaudio's transforms do not fit but for the mixing at a given ratio, which is taken from it: `Vol` clips
-and gives all rows one gain, `Speed` changes the lengths, `SpecAugment` works on spectrograms (hidden spans
-are `masking.hide_spans`), and none takes a generator.
+Of torchaudio only the mixing at a given SNR is used; its transforms do not fit: `Vol` clips and gives all
+rows one gain, `Speed` changes the lengths, `SpecAugment` works on spectrograms (hidden spans are in
+`masking.hide_spans`), and none takes a generator.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from torch import Tensor
 from speech_ssl.types import SAMPLE_RATE, valid_mask
 
 LOWEST_HZ = 20.0
-"""Below it coloured noise is flat: else half of a pink noise's energy could not be heard."""
+"""Coloured noise is flat below this; otherwise half of the energy of pink noise would be inaudible."""
 
 VOICES = 3
-"""Other rows in a babble, at most: Kaldi's recipes take 3 to 7."""
+"""Most rows in a babble; Kaldi's recipes take 3 to 7."""
 
 SILENT = 1e-6
-"""A row of a smaller 2-norm is silent: its energy cannot be matched."""
+"""A row with a smaller 2-norm is silent: its energy cannot be matched."""
 
 CROP_AREA = 1.5
 """How far beyond a spectrogram's time a resized crop may reach, half of it at each end."""
 
 LEAST_ALPHA = 0.01
-"""Below it the gammas that make a beta are too small even for double precision."""
+"""Below this the gamma variates that make a beta variate underflow even in double precision."""
 
 
 class Mixed(NamedTuple):
-    """Row i holds `weight_B[i]` of itself and the rest of row `partner_B[i]`; so should its targets.
-    A row left alone has weight 1 and itself as its partner."""
+    """Row i is `weight_B[i]` of itself plus the rest of row `partner_B[i]`; mix its targets likewise. A row
+    that was not mixed has weight 1 and itself as its partner."""
 
     wave_BS: Tensor
     partner_B: Tensor
@@ -44,7 +44,7 @@ class Mixed(NamedTuple):
 
 
 def random_gain(wave_BS: Tensor, *, most_db: float, generator: torch.Generator) -> Tensor:
-    """Each row by up to `most_db` louder or quieter, uniformly in dB. Nothing is clipped.
+    """Scale each row by up to `most_db` up or down, uniform in dB. Nothing is clipped.
 
     No effect on an encoder that normalises its waves.
     """
@@ -65,9 +65,9 @@ def add_noise(
 ) -> Tensor:
     """Add noise to a share of the rows, at signal-to-noise ratios uniform in dB over the row's length.
 
-    A share `babble` of the noises are other rows of the batch, up to three of equal energy, cut or
-    repeated to the row's length; where there are none that can be heard, and for all the rest, it is
-    noise between white and pink. Silent rows stay silent.
+    A share `babble` of the noises is babble: up to three other rows of the batch with equal energy, cut or
+    repeated to the row's length. The rest, and all where the other rows are silent, is noise between white
+    and pink. Silent rows stay silent.
     """
     low, high = snr_db
     if low > high:
@@ -80,15 +80,15 @@ def add_noise(
     babbling_B = _chosen(B, babble, generator)
     coloured_BS = coloured_noise(B, S, generator)
     others_BS = _babble(wave_BS, lengths_B, generator)
-    babbling_B &= _norm(others_BS) > 0  # torchaudio's scale for a silent noise is no number
+    babbling_B &= _norm(others_BS) > 0  # torchaudio's scale for a silent noise is NaN
     noise_BS = torch.where(babbling_B[:, None], others_BS, coloured_BS)
     noise_BS = noise_BS.masked_fill(~valid_mask(lengths_B, S), 0.0)
     return torch.where(noisy_B[:, None], mix(wave_BS, noise_BS, snr_db_B), wave_BS)
 
 
 def time_shift(wave_BS: Tensor, lengths_B: Tensor, *, most_s: float, generator: torch.Generator) -> Tensor:
-    """Roll each row within its own length by up to `most_s` either way: what leaves at one end enters
-    at the other."""
+    """Roll each row within its own length by up to `most_s` in either direction; samples leaving at one end
+    enter at the other."""
     if most_s < 0:
         raise ValueError(f"most_s must be at least 0, not {most_s}")
     B, S = wave_BS.shape
@@ -156,12 +156,12 @@ def band_pass(wave_BS: Tensor, lengths_B: Tensor, low_hz_B: Tensor, high_hz_B: T
 def mixup(
     wave_BS: Tensor, lengths_B: Tensor, *, alpha: float, share: float, generator: torch.Generator
 ) -> Mixed:
-    """Mix a share of the rows with another one each: weight * row + (1 - weight) * partner.
+    """Mix a share of the rows with one other row each: weight * row + (1 - weight) * partner.
 
-    The weight is drawn from Beta(alpha, alpha) (Zhang et al. 2018, arXiv 1710.09412). The partner is
-    cut or repeated to the row's length and brought to its energy first, so that the weight says what is
-    heard (Tokozume et al. 2018, arXiv 1711.10282, but for their A-weighting and final scaling); where
-    either is silent it is taken as it is. A batch of one is left alone.
+    The weight is drawn from Beta(alpha, alpha) (Zhang et al. 2018, arXiv 1710.09412). The partner is first
+    cut or repeated to the row's length and scaled to its energy, so that the weight is what is heard
+    (Tokozume et al. 2018, arXiv 1711.10282, without their A-weighting and final scaling); it is not scaled if
+    either is silent. A batch of one is not mixed.
     """
     if alpha < LEAST_ALPHA:
         raise ValueError(f"alpha must be at least {LEAST_ALPHA}, not {alpha}; share=0 mixes nothing")
@@ -223,8 +223,8 @@ def resized_crop(
 def beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
     """Draws from Beta(alpha, alpha): (count,) float32.
 
-    By the kernel of torch.distributions.Beta, which hands it no generator. In double precision, as the
-    CPU's works anyway: in single, both gammas of a small alpha are often too small for a number.
+    Uses the kernel under torch.distributions.Beta, which itself takes no generator. In double precision, as
+    the CPU kernel computes anyway: in single, both gamma variates of a small alpha often underflow.
     """
     alphas_B2 = torch.full((count, 2), alpha, dtype=torch.float64, device=generator.device)
     draws_B2: Tensor = torch._sample_dirichlet(alphas_B2, generator=generator)
@@ -232,9 +232,10 @@ def beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
 
 
 def coloured_noise(rows: int, samples: int, generator: torch.Generator) -> Tensor:
-    """Gaussian noise (rows, samples) whose power falls as 1 / f^e, e uniform between 0 (white) and 1 (pink).
+    """Gaussian noise (rows, samples) with a power spectrum of 1 / f^e, e uniform between 0 (white) and 1
+    (pink).
 
-    Drawn in the frequency domain (Timmer & Koenig 1995). The scale is of no meaning.
+    Drawn in the frequency domain (Timmer & Koenig 1995). The scale is arbitrary.
     """
     size = 1 << (samples - 1).bit_length()
     device = generator.device
@@ -265,7 +266,7 @@ def _mixed(wave_BS: Tensor, lengths_B: Tensor, partner_B: Tensor, weight_B: Tens
 
 
 def _babble(wave_BS: Tensor, lengths_B: Tensor, generator: torch.Generator) -> Tensor:
-    """Up to VOICES other rows on top of each other, each of 2-norm 1 if it is not silent."""
+    """The sum of up to VOICES other rows, each scaled to a 2-norm of 1 unless it is silent."""
     B = len(wave_BS)
     draws_BB = torch.rand(B, B, device=wave_BS.device, generator=generator).fill_diagonal_(2.0)
     others_BB = draws_BB.argsort(dim=1)
@@ -279,7 +280,7 @@ def _babble(wave_BS: Tensor, lengths_B: Tensor, generator: torch.Generator) -> T
 
 
 def _cut_or_repeated(wave_BS: Tensor, lengths_B: Tensor, partner_B: Tensor) -> Tensor:
-    """Each row's partner, as long as the row; zeros after that. Rows of samples or of spectra."""
+    """Each row's partner, cut or repeated to the row's length, then zeros. Rows of samples or of spectra."""
     S = wave_BS.shape[1]
     at_BS = torch.arange(S, device=wave_BS.device) % lengths_B[partner_B][:, None].clamp(min=1)
     valid_BS = valid_mask(lengths_B, S)

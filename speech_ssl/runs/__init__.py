@@ -7,6 +7,7 @@ artifact = runs.pretrain(smoke(), ["my-audio.tsv"], "runs/smoke", tell=print)
 `tell` is called with each event (see `events`); `Console` makes of them what recipes print.
 """
 
+from speech_ssl.runs.comparison import ComparisonPlan, compare
 from speech_ssl.runs.console import Console
 from speech_ssl.runs.efficiency import StudyPlan, study
 from speech_ssl.runs.events import Listener, RunEvent
@@ -17,12 +18,14 @@ from speech_ssl.runs.tuning import FineTuning
 from speech_ssl.training.run import Run
 
 __all__ = [
+    "ComparisonPlan",
     "Console",
     "FineTuning",
     "Listener",
     "Run",
     "RunEvent",
     "StudyPlan",
+    "compare",
     "finetune",
     "pretrain",
     "probe",

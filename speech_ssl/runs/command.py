@@ -7,11 +7,21 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from speech_ssl.evaluation.labels.efficiency import check_task
-from speech_ssl.evaluation.probes.tasks import Task
+from speech_ssl.evaluation.probes.tasks import (
+    Task,
+    emotion,
+    events,
+    intent,
+    keyword,
+    speaker,
+    verification,
+)
+from speech_ssl.runs.comparison import ComparisonPlan, compare
 from speech_ssl.runs.console import Console
 from speech_ssl.runs.efficiency import StudyPlan, study
 from speech_ssl.runs.finetuning import finetune
@@ -159,6 +169,50 @@ def probing(*variants: Callable[[], Sequence[Task]], doc: str | None) -> Main:
             probe(tasks, given.out, init=given.init, device=given.device, tell=Console())
 
     return main
+
+
+def comparison(*variants: Callable[[], ComparisonPlan], doc: str | None) -> Main:
+    named = {variant.__name__: variant for variant in variants}
+    tasks = {
+        task.name: task for task in (keyword(), events(), emotion(), intent(), speaker(), verification())
+    }
+
+    def main(arguments: Sequence[str] | None = None) -> None:
+        parser = _bare_parser(list(named), doc)
+        parser.add_argument("--manifest", action="append", required=True, help="to pre-train on; repeatedly")
+        parser.add_argument("--out", type=Path, required=True, help="the folder to write to, or go on in")
+        parser.add_argument(
+            "--task",
+            action="append",
+            required=True,
+            help=f"TASK=M.tsv, repeatedly; the first makes the curves. TASK: {', '.join(tasks)}",
+        )
+        parser.add_argument("--only", action="append", default=[], help="a method by its name; repeatedly")
+        parser.add_argument("--seed", action="append", type=int, default=[], help="another one; repeatedly")
+        parser.add_argument("--budget-s", type=float, help="seconds of training of each method")
+        parser.add_argument("--teacher", action="append", default=[], help="for methods that learn from some")
+        given = parser.parse_args(arguments)
+        with orderly_exit():
+            plan = _chosen(named[given.variant](), given.only, given.seed, given.budget_s)
+            exams = _tried(list(tasks.values()), given.task, sure=False)
+            page = compare(plan, given.manifest, exams, given.out, teachers=given.teacher, tell=Console())
+            print(f"the report is {page}")
+
+    return main
+
+
+def _chosen(
+    plan: ComparisonPlan, only: Sequence[str], seeds: Sequence[int], budget_s: float | None
+) -> ComparisonPlan:
+    """The plan with what the command line asks of it. Raises ValueError for an unknown method."""
+    names = [run.name for run in plan.methods]
+    if unknown := sorted(set(only) - set(names)):
+        raise ValueError(f"there is no method {unknown[0]!r}: it is one of {', '.join(names)}")
+    methods = tuple(run for run in plan.methods if not only or run.name in only)
+    budget = plan.budget_s if budget_s is None else budget_s
+    if not 0 < budget < float("inf"):
+        raise ValueError(f"--budget-s must be a number above 0, not {budget}")
+    return replace(plan, methods=methods, seeds=tuple(seeds) or plan.seeds, budget_s=budget)
 
 
 def _tried(tasks: Sequence[Task], manifests: Sequence[str], *, sure: bool) -> list[tuple[Task, Path]]:

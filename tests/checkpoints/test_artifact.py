@@ -196,6 +196,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
     "not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: not valid JSON"),
     "not an object": (lambda f: (f / "config.json").write_text("[1]"), "not a JSON object"),
+    "of another library": (
+        lambda f: (f / "config.json").write_text('{"hidden_size": 8}'),
+        "config.json: of no library that is known here",
+    ),
     "version": (edit_config(format_version=99), "format version 99"),
     "field of another type": (edit_config(name=3), "'name'"),
     "files escape": (edit_config(files={"../config.json": {"sha256": "0"}}), "'files' is malformed"),

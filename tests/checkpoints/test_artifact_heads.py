@@ -100,3 +100,10 @@ def test_a_damaged_head_is_named(with_ctc: Path) -> None:
         file.write(b"x")
     with pytest.raises(ArtifactError, match=r"head\.ctc\.safetensors: its sha256"):
         load_artifact(with_ctc)
+
+
+def test_what_is_loaded_has_no_dropout(answering_artifact: Path) -> None:
+    """As what another library's checkpoint becomes."""
+    artifact = load_artifact(answering_artifact)
+    modules = [artifact.encoder, *(head.module for head in artifact.heads.values())]
+    assert len(modules) == 4 and not any(part.training for module in modules for part in module.modules())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recipes import pretrain_wav2vec2
 from speech_ssl.model import attention, presets
-from speech_ssl.model.config import Conformer, Convolutions, EncoderConfig, Rotary, WideConvolution
+from speech_ssl.model.config import Convolutions, EncoderConfig, WideConvolution
 from speech_ssl.model.convolution import conv_over_time
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.frontends.wave import ValidGroupNorm, normalize_waves
@@ -334,23 +334,3 @@ def test_configs_travel_and_refuse_what_they_do_not_know() -> None:
         EncoderConfig.from_dict({k: v for k, v in config.to_dict().items() if k != "width"})
     with pytest.raises(ValueError, match="multiple of heads"):
         replace(config, heads=7)
-
-
-def test_visible_frames_alone_are_what_they_are_with_hidden_ones_kept_out_of_attention() -> None:
-    """As padding is: the context of the visible frames, in their order, at their places."""
-    encoder = randomized(presets.tiny().changed(depth=2)).eval()
-    features = Frames(torch.randn(3, 20, encoder.config.frontend.width), torch.tensor([20, 13, 20]))
-    hidden_BT = torch.rand(3, 20) < 0.5
-    with torch.no_grad():
-        found, position_BK = encoder.visible(features, hidden_BT)
-        entering = encoder.entering(features, hidden_BT)
-        for row in range(3):
-            kept = [t for t in range(int(features.lengths_B[row])) if not hidden_BT[row, t]]
-            assert position_BK[row, : len(kept)].tolist() == kept and int(found.lengths_B[row]) == len(kept)
-            alone = Frames(entering.x_BTD[row : row + 1, kept], torch.tensor([len(kept)]))
-            *_, wanted = encoder.blockwise_from(alone)
-            torch.testing.assert_close(found.x_BTD[row, : len(kept)], wanted[0], atol=1e-5, rtol=1e-4)
-        assert not found.x_BTD[~found.valid_BT].any()
-    conformer = Encoder(replace(presets.tiny(), block=Conformer(), positions=Rotary()))
-    with pytest.raises(ValueError, match="convolutional positions"):
-        conformer.visible(features, hidden_BT)

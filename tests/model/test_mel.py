@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from speech_ssl import audio
+from speech_ssl.checkpoints.transformers.conformer import model_type_of
 from speech_ssl.inference.chunking import Chunker
 from speech_ssl.model.config import Conformer, EncoderConfig, LogMel
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.flat import REQUIRED, flat_of, stored_config
+from speech_ssl.model.flat import REQUIRED, flat_of, hashed, stored_config
 from speech_ssl.model.frontends.mel import MelFrontend, log_mel
 
 pytestmark = pytest.mark.numerical
@@ -158,3 +159,20 @@ def test_the_bank_is_kaldis() -> None:
     wave = noise(16_000)
     found = kaldi.fbank(wave[None] * 2**15, num_mel_bins=80, window_type="povey", dither=0.0)
     torch.testing.assert_close(log_mel(wave[None].double(), 80)[0].float(), found, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("stacked", [1, 3, 4])
+def test_frames_hold_as_many_steps_as_asked(stacked: int) -> None:
+    """Side by side, each step in one frame; the hash tells of it."""
+    frontend, plain = MelFrontend(20, stacked), MelFrontend(20, 1)
+    wave, length = noise(8_000)[None], torch.tensor([8_000])
+    found, steps = frontend(wave, length), plain(wave, length).x_BTD[0]
+    count = int(found.lengths_B)
+    assert count == len(steps) // stacked == frontend.frame_count(8_000)
+    assert torch.equal(found.x_BTD[0].reshape(-1, 20), steps[: count * stacked])
+    assert (frontend.hop, frontend.receptive_field) == (160 * stacked, 160 * stacked + 240)
+    slower = config().changed(frontend={"stacked": stacked})
+    assert stored_config(slower.to_dict()) == slower
+    assert hashed(flat_of(slower)) != hashed(flat_of(config()))
+    with pytest.raises(ValueError, match="frontend"):
+        model_type_of(slower.changed(block={"norm": "layer"}))

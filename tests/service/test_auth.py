@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from service.auth import Keys, made
+from service.edge.origins import OPEN
 from tests.service.fakes import FakeRuntime
 from tests.service.support import ROOT, encoded, error_of, serving, tone, until
 
@@ -56,14 +57,19 @@ def test_a_key_opens_in_both_headers(client: httpx.Client, key_and_file: tuple[s
     ],
 )
 def test_every_route_but_the_probes_is_guarded(
-    client: httpx.Client, headers: dict[str, str], code: str
+    client: httpx.Client, key_and_file: tuple[str, Path], headers: dict[str, str], code: str
 ) -> None:
+    described = client.get("/openapi.json", headers={"X-API-Key": key_and_file[0]}).json()["paths"]
+    assert "/v1/embeddings" in described
     for path in ("/v1/models", "/metrics", "/docs", "/openapi.json", "/nowhere"):
         answer = client.get(path, headers=headers)
         assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
         assert error_of(answer)["code"] == code
     assert client.post("/v1/embeddings", files={"file": WAV}, headers=headers).status_code == 401
-    for path in ("/health/live", "/health/ready"):
+    for path, operations in described.items():
+        for method in operations if path not in OPEN else ():
+            assert client.request(method, path, headers=headers).status_code == 401, path
+    for path in OPEN:
         assert client.get(path, headers=headers).status_code == 200
 
 

@@ -233,6 +233,12 @@ def test_wrong_forms(client, request_, code):
     assert (answer.status_code, error_of(answer)["code"]) == (400, code), answer.text
 
 
+def test_a_typing_error_in_an_option_is_named(client):
+    answer = post(client, layr=1)
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "layr")
+    assert error_of(answer)["message"] == "layr: not permitted: there is no option of this name"
+
+
 def test_an_unknown_model_and_its_default_name(client):
     for answer in (post(client, model="whisper"), as_json(client, {"input": b64(WAV), "model": "x" * 9999})):
         assert answer.status_code == 404

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,31 +10,31 @@ import numpy as np
 from speech_ssl.evaluation.labels.efficiency import ARMS, Arm, Confusion, Trial
 from speech_ssl.evaluation.labels.summary import TaskSummary
 from speech_ssl.evaluation.labels.words import ARM_NAMES, number, percent
+from speech_ssl.evaluation.pages import new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Told apart by colour-blind readers, and on paper.
+# Distinguishable for colour-blind readers, and in black and white.
 COLOURS: dict[Arm, str] = {"scratch": "tab:gray", "frozen": "tab:orange", "finetuned": "tab:blue"}
 MARKERS: dict[Arm, str] = {"scratch": "s", "frozen": "^", "finetuned": "o"}
 MAX_NUMBERED, MAX_NAMED = 12, 30
-"""Classes up to which a confusion matrix has numbers in its cells, and names at its sides."""
+"""Most classes for which a confusion matrix has numbers in its cells, and names at its sides."""
 
 
 def share_figure(task: TaskSummary) -> bytes:
     """The metric over the labels: means over seeds, with bars from the lowest to the highest seed."""
-    figure = _figure(6.0, 4.0)
+    figure = new_figure(6.0, 4.0)
     axes = figure.subplots()
     axes.set_xscale("log")
-    # Before the curves: a single share would leave the axis without a width to draw in.
+    # Before the curves: a single share would leave the axis without a width.
     axes.set_xlim(task.shares[0] / 1.2, task.shares[-1] * 1.2)
     counts = [f"{labels:,}" if (labels := task.labels(share)) else "" for share in task.shares]
     axes.set_xticks(task.shares, [f"{percent(s)}\n{n}" for s, n in zip(task.shares, counts, strict=True)])
     axes.set_xticks([], minor=True)
     for place, arm in enumerate(ARMS):
         if cells := [cell for cell in task.cells if cell.arm == arm]:
-            shift = 1.035 ** (place - 1)  # so that bars of like values stand beside each other
+            shift = 1.035 ** (place - 1)  # so that bars with similar values stand side by side
             means = [cell.mean for cell in cells]
             bars = [[c.mean - c.low for c in cells], [c.high - c.mean for c in cells]]
             look: dict[str, Any] = {"color": COLOURS[arm], "marker": MARKERS[arm], "capsize": 2.5}
@@ -47,16 +46,16 @@ def share_figure(task: TaskSummary) -> bytes:
     axes.set_ylabel(f"test {task.metric}, {'higher' if task.higher_is_better else 'lower'} is better")
     axes.grid(alpha=0.3)
     axes.legend()
-    return _png(figure)
+    return png(figure)
 
 
 def curves_figure(trials: Sequence[Trial]) -> bytes | None:
-    """Losses and validation metric of scratch and fine-tuned over the steps, the first seed strong. None
-    where no curve was kept."""
+    """Losses and validation metric of scratch and fine-tuned over the steps, with the first seed emphasised.
+    None if no curve was recorded."""
     groups = shown([trial for trial in trials if trial.curve], ("scratch", "finetuned"))
     if not groups:
         return None
-    figure = _figure(3.2 * len(groups), 5.0)
+    figure = new_figure(3.2 * len(groups), 5.0)
     grid = figure.subplots(2, len(groups), sharex="col", sharey="row", squeeze=False)
     for (losses, metric), group in zip(grid.T, groups, strict=True):
         for trial in group:
@@ -76,27 +75,28 @@ def curves_figure(trials: Sequence[Trial]) -> bytes | None:
     name = groups[0][0].metric
     grid[1, 0].set_ylabel(f"validation {name}")
     grid[1, 0].yaxis.set_major_formatter(lambda value, _: number(value, name))
-    return _png(figure)
+    return png(figure)
 
 
 def confusion_figure(trials: Sequence[Trial]) -> bytes | None:
-    """Each row of a matrix is a class: of its clips, over all seeds, the percentage that was taken for each
-    class. None where no trial has a matrix."""
+    """Confusion matrices in percent: each row is a class, and shows how its clips, over all seeds, were
+    classified. None if no trial has a matrix."""
     groups = shown([trial for trial in trials if trial.confusion is not None], ARMS)
     if not groups:
         return None
     columns = min(len(ARMS), len(groups))
     rows = -(-len(groups) // columns)
-    figure = _figure(3.6 * columns, 3.8 * rows)
+    figure = new_figure(3.6 * columns, 3.8 * rows)
     for place, group in enumerate(groups, start=1):
         axes = figure.add_subplot(rows, columns, place)
         axes.set_title(_heading(group[0]), fontsize=10)
         _draw_confusion(axes, [t.confusion for t in group if t.confusion is not None])
-    return _png(figure)
+    return png(figure)
 
 
 def shown(trials: Sequence[Trial], arms: Sequence[Arm]) -> list[list[Trial]]:
-    """The seeds of each arm at the smallest share that all the arms have, or any has, and at the largest."""
+    """The trials of each arm, over seeds, at the smallest share that all arms (else any arm) have, and at the
+    largest."""
     trials = [trial for trial in trials if trial.arm in arms]
     shares = sorted({trial.share for trial in trials})
     common = [s for s in shares if {t.arm for t in trials if t.share == s} == set(arms)] or shares
@@ -128,15 +128,3 @@ def _heading(trial: Trial) -> str:
 def _curve(axes: Axes, trial: Trial, field: str, **look: Any) -> None:
     points = [(point.step, getattr(point, field)) for point in trial.curve]
     axes.plot(*np.reshape([p for p in points if p[1] is not None], (-1, 2)).T, **look)
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=192)
-    return file.getvalue()

@@ -1,17 +1,14 @@
 """The report of a label-efficiency study: a page, a table of results and figures, all from its trials.
 
-The page is one file that asks for nothing from elsewhere: style and figures are inside, there is no script.
-Its template is `assets/label_report.html`. Needs the `train` extra.
+The page is a single file that loads nothing else: style and figures are embedded, and there is no script. Its
+template is `assets/label_report.html`. Needs the `train` extra.
 """
 
 from __future__ import annotations
 
-import base64
 import csv
-import importlib.util
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from speech_ssl.evaluation.labels.efficiency import (
@@ -24,6 +21,7 @@ from speech_ssl.evaluation.labels.efficiency import (
 from speech_ssl.evaluation.labels.figures import confusion_figure, curves_figure, share_figure
 from speech_ssl.evaluation.labels.summary import RULE, Cell, Summary, summarise
 from speech_ssl.evaluation.labels.words import ARM_NAMES, number, percent, verdict_lines
+from speech_ssl.evaluation.pages import check_can_report, render_page
 from speech_ssl.files import write_atomically
 
 COLUMNS = (
@@ -40,13 +38,11 @@ CAPTIONS = {
 
 
 def write_report(folder: Path) -> Path:
-    """`report.html`, `results.csv` and `figures/*.png` of a study's folder; returns the page.
+    """Write `report.html`, `results.csv` and `figures/*.png` into a study's folder; returns the page's path.
 
-    Raises ValueError where there is no finished trial, or trials that do not belong together.
+    Raises ValueError if there is no finished trial, or if trials do not belong together.
     """
-    for package in ("matplotlib", "jinja2"):
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(f"a report needs {package}: pip install 'speech-ssl[train]'")
+    check_can_report()
     trials, study = load_trials(folder), load_study(folder)
     if not trials:
         raise ValueError(f"{folder / 'trials'} holds no finished trial: run the study first")
@@ -70,7 +66,7 @@ def write_report(folder: Path) -> Path:
 
 
 def results_csv(trials: Iterable[Trial]) -> str:
-    """A row for each trial, by task, arm, share and seed; numbers in full."""
+    """One row per trial, sorted by task, arm, share and seed; numbers in full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -86,19 +82,9 @@ def render(
     study: Study,
 ) -> str:
     """The page. figures: of each task, PNGs by their kind."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {
-        "base64": lambda data: base64.b64encode(data).decode(),
-        "cell": _cell_text,
-        "number": number,
-        "percent": percent,
-        "pixels": lambda png: [int.from_bytes(png[at : at + 4]) // 2 for at in (16, 20)],  # of its header
-        "verdicts": verdict_lines,
-    }
-    template = (files("speech_ssl") / "assets" / "label_report.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return render_page(
+        "label_report.html",
+        {"cell": _cell_text, "number": number, "percent": percent, "verdicts": verdict_lines},
         tasks=summary.tasks,
         figures=figures,
         captions=CAPTIONS,
@@ -111,7 +97,7 @@ def render(
 
 
 def _cell_text(cell: Cell | None, metric: str) -> str:
-    """Mean, lowest to highest seed, and how many."""
+    """Mean, range over the seeds, and their number."""
     if cell is None:
         return "missing"
     mean, low, high = (number(value, metric) for value in (cell.mean, cell.low, cell.high))
