@@ -128,13 +128,13 @@ def cola(encoder: EncoderConfig = ENCODER, quiet: bool = False) -> Objective:
     return COLAConfig(views=views(quiet), width=32).build(Encoder(encoder))
 
 
-def moco(encoder: EncoderConfig = ENCODER) -> Objective:
-    config = MoCoConfig(views=views(False), hidden_width=32, width=16, queue=24, momentum=0.9)
+def moco(encoder: EncoderConfig = ENCODER, quiet: bool = False) -> Objective:
+    config = MoCoConfig(views=views(quiet), hidden_width=32, width=16, queue=24, momentum=0.9)
     return config.build(Encoder(encoder))
 
 
-def instance_discrimination(encoder: EncoderConfig = ENCODER) -> Objective:
-    config = InstanceDiscriminationConfig(views=views(False), width=16, slots=64, proximal=0.1)
+def instance_discrimination(encoder: EncoderConfig = ENCODER, quiet: bool = False) -> Objective:
+    config = InstanceDiscriminationConfig(views=views(quiet), width=16, slots=64, proximal=0.1)
     return config.build(Encoder(encoder))
 
 
@@ -329,7 +329,8 @@ def gradients(build: Callable[..., Objective], ranks: Ranks) -> dict[str, Tensor
 
 def joined(first: Batch, second: Batch) -> Batch:
     waves = torch.cat([first.wave_BS, second.wave_BS])
-    return Batch(waves, torch.cat([first.lengths_B, second.lengths_B]))
+    lengths_B = torch.cat([first.lengths_B, second.lengths_B])
+    return Batch(waves, lengths_B, names=first.names + second.names)
 
 
 def _one_rank(rank: int, folder: Path) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.objectives.global_batch import all_rows
+from speech_ssl.objectives.global_batch import GlobalBatchNorm, all_rows
 from speech_ssl.objectives.two_views import Seen, TwoViews, ViewsConfig, unit
 
 PLACE = re.compile(r" [\d.]+-[\d.]+ s$")
@@ -43,12 +43,13 @@ class InstanceDiscriminationConfig:
 
 
 class InstanceDiscrimination(TwoViews):
-    """Both views of a row are learnt from, and their mean goes into the bank."""
-
-    adds = True  # a row is compared with the bank alone
+    """Both views of a row are learnt from, and their mean goes into the bank. Batch norm centres the clip
+    vectors first: what all of them share would else hide what tells them apart."""
 
     def __init__(self, encoder: Encoder, config: InstanceDiscriminationConfig) -> None:
-        super().__init__(encoder, config.views, nn.Linear(encoder.config.width, config.width))
+        width = encoder.config.width
+        projector = nn.Sequential(GlobalBatchNorm(width, affine=False), nn.Linear(width, config.width))
+        super().__init__(encoder, config.views, projector)
         self.config = config
         self.bank_KE: Tensor
         self.register_buffer("bank_KE", F.normalize(torch.randn(config.slots, config.width), dim=1))

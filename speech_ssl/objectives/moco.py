@@ -36,18 +36,20 @@ class MoCoConfig:
 
 
 class MoCo(Taught):
-    """Both views are queries, and both are keys. No batch norm, so nothing to shuffle (section 3.3)."""
-
-    adds = True  # a row is compared with the queue alone
+    """Both views are queries, and both are keys. The head has batch norm, as the third version's (Chen et al.
+    2021, arXiv 2104.02057); keys are normed by running statistics, so that there is nothing to shuffle
+    (section 3.3)."""
 
     def __init__(self, encoder: Encoder, config: MoCoConfig) -> None:
-        head = mlp(encoder.config.width, config.hidden_width, config.width, batch_norm=False)
+        head = mlp(encoder.config.width, config.hidden_width, config.width)
         super().__init__(encoder, config.views, head, tau=(config.momentum, config.momentum))
         self.config, self.queue = config, Queue(config.queue, config.width)
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch], generator: torch.Generator) -> None:
         """Fills the queue: the first steps would else learn to tell clips from random vectors."""
+        batches = iter(batches)
+        super().prepare(batches, generator)
         filled = 0
         for batch in batches:
             keys_NE = unit(torch.cat(self.taught(self.look(batch, generator))))

@@ -5,8 +5,9 @@ A method is a subclass with a `compare`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from speech_ssl.model.config import LogMel
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Floor, Objective, effective_rank, moments
-from speech_ssl.objectives.global_batch import all_rows
+from speech_ssl.objectives.global_batch import GlobalBatchNorm, all_rows
 from speech_ssl.objectives.teacher import EMATeacher
 from speech_ssl.objectives.views import (
     add_noise,
@@ -34,6 +35,9 @@ from speech_ssl.types import Batch, Frames, LossSum, valid_mask
 LEAST_NORM = 0.1
 """Shorter vectors are divided by this instead: nothing is learnt from the direction of a zero. Those that a
 network projects are ten or more."""
+
+SETTLING = 4
+"""Batches whose statistics a teacher begins with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,7 +218,7 @@ class Taught(TwoViews):
     """With a teacher, encoder and projector, that follows by a moving average.
 
     Its batch norms use the average of the student's running statistics (Cai et al. 2021, arXiv 2101.08482),
-    so that what it says of a row does not depend on the batch.
+    so that what it says of a row does not depend on the batch. The projector is an `mlp`.
     """
 
     def __init__(
@@ -225,6 +229,24 @@ class Taught(TwoViews):
 
     def _student(self) -> nn.ModuleList:
         return nn.ModuleList([self.encoder, self.projector])
+
+    @torch.no_grad()
+    def prepare(self, batches: Iterable[Batch], generator: torch.Generator) -> None:
+        """Sets the projector's running statistics: by those it is made with, the teacher would say nearly the
+        same of all rows for its first hundred steps."""
+        assert isinstance(self.projector, nn.Sequential)
+        self.eval()
+        seen = [
+            clip_vectors(self.encoder, self.look(batch, generator)) for batch in islice(batches, SETTLING)
+        ]
+        x_NE = torch.cat(seen)
+        for layer in self.projector:
+            if isinstance(layer, GlobalBatchNorm):
+                layer.running_mean.copy_(x_NE.mean(0))
+                layer.running_var.copy_(x_NE.var(0))
+            x_NE = layer(x_NE)
+        self.teacher.model.load_state_dict(self._student().state_dict())
+        self.train()
 
     @torch.no_grad()
     def taught(self, inputs: Inputs) -> tuple[Tensor, Tensor]:

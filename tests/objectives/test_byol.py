@@ -20,7 +20,7 @@ def byol() -> BYOL:
 def test_the_loss_is_equation_2_both_ways() -> None:
     first, second, taught_1, taught_2 = vectors(views=4)
     model = byol()
-    predicted = model.predictor(torch.cat([first, second])).double()
+    predicted = model.predictor(torch.cat([first, second])).detach().double()
     expected = []
     for i in range(7):
         loss = 0.0
@@ -50,3 +50,16 @@ def test_the_teacher_says_what_it_says_of_a_row_whatever_the_batch() -> None:
     torch.testing.assert_close(
         torch.cat([first_BE, second_BE]), model.taught(inputs)[0][:2], atol=1e-4, rtol=1e-4
     )
+
+
+def test_the_teacher_begins_with_statistics_of_the_data() -> None:
+    """So that it tells rows apart at once: their mean is not most of what it says."""
+    model = byol()
+    before = torch.cat(model.taught(model.look(tones(9, rows=12), seeded())))
+    model.prepare((tones(number, rows=6) for number in range(9)), seeded())
+    assert model.training and not model.teacher.training
+    after = torch.cat(model.taught(model.look(tones(9, rows=12), seeded())))
+    told_apart = [float(x_NE.std(0).norm() / x_NE.mean(0).norm()) for x_NE in (before, after)]
+    assert told_apart[1] > 1.5 * told_apart[0]
+    norm = model.projector[1]
+    assert torch.equal(model.teacher.model[1][1].running_var, norm.running_var)

@@ -64,9 +64,13 @@ def test_both_keys_of_a_step_are_queued_after_it_and_in_training_alone() -> None
 
 def test_it_is_prepared_with_keys_of_the_data() -> None:
     model = moco(queue=10)
-    model.prepare((tones(number) for number in range(9)), seeded())
-    expected_NE = torch.cat(model.taught(model.look(tones(0), generator := seeded())))
-    model.look(tones(1), generator)
+    model.prepare((tones(number) for number in range(9)), generator := seeded())
+    again = seeded()
+    for number in range(4):  # for the statistics
+        model.look(tones(number), again)
+    expected_NE = torch.cat(model.taught(model.look(tones(4), again)))
+    model.look(tones(5), again)
+    assert torch.equal(again.get_state(), generator.get_state())
     torch.testing.assert_close(model.queue.rows_KE[2:6], F.normalize(expected_NE[2:], dim=1))
     assert int(model.queue.place) == 2  # twelve keys in ten places
     norms_K = model.queue.rows_KE.norm(dim=1)
