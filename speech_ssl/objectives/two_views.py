@@ -102,6 +102,8 @@ class TwoViews(Objective):
     """
 
     adds = False
+    best_by = "matched"  # losses against teachers, queues and banks do not compare from step to step
+    higher_is_better = True
 
     def __init__(self, encoder: Encoder, views: ViewsConfig, projector: nn.Module) -> None:
         super().__init__()
@@ -188,6 +190,7 @@ class TwoViews(Objective):
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         """Adds `effective_rank` of the clip vectors; and of the projected ones, brought to length 1: `std`,
         1 where they fill the sphere, 0 where all are the same (VICReg's, arXiv 2105.04906, times sqrt(E));
+        `matched`, the share of rows whose other view is the most similar one in the batch; and
         `alignment` and `uniformity` (Wang & Isola 2020, arXiv 2005.10242), both better when lower."""
         hidden = ("unit_1", "unit_2", "potential", "paired")
         shown = {name: mean for name, mean in means.items() if name not in hidden}
@@ -282,11 +285,13 @@ def spread(clips_ND: Tensor, first_BE: Tensor, second_BE: Tensor) -> dict[str, T
     halves_1N = clips_ND.new_full((1, len(clips_ND)), 0.5)  # two views, one row
     first_BE, second_BE = F.normalize(first_BE, dim=1), F.normalize(second_BE, dim=1)
     both_NE = torch.cat([first_BE, second_BE])
+    matched_B = (first_BE @ second_BE.T).argmax(1) == torch.arange(rows, device=clips_ND.device)
     potential_BB = (-2 * torch.cdist(first_BE, first_BE).square()).exp().fill_diagonal_(0.0)
     return {
         **moments(clips_ND[None], halves_1N),
         "unit_1": both_NE.sum(0) / 2,
         "unit_2": both_NE.square().sum(0) / 2,
+        "matched": matched_B.sum(),
         "alignment": (first_BE - second_BE).square().sum(),
         "potential": potential_BB.sum() / max(rows - 1, 1),
         "paired": first_BE.new_tensor(float(rows if rows > 1 else 0)),

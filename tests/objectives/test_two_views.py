@@ -86,6 +86,8 @@ def test_spread_as_the_papers_write_it() -> None:
     )
     pairs = [math.exp(-2 * float((a[i] - a[j]).norm()) ** 2) for i in range(7) for j in range(7) if i != j]
     assert found["uniformity"] == pytest.approx(math.log(sum(pairs) / len(pairs)), abs=1e-5)
+    won = [max(range(7), key=lambda j: float(a[i] @ b[j])) == i for i in range(7)]
+    assert found["matched"] == pytest.approx(sum(won) / 7) and 0 < sum(won) < 7
     std_E = torch.cat([a, b]).std(0, correction=0)
     assert found["std"] == pytest.approx(float(std_E.mean()) * 5**0.5, abs=1e-5)
 
