@@ -19,25 +19,14 @@ import torch
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
-from speech_ssl.model import presets
 from speech_ssl.model.config import EncoderConfig, LogMel, Transformer, WideConvolution
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.apc import APCConfig
-from speech_ssl.objectives.barlow_twins import BarlowTwinsConfig
 from speech_ssl.objectives.base import Objective
-from speech_ssl.objectives.byol import BYOLConfig
 from speech_ssl.objectives.cpc import CPCConfig
 from speech_ssl.objectives.ctc import CTCConfig
 from speech_ssl.objectives.events import EventsConfig
-from speech_ssl.objectives.instance_discrimination import InstanceDiscriminationConfig
-from speech_ssl.objectives.moco import MoCoConfig
-from speech_ssl.objectives.simclr import COLAConfig, SimCLRConfig
-from speech_ssl.objectives.simsiam import SimSiamConfig
-from speech_ssl.objectives.swav import SwAVConfig
-from speech_ssl.objectives.two_views import ViewsConfig
-from speech_ssl.objectives.vicreg import VICRegConfig
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
-from speech_ssl.objectives.whitening import WhiteningConfig
 from speech_ssl.training.checkpoint import RunState
 from speech_ssl.training.config import TrainConfig
 from speech_ssl.training.guard import Guard
@@ -46,19 +35,10 @@ from speech_ssl.training.meter import Meter
 from speech_ssl.training.optim import scale_gradients
 from speech_ssl.training.ranks import Ranks, joined_ranks
 from speech_ssl.types import Batch
+from tests.objectives.narrow import ENCODER, QUIET
+from tests.objectives.two_view_methods import TWO_VIEWS
 
 pytestmark = pytest.mark.numerical
-
-ENCODER = presets.tiny().changed(
-    frontend={"channels": (16,) * 7},
-    depth=3,
-    width=32,
-    heads=2,
-    ffn_width=64,
-    positions={"kernel": 16},
-    dropout=0.1,
-    layer_drop=0.3,
-)
 
 
 def wav2vec2(encoder: EncoderConfig = ENCODER) -> Objective:
@@ -116,66 +96,6 @@ def events_timed(encoder: EncoderConfig = ENCODER) -> Objective:
     return config.build(Encoder(encoder))
 
 
-def views(quiet: bool) -> ViewsConfig:
-    return ViewsConfig(crop=(0.6, 0.9), speed=(0.9, 1.1), mixup=0.2, fixed=quiet)
-
-
-def simclr(encoder: EncoderConfig = ENCODER, quiet: bool = False) -> Objective:
-    return SimCLRConfig(views=views(quiet), hidden_width=32, width=16, tau=0.5).build(Encoder(encoder))
-
-
-def cola(encoder: EncoderConfig = ENCODER, quiet: bool = False) -> Objective:
-    return COLAConfig(views=views(quiet), width=32).build(Encoder(encoder))
-
-
-def moco(encoder: EncoderConfig = ENCODER, quiet: bool = False) -> Objective:
-    config = MoCoConfig(views=views(quiet), hidden_width=32, width=16, queue=24, momentum=0.9)
-    return config.build(Encoder(encoder))
-
-
-def instance_discrimination(encoder: EncoderConfig = ENCODER, quiet: bool = False) -> Objective:
-    config = InstanceDiscriminationConfig(views=views(quiet), width=16, slots=64, proximal=0.1)
-    return config.build(Encoder(encoder))
-
-
-def swav(encoder: EncoderConfig = ENCODER, quiet: bool = False) -> Objective:
-    config = SwAVConfig(views=views(quiet), hidden_width=32, width=16, prototypes=6, queue=8, queue_from=0.5)
-    return config.build(Encoder(encoder))
-
-
-def byol(encoder: EncoderConfig = ENCODER, quiet: bool = False) -> Objective:
-    return BYOLConfig(views=views(quiet), hidden_width=32, width=16).build(Encoder(encoder))
-
-
-def simsiam(encoder: EncoderConfig = ENCODER, quiet: bool = False) -> Objective:
-    return SimSiamConfig(views=views(quiet), width=32, bottleneck=16).build(Encoder(encoder))
-
-
-def barlow_twins(encoder: EncoderConfig = ENCODER, quiet: bool = False) -> Objective:
-    return BarlowTwinsConfig(views=views(quiet), width=8).build(Encoder(encoder))
-
-
-def vicreg(encoder: EncoderConfig = ENCODER, quiet: bool = False) -> Objective:
-    return VICRegConfig(views=views(quiet), width=16).build(Encoder(encoder))
-
-
-def whitening(encoder: EncoderConfig = ENCODER, quiet: bool = False) -> Objective:
-    config = WhiteningConfig(views=views(quiet), hidden_width=32, width=4, shrinkage=0.1)
-    return config.build(Encoder(encoder))
-
-
-TWO_VIEWS = [
-    simclr,
-    cola,
-    moco,
-    instance_discrimination,
-    swav,
-    byol,
-    simsiam,
-    barlow_twins,
-    vicreg,
-    whitening,
-]
 OBJECTIVES: list[Callable[..., Objective]] = [
     wav2vec2,
     cpc,
@@ -303,9 +223,6 @@ def test_padding_does_not_change_the_loss(build: Callable[[], Objective]) -> Non
         torch.testing.assert_close(
             loss_of(objective, batch).total, loss_of(objective, changed).total, rtol=1e-4, atol=0
         )
-
-
-QUIET = replace(ENCODER, dropout=0.0, layer_drop=0.0)
 
 
 def gradients(build: Callable[..., Objective], ranks: Ranks) -> dict[str, Tensor]:
