@@ -7,8 +7,8 @@ tiny    3.7 M parameters with a log-mel front end; 24 rows of 2 s a step, of eac
         taken: about a second on one CPU core in fp32. Not run to its end yet.
 
 24 rows cannot use 128 prototypes equally: from 7.5 % of the run on, 512 earlier vectors are assigned along.
-In 60 steps, on a narrower encoder, the loss stayed near 9.7, what guessing gives (2 log 128); whether and when
-it leaves it has not been seen.
+In 60 steps, on a narrower encoder, the loss stayed near 9.7, what guessing gives (2 log 128); whether and
+when it leaves it has not been seen.
 """
 
 from __future__ import annotations
