@@ -137,7 +137,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 SHARED_OBJECTIVES = tuple(
     f"speech_ssl.objectives.{name}"
-    for name in ("base", "masking", "teacher", "codebooks", "views", "two_views", "units", "global_batch")
+    for name in (
+        *("base", "masking", "teacher", "codebooks", "units"),
+        *("views", "mel_views", "two_views", "global_batch"),
+    )
 )
 NO_THIRD_PARTY = {"service": {"torch", "torchaudio"}}
 ONLY_THIRD_PARTY = {

@@ -23,7 +23,8 @@ from speech_ssl.model.config import (
     StackedConvolutions,
 )
 from speech_ssl.objectives.base import Objective
-from tests.test_objective_contract import OBJECTIVES, ctc, events, fresh, loss_of, tones, wav2vec2
+from tests.objectives.methods import OBJECTIVES, ctc, events, wav2vec2
+from tests.test_objective_contract import fresh, loss_of, tones
 
 pytestmark = pytest.mark.numerical
 

@@ -8,10 +8,12 @@ gather: in validation the ranks do not read equally many batches. Of micro-batch
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -107,3 +109,48 @@ class GlobalBatchNorm(nn.Module):
                 kept_D = torch.where(now_D.isfinite(), now_D, running_D)
                 running_D.lerp_(kept_D, self.momentum)
         return mean_D, variance_D
+
+
+def mlp(*widths: int, batch_norm: bool = True, last_norm: bool = False) -> nn.Sequential:
+    """Linear layers from width to width with ReLU between them, and batch norm before it; `last_norm`: one
+    after the last layer too, without scale and shift."""
+    layers: list[nn.Module] = []
+    for number, (ins, outs) in enumerate(pairwise(widths), 2):
+        last = number == len(widths)
+        layers.append(nn.Linear(ins, outs, bias=not (last_norm if last else batch_norm)))
+        if last_norm if last else batch_norm:
+            layers.append(GlobalBatchNorm(outs, affine=not last))
+        if not last:
+            layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+class Queue(nn.Module):
+    """The last `size` vectors of length 1 that were put in, in the state dict. At first, random ones."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.rows_KE: Tensor
+        self.place: Tensor
+        self.register_buffer("rows_KE", F.normalize(torch.randn(size, width), dim=1))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+        self._pending: list[Tensor] = []
+
+    def note(self, x_NE: Tensor) -> None:
+        """To be put in by `settle`, after the step."""
+        self._pending.append(x_NE.detach())
+
+    def settle(self) -> None:
+        """Put in what all ranks have noted, unless anything of it is not finite: that step was skipped."""
+        noted = [all_rows(x_NE)[0] for x_NE in self._pending]
+        self._pending.clear()
+        if noted:
+            self.put(torch.cat(noted))
+
+    def put(self, x_NE: Tensor) -> None:
+        size = len(self.rows_KE)
+        x_NE = x_NE[-size:]
+        at_N = (self.place + torch.arange(len(x_NE), device=x_NE.device)) % size
+        fine = x_NE.isfinite().all()
+        self.rows_KE[at_N] = torch.where(fine, x_NE.to(self.rows_KE.dtype), self.rows_KE[at_N])
+        self.place.copy_((self.place + fine * len(x_NE)) % size)

@@ -73,7 +73,7 @@ def random_gain(wave_BS: Tensor, *, most_db: float, generator: torch.Generator) 
     """
     if most_db < 0:
         raise ValueError(f"most_db must be at least 0, not {most_db}")
-    gain_db_B = most_db * (2 * _rand(len(wave_BS), generator) - 1)
+    gain_db_B = most_db * (2 * uniform(len(wave_BS), generator) - 1)
     return wave_BS * 10 ** (gain_db_B[:, None] / 20)
 
 
@@ -99,7 +99,7 @@ def add_noise(
 
     B, S = wave_BS.shape
     noisy_B = _chosen(B, share, generator)
-    snr_db_B = low + (high - low) * _rand(B, generator)
+    snr_db_B = low + (high - low) * uniform(B, generator)
     babbling_B = _chosen(B, babble, generator)
     coloured_BS = coloured_noise(B, S, generator)
     others_BS = _babble(wave_BS, lengths_B, generator)
@@ -131,12 +131,17 @@ def random_crop(
     low, high = share
     if not 0 < low <= high <= 1:
         raise ValueError(f"a crop must be (shortest, longest) within 0 and 1, not {share}")
-    share_B = low + (high - low) * _rand(len(wave_BS), generator)
+    share_B = low + (high - low) * uniform(len(wave_BS), generator)
     kept_B = (share_B * lengths_B).round().long().clamp(min=1).minimum(lengths_B)
-    first_B = (_rand(len(wave_BS), generator) * (lengths_B - kept_B + 1)).long()
-    at_BS = first_B[:, None] + torch.arange(wave_BS.shape[1], device=wave_BS.device)
-    part_BS = wave_BS.gather(1, at_BS.clamp(max=wave_BS.shape[1] - 1))
-    return part_BS.masked_fill(~valid_mask(kept_B, wave_BS.shape[1]), 0.0), kept_B
+    first_B = (uniform(len(wave_BS), generator) * (lengths_B - kept_B + 1)).long()
+    return cut(wave_BS, first_B, kept_B), kept_B
+
+
+def cut(wave_BS: Tensor, first_B: Tensor, kept_B: Tensor) -> Tensor:
+    """The samples of each row from the first on, as many as are kept; zeros after that: (B, S)."""
+    S = wave_BS.shape[1]
+    at_BS = first_B[:, None] + torch.arange(S, device=wave_BS.device)
+    return wave_BS.gather(1, at_BS.clamp(max=S - 1)).masked_fill(~valid_mask(kept_B, S), 0.0)
 
 
 def change_speed(wave_BS: Tensor, lengths_B: Tensor, factor_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,13 +194,14 @@ def mixup(
     step_B = torch.randint(1, max(B, 2), (B,), device=wave_BS.device, generator=generator)
     partner_B = torch.where(mixed_B, (own_B + step_B) % max(B, 1), own_B)
     weight_B = torch.where(mixed_B, beta(alpha, B, generator), 1.0)
-    other_BS = _cut_or_repeated(wave_BS, lengths_B, partner_B)
-    norm_B, other_norm_B = _norm(wave_BS), _norm(other_BS)
-    heard_B = (norm_B > SILENT) & (other_norm_B > SILENT)
-    gain_B = torch.where(heard_B, norm_B / other_norm_B.clamp(min=SILENT), 1.0)
-    other_share_B = (1 - weight_B) * gain_B
-    mixed_BS = weight_B[:, None] * wave_BS + other_share_B[:, None] * other_BS
-    return Mixed(mixed_BS, partner_B, weight_B)
+    return Mixed(_mixed(wave_BS, lengths_B, partner_B, weight_B), partner_B, weight_B)
+
+
+def mix_in(wave_BS: Tensor, lengths_B: Tensor, *, most: float, generator: torch.Generator) -> Tensor:
+    """Each row with another one behind it, as `mixup` mixes them, but so that it stays itself: the other's
+    weight is uniform between 0 and `most`."""
+    partner_B, weight_B = behind(len(wave_BS), most, generator)
+    return _mixed(wave_BS, lengths_B, partner_B, 1 - weight_B)
 
 
 def mix_utterances(
@@ -208,7 +214,7 @@ def mix_utterances(
         return wave_BS
     B, S = wave_BS.shape
     mixed_B, noisy_B = _chosen(B, mixing.share, generator), _chosen(B, mixing.noise, generator)
-    ratio_B = _rand(B, generator)
+    ratio_B = uniform(B, generator)
     (lowest, highest), (low, high) = mixing.noise_db, mixing.speech_db
     ratio_db_B = torch.where(noisy_B, lowest + (highest - lowest) * ratio_B, low + (high - low) * ratio_B)
 
@@ -218,12 +224,12 @@ def mix_utterances(
     other_BS = torch.where(
         noisy_B[:, None],
         coloured_noise(B, S, generator),
-        _cut_or_repeated(wave_BS, lengths_B, partner_B, _rand(B, generator)),
+        cut_or_repeated(wave_BS, lengths_B, partner_B, uniform(B, generator)),
     ).masked_fill(~valid_mask(lengths_B, S), 0.0)
     mixed_B = mixed_B & (noisy_B | (partner_B != own_B))
 
-    part_B = (_rand(B, generator) * (mixing.longest * lengths_B).floor()).long() + 1
-    first_B = (_rand(B, generator) * (lengths_B - part_B + 1)).long()
+    part_B = (uniform(B, generator) * (mixing.longest * lengths_B).floor()).long() + 1
+    first_B = (uniform(B, generator) * (lengths_B - part_B + 1)).long()
     at_S = torch.arange(S, device=wave_BS.device)
     inside_BS = (at_S >= first_B[:, None]) & (at_S < (first_B + part_B)[:, None])
     norm_B = _norm(other_BS)
@@ -251,12 +257,30 @@ def coloured_noise(rows: int, samples: int, generator: torch.Generator) -> Tenso
     """
     size = 1 << (samples - 1).bit_length()
     device = generator.device
-    exponent_B1 = _rand(rows, generator)[:, None]
+    exponent_B1 = uniform(rows, generator)[:, None]
     hertz = torch.fft.rfftfreq(size, 1 / SAMPLE_RATE, device=device).clamp(min=LOWEST_HZ)
     draws = torch.randn(rows, len(hertz), 2, device=device, generator=generator)
     spectrum = torch.view_as_complex(draws) * (hertz / LOWEST_HZ) ** (-exponent_B1 / 2)
     noise: Tensor = torch.fft.irfft(spectrum, n=size)
     return noise[:, :samples]
+
+
+def behind(rows: int, most: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Another row for each, and its weight between 0 and `most`."""
+    if not 0 <= most < 1:
+        raise ValueError(f"the other row's weight must be from 0 to below 1, not {most}")
+    own_B = torch.arange(rows, device=generator.device)
+    step_B = torch.randint(1, max(rows, 2), (rows,), device=generator.device, generator=generator)
+    return (own_B + step_B) % max(rows, 1), most * uniform(rows, generator) * (rows > 1)
+
+
+def _mixed(wave_BS: Tensor, lengths_B: Tensor, partner_B: Tensor, weight_B: Tensor) -> Tensor:
+    other_BS = cut_or_repeated(wave_BS, lengths_B, partner_B)
+    norm_B, other_norm_B = _norm(wave_BS), _norm(other_BS)
+    heard_B = (norm_B > SILENT) & (other_norm_B > SILENT)
+    gain_B = torch.where(heard_B, norm_B / other_norm_B.clamp(min=SILENT), 1.0)
+    other_share_B = (1 - weight_B) * gain_B
+    return weight_B[:, None] * wave_BS + other_share_B[:, None] * other_BS
 
 
 def _babble(wave_BS: Tensor, lengths_B: Tensor, generator: torch.Generator) -> Tensor:
@@ -266,24 +290,26 @@ def _babble(wave_BS: Tensor, lengths_B: Tensor, generator: torch.Generator) -> T
     others_BB = draws_BB.argsort(dim=1)
     babble_BS = torch.zeros_like(wave_BS)
     for partner_B in others_BB.T[: min(VOICES, B - 1)]:
-        voice_BS = _cut_or_repeated(wave_BS, lengths_B, partner_B)
+        voice_BS = cut_or_repeated(wave_BS, lengths_B, partner_B)
         norm_B = _norm(voice_BS)
         gain_B = torch.where(norm_B > SILENT, 1 / norm_B.clamp(min=SILENT), 0.0)
         babble_BS += gain_B[:, None] * voice_BS
     return babble_BS
 
 
-def _cut_or_repeated(
+def cut_or_repeated(
     wave_BS: Tensor, lengths_B: Tensor, partner_B: Tensor, start_B: Tensor | None = None
 ) -> Tensor:
-    """Each row's partner, cut or repeated to the row's length, then zeros. start_B: where in the partner to
-    begin, as a share of its length."""
+    """Each row's partner, cut or repeated to the row's length, then zeros. Rows of samples or of spectra.
+    start_B: where in the partner to begin, as a share of its length."""
     S = wave_BS.shape[1]
     length_B1 = lengths_B[partner_B][:, None].clamp(min=1)
     at_BS = torch.arange(S, device=wave_BS.device) % length_B1
     if start_B is not None:
         at_BS = (at_BS + (start_B[:, None] * length_B1).long()) % length_B1
-    return wave_BS[partner_B].gather(1, at_BS).masked_fill(~valid_mask(lengths_B, S), 0.0)
+    valid_BS = valid_mask(lengths_B, S)
+    valid_BS = valid_BS.reshape(*valid_BS.shape, *[1] * (wave_BS.ndim - 2))
+    return wave_BS[partner_B[:, None], at_BS].masked_fill(~valid_BS, 0.0)
 
 
 def _norm(wave_BS: Tensor) -> Tensor:
@@ -294,8 +320,9 @@ def _norm(wave_BS: Tensor) -> Tensor:
 def _chosen(count: int, share: float, generator: torch.Generator) -> Tensor:
     if not 0 <= share <= 1:
         raise ValueError(f"a share must be within 0 and 1, not {share}")
-    return _rand(count, generator) < share
+    return uniform(count, generator) < share
 
 
-def _rand(count: int, generator: torch.Generator) -> Tensor:
+def uniform(count: int, generator: torch.Generator) -> Tensor:
+    """Uniform in [0, 1): (count,)."""
     return torch.rand(count, device=generator.device, generator=generator)

@@ -8,7 +8,9 @@ import torch
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.apc import APC, APCConfig
 from speech_ssl.types import Batch
-from tests.test_objective_contract import ENCODER, causal, fresh, mel, tones
+from tests.objectives.methods import causal, mel
+from tests.objectives.narrow import ENCODER
+from tests.test_objective_contract import fresh, tones
 
 pytestmark = pytest.mark.numerical
 

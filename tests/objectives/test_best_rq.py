@@ -15,7 +15,8 @@ from speech_ssl.objectives.best_rq import BestRQ, BestRQConfig, RandomProjection
 from speech_ssl.objectives.masking import hide_spans
 from speech_ssl.objectives.views import Mixing
 from speech_ssl.types import Frames
-from tests.test_objective_contract import QUIET, tones
+from tests.objectives.narrow import QUIET
+from tests.test_objective_contract import tones
 
 pytestmark = pytest.mark.numerical
 

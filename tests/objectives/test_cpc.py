@@ -12,7 +12,9 @@ from speech_ssl.model import presets
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.cpc import CPC, CPCConfig, info_nce
 from speech_ssl.types import Frames
-from tests.test_objective_contract import ENCODER, causal, fresh, tones
+from tests.objectives.methods import causal
+from tests.objectives.narrow import ENCODER
+from tests.test_objective_contract import fresh, tones
 
 pytestmark = pytest.mark.numerical
 

@@ -14,8 +14,9 @@ from speech_ssl.objectives.masking import hide_spans
 from speech_ssl.objectives.teacher import regression, told
 from speech_ssl.training.health import fallen
 from speech_ssl.types import Frames, LossSum
+from tests.objectives.narrow import QUIET
 from tests.objectives.test_teacher import mean_of_top
-from tests.test_objective_contract import QUIET, tones
+from tests.test_objective_contract import tones
 
 pytestmark = pytest.mark.numerical
 

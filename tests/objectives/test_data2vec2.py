@@ -15,8 +15,9 @@ from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.data2vec2 import Data2Vec2, Data2Vec2Config, Decoder
 from speech_ssl.objectives.masking import all_but_blocks
 from speech_ssl.types import Frames
+from tests.objectives.narrow import QUIET
 from tests.objectives.test_teacher import mean_of_top
-from tests.test_objective_contract import QUIET, tones
+from tests.test_objective_contract import tones
 
 pytestmark = pytest.mark.numerical
 

@@ -15,8 +15,9 @@ from speech_ssl.objectives.masking import hide_spans
 from speech_ssl.objectives.teacher import told
 from speech_ssl.training.health import fallen
 from speech_ssl.types import Frames
+from tests.objectives.narrow import QUIET
 from tests.objectives.test_teacher import said_by
-from tests.test_objective_contract import QUIET, tones
+from tests.test_objective_contract import tones
 
 pytestmark = pytest.mark.numerical
 

@@ -16,7 +16,8 @@ from speech_ssl.objectives.hubert import CosineHead, HuBERT, HuBERTConfig
 from speech_ssl.objectives.masking import hide_spans
 from speech_ssl.objectives.views import Mixing
 from speech_ssl.types import Batch, LossSum
-from tests.test_objective_contract import ENCODER, QUIET, tones
+from tests.objectives.narrow import ENCODER, QUIET
+from tests.test_objective_contract import tones
 
 pytestmark = pytest.mark.numerical
 

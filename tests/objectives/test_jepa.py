@@ -11,8 +11,9 @@ from speech_ssl.model.config import Conformer, Rotary
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.jepa import JEPA, JEPAConfig, draw_parts
 from speech_ssl.types import Frames, valid_mask
+from tests.objectives.narrow import QUIET
 from tests.objectives.test_teacher import mean_of_top
-from tests.test_objective_contract import QUIET, tones
+from tests.test_objective_contract import tones
 
 pytestmark = pytest.mark.numerical
 

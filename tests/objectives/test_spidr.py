@@ -11,8 +11,9 @@ from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.masking import hide_spans
 from speech_ssl.objectives.spidr import SpidR, SpidRConfig
 from speech_ssl.types import Frames
+from tests.objectives.narrow import QUIET
 from tests.objectives.test_dinosr import codes_of
-from tests.test_objective_contract import QUIET, tones
+from tests.test_objective_contract import tones
 
 pytestmark = pytest.mark.numerical
 

@@ -15,7 +15,7 @@ from speech_ssl.objectives.teacher import (
     top_layers,
 )
 from speech_ssl.types import Frames
-from tests.test_objective_contract import QUIET
+from tests.objectives.narrow import QUIET
 
 pytestmark = pytest.mark.numerical
 

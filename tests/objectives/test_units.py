@@ -26,7 +26,8 @@ from speech_ssl.objectives.units import (
     usage,
 )
 from speech_ssl.types import Batch, Frames
-from tests.test_objective_contract import ENCODER, QUIET, tones
+from tests.objectives.narrow import ENCODER, QUIET
+from tests.test_objective_contract import tones
 
 pytestmark = pytest.mark.numerical
 
