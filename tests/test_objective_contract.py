@@ -26,7 +26,11 @@ from speech_ssl.objectives.apc import APCConfig
 from speech_ssl.objectives.base import Objective
 from speech_ssl.objectives.cpc import CPCConfig
 from speech_ssl.objectives.ctc import CTCConfig
+from speech_ssl.objectives.denoising import DenoisingConfig
 from speech_ssl.objectives.events import EventsConfig
+from speech_ssl.objectives.mae import MAEConfig
+from speech_ssl.objectives.segment_order import SegmentOrderConfig
+from speech_ssl.objectives.transforms import TransformPredictionConfig
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
 from speech_ssl.training.checkpoint import RunState
 from speech_ssl.training.config import TrainConfig
@@ -62,6 +66,31 @@ def cpc(encoder: EncoderConfig = ENCODER) -> Objective:
 
 def apc(encoder: EncoderConfig = ENCODER) -> Objective:
     return APCConfig(ahead=2).build(Encoder(mel(causal(encoder))))
+
+
+def mae(encoder: EncoderConfig = ENCODER) -> Objective:
+    config = MAEConfig(hidden_span=2, decoder_depth=1, decoder_width=32, decoder_heads=2)
+    return config.build(Encoder(replace(mel(encoder), block=ENCODER.block, positions=ENCODER.positions)))
+
+
+def denoising(encoder: EncoderConfig = ENCODER) -> Objective:
+    return DenoisingConfig(bins=16).build(Encoder(encoder))
+
+
+def bandwidth(encoder: EncoderConfig = ENCODER) -> Objective:
+    return DenoisingConfig(damage="bandwidth", bins=16).build(Encoder(encoder))
+
+
+def inpainting(encoder: EncoderConfig = ENCODER) -> Objective:
+    return DenoisingConfig(damage="inpainting", bins=16).build(Encoder(encoder))
+
+
+def transform_prediction(encoder: EncoderConfig = ENCODER) -> Objective:
+    return TransformPredictionConfig().build(Encoder(encoder))
+
+
+def segment_order(encoder: EncoderConfig = ENCODER) -> Objective:
+    return SegmentOrderConfig(head_width=32).build(Encoder(encoder))
 
 
 def causal(encoder: EncoderConfig) -> EncoderConfig:
@@ -106,7 +135,21 @@ def events_timed(encoder: EncoderConfig = ENCODER) -> Objective:
     return config.build(Encoder(encoder))
 
 
-OBJECTIVES: list[Callable[..., Objective]] = [wav2vec2, cpc, apc, ctc, events, events_frozen, events_timed]
+OBJECTIVES: list[Callable[..., Objective]] = [
+    wav2vec2,
+    cpc,
+    apc,
+    mae,
+    denoising,
+    bandwidth,
+    inpainting,
+    transform_prediction,
+    segment_order,
+    ctc,
+    events,
+    events_frozen,
+    events_timed,
+]
 every_objective = pytest.mark.parametrize("build", OBJECTIVES)
 
 CPU = Ranks(0, 1, torch.device("cpu"))
