@@ -1,6 +1,6 @@
-"""Denoising auto-encoder (Vincent et al. 2008): hear a damaged wave, tell the log-mel frames of the clean one.
+"""Denoising auto-encoder (Vincent et al. 2008): hear a damaged wave, tell the frames of the clean one.
 
-    python -m recipes.pretrain_denoising VARIANT --manifest M.tsv --out runs/NAME [--resume [--set NAME=VALUE]]
+    python -m recipes.pretrain_denoising VARIANT --manifest M.tsv --out runs/NAME [--resume]
 
 smoke       seconds on 2 CPU cores: shows that everything runs; learns nothing of use.
 tiny        4.2 M parameters, for two CPU cores: noise and others' speech are added.

@@ -1,4 +1,4 @@
-"""Masked auto-encoder (Huang et al. 2022; Baade et al. 2022): reconstruct log-mel frames from a quarter of them.
+"""Masked auto-encoder (Huang et al. 2022; Baade et al. 2022): from a quarter of the frames to the others.
 
     python -m recipes.pretrain_mae VARIANT --manifest M.tsv --out runs/NAME [--resume [--set NAME=VALUE]]
 

@@ -1,4 +1,4 @@
-"""Transform prediction (as Gidaris et al. 2018, of images' rotations): was a clip reversed, sped up, filtered?
+"""Transform prediction (Gidaris et al. 2018 for images): was a clip reversed, sped up, filtered?
 
     python -m recipes.pretrain_transform_prediction VARIANT --manifest M.tsv --out runs/NAME [--resume]
 

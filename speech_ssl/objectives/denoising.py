@@ -138,7 +138,9 @@ class Denoising(Objective):
             hidden_BT = hide_spans(
                 frames, T, share=config.hidden_share, span=span, generator=generator, least=1
             )
-            field = max(self.encoder.receptive_field, self.mel.receptive_field + (self.steps - 1) * self.mel.hop)
+            field = max(
+                self.encoder.receptive_field, self.mel.receptive_field + (self.steps - 1) * self.mel.hop
+            )
             return silence_frames(wave_BS, hidden_BT, hop, field), hidden_BT
         if config.damage == "bandwidth":
             low, high = config.cutoff_hz

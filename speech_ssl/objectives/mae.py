@@ -1,4 +1,4 @@
-"""Masked auto-encoder: encode a quarter of the log-mel frames, and reconstruct the others by a shallow decoder.
+"""Masked auto-encoder: encode a quarter of the log-mel frames, and let a small decoder reconstruct the others.
 
 Audio-MAE (Huang et al. 2022, arXiv 2207.06405) and MAE-AST (Baade et al. 2022, arXiv 2203.16691), of whole
 frames, which MAE-AST found better for speech than patches, and with its generative loss alone, as Audio-MAE.

@@ -79,9 +79,7 @@ class TransformPrediction(Objective):
         }
         return LossSum(total, count, {name: value.detach() for name, value in metrics.items()})
 
-    def transformed(
-        self, batch: Batch, class_B: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def transformed(self, batch: Batch, class_B: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Waves (B, S) as their classes say, and their lengths. Of each row a part is kept, anywhere in it
         and as long as the fastest could have left: neither a length nor a clip's edge is a sign."""
         config, lengths_B = self.config, batch.lengths_B
@@ -112,8 +110,8 @@ class TransformPrediction(Objective):
         return low + (high - low) * torch.rand(count, device=generator.device, generator=generator)
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """`accuracy`, and that of each class, 0 where none was drawn (by guessing 1 / 6); `answer_perplexity`
-        of the mean answer, at most 6; `effective_rank` of the frames."""
+        """`accuracy` (by guessing 1 / 6), and that of each class, 0 where none was drawn;
+        `answer_perplexity` of the mean answer, at most 6; `effective_rank` of the frames."""
         each_K = means["right"] / means["drawn"].clamp(min=1e-12)
         return {
             "accuracy": float(means["right"].sum()),
