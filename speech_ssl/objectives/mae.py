@@ -1,4 +1,4 @@
-"""Masked auto-encoder: encode a quarter of the log-mel frames, and let a small decoder reconstruct the others.
+"""Masked auto-encoder: encode a quarter of the log-mel frames, from which a small decoder tells the others.
 
 Audio-MAE (Huang et al. 2022, arXiv 2207.06405) and MAE-AST (Baade et al. 2022, arXiv 2203.16691), of whole
 frames, which MAE-AST found better for speech than patches, and with its generative loss alone, as Audio-MAE.
@@ -62,7 +62,8 @@ def hide_chunks(
 class Decoder(nn.Module):
     """Transformer blocks over whole rows: what the encoder made of visible frames, each at its place, and a
     learned vector at all others. Positions are convolutions, as the encoder's are, where both papers have
-    sinusoids: what is near a hidden frame is heard from the first step on."""
+    sinusoids: what is near a hidden frame is heard from the first step on. So that it is, the first
+    reconstructions are nearly the mean: of larger ones the encoder learns first of all to say less."""
 
     def __init__(self, width: int, config: EncoderConfig, outputs: int) -> None:
         super().__init__()
@@ -73,6 +74,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config, config.block) for _ in range(config.depth))
         self.norm = LayerNorm(config.width)
         self.leave = nn.Linear(config.width, outputs)
+        nn.init.normal_(self.leave.weight, std=0.002)
 
     def forward(self, visible: Frames, position_BK: Tensor, lengths_B: Tensor, size: int) -> Tensor:
         """`visible` and their places are as of `Encoder.visible`; frames (B, size, outputs)."""

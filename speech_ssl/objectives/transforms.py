@@ -124,8 +124,8 @@ class TransformPrediction(Objective):
         return {
             "answer_perplexity": Floor(
                 1.5,
-                "nearly all clips get one answer, whatever was done to them. Lower the peak learning rate, or "
-                "use larger batches",
+                "nearly all clips get one answer, whatever was done to them. Lower the peak learning rate, "
+                "or use larger batches",
             ),
             "effective_rank": Floor(
                 2.0,
