@@ -19,7 +19,6 @@ import torch
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
-from speech_ssl.model import presets
 from speech_ssl.model.config import EncoderConfig, LogMel, Transformer, WideConvolution
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.apc import APCConfig
@@ -44,20 +43,10 @@ from speech_ssl.training.meter import Meter
 from speech_ssl.training.optim import scale_gradients
 from speech_ssl.training.ranks import Ranks, joined_ranks
 from speech_ssl.types import Batch
+from tests.objectives.narrow import ENCODER, QUIET
+from tests.objectives.reconstruction_methods import RECONSTRUCTION
 
 pytestmark = pytest.mark.numerical
-
-ENCODER = presets.tiny().changed(
-    frontend={"channels": (16,) * 7},
-    depth=3,
-    width=32,
-    heads=2,
-    ffn_width=64,
-    positions={"kernel": 16},
-    dropout=0.1,
-    layer_drop=0.3,
-)
-QUIET = replace(ENCODER, dropout=0.0, layer_drop=0.0)
 
 
 def wav2vec2(encoder: EncoderConfig = ENCODER) -> Objective:
@@ -173,6 +162,7 @@ OBJECTIVES: list[Callable[..., Objective]] = [
     dinosr,
     spidr,
     jepa,
+    *RECONSTRUCTION,
 ]
 every_objective = pytest.mark.parametrize("build", OBJECTIVES)
 

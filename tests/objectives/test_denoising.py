@@ -10,7 +10,8 @@ from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.frontends.mel import log_mel
 from speech_ssl.objectives.denoising import Damage, Denoising, DenoisingConfig, low_pass, silence_frames
 from speech_ssl.types import Batch
-from tests.test_objective_contract import ENCODER, fresh, mel, tones
+from tests.objectives.narrow import ENCODER
+from tests.test_objective_contract import fresh, mel, tones
 
 pytestmark = pytest.mark.numerical
 

@@ -9,7 +9,9 @@ from speech_ssl.model.config import Conformer, Rotary
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.mae import MAE, MAEConfig, hide_chunks
 from speech_ssl.types import Batch, Frames
-from tests.test_objective_contract import ENCODER, fresh, mae, mel, tones
+from tests.objectives.narrow import ENCODER
+from tests.objectives.reconstruction_methods import mae
+from tests.test_objective_contract import fresh, mel, tones
 
 pytestmark = pytest.mark.numerical
 

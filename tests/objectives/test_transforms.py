@@ -11,7 +11,8 @@ from torch import Tensor
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.transforms import CLASSES, TransformPrediction, TransformPredictionConfig
 from speech_ssl.types import Batch
-from tests.test_objective_contract import ENCODER, fresh, tones
+from tests.objectives.narrow import ENCODER
+from tests.test_objective_contract import fresh, tones
 
 pytestmark = pytest.mark.numerical
 
