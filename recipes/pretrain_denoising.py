@@ -5,7 +5,7 @@
 smoke       seconds on 2 CPU cores: shows that everything runs; learns nothing of use.
 tiny        4.2 M parameters, for two CPU cores: noise and others' speech are added.
 bandwidth   tiny, without what is above 1.3 to 4 kHz: the frames of all frequencies are told.
-inpainting  tiny, with spans of 200 ms silenced, whose frames are told.
+inpainting  tiny, with spans of 100 ms silenced, whose frames are told.
 
 On several GPUs: torchrun --nproc-per-node 8 -m recipes.pretrain_denoising tiny ...
 """

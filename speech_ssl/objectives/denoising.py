@@ -39,7 +39,7 @@ class DenoisingConfig:
     """The super-resolution by 2 to 6 of Kuleshov et al., section 4."""
     hidden_share: float = 0.4
     """As `hide_spans` takes it."""
-    hidden_s: float = 0.2
+    hidden_s: float = 0.1
     """Of each span."""
     bins: int = 80
     """Of the targets."""
@@ -93,6 +93,7 @@ class Denoising(Objective):
             )
         self.steps = max(round(encoder.hop / self.mel.hop), 1)
         self.predict = nn.Linear(encoder.config.width, self.steps * config.bins)
+        nn.init.normal_(self.predict.weight, std=0.002)  # or the encoder learns first of all to say less
 
     def forward(self, batch: Batch, *, generator: torch.Generator) -> LossSum:
         """The sum of |predicted - clean|, a mean over the bins and steps of a frame; targets are valid
