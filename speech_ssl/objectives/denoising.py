@@ -100,18 +100,20 @@ class Denoising(Objective):
         frames, of "inpainting" silenced ones. Raises ValueError if the batch is too short for a frame."""
         wave_BS = batch.wave_BS.masked_fill(~valid_mask(batch.lengths_B, batch.wave_BS.shape[1]), 0.0)
         damaged_BS, chosen_BT = self._damaged(wave_BS, batch.lengths_B, generator)
-        context_BTD = self.encoder(damaged_BS, batch.lengths_B).x_BTD
-        B, T, _ = context_BTD.shape
+        context = self.encoder(damaged_BS, batch.lengths_B)
+        B, T, _ = context.x_BTD.shape
         target_BTKC, there_BTK = self.targets(wave_BS, batch.lengths_B, T)
         with torch.autocast(wave_BS.device.type, enabled=False):
-            predicted_BTKC = self.predict(context_BTD.float()).view(B, T, self.steps, -1)
+            predicted_BTKC = self.predict(context.x_BTD.float()).view(B, T, self.steps, -1)
             weight_BT, weight_BTK = chosen_BT.float(), there_BTK.float()
             weight_BTK = weight_BTK / weight_BTK.sum(-1, keepdim=True).clamp(min=1) * weight_BT[:, :, None]
             total = ((predicted_BTKC - target_BTKC).abs().mean(-1) * weight_BTK).sum()
             blind = (target_BTKC.abs().mean(-1) * weight_BTK).sum()
-            spread = moments(context_BTD, weight_BT)
-        metrics = {"blind": blind, **spread}
-        return LossSum(total, weight_BT.sum(), {name: value.detach() for name, value in metrics.items()})
+            count, valid_BT = weight_BT.sum(), context.valid_BT.float()
+            scale = count / valid_BT.sum().clamp(min=1)
+            spread = moments(context.x_BTD, valid_BT)
+        metrics = {"blind": blind, **{name: value * scale for name, value in spread.items()}}
+        return LossSum(total, count, {name: value.detach() for name, value in metrics.items()})
 
     def targets(self, wave_BS: Tensor, lengths_B: Tensor, frames: int) -> tuple[Tensor, Tensor]:
         """Log-mel steps of each frame (B, T, K, bins), of mean 0 and variance 1 in each bin over the clip,

@@ -48,10 +48,10 @@ class SegmentOrder(Objective):
         orders = torch.tensor(list(permutations(range(config.segments))))
         self.orders_VN: Tensor
         self.register_buffer("orders_VN", orders, persistent=False)
+        last = nn.Linear(config.head_width, len(orders))
+        nn.init.normal_(last.weight, std=0.002)  # or the encoder learns first of all to say less
         self.head = nn.Sequential(
-            nn.Linear(config.segments * encoder.config.width, config.head_width),
-            nn.GELU(),
-            nn.Linear(config.head_width, len(orders)),
+            nn.Linear(config.segments * encoder.config.width, config.head_width), nn.GELU(), last
         )
 
     def forward(self, batch: Batch, *, generator: torch.Generator) -> LossSum:
