@@ -2,8 +2,9 @@
 
     python -m recipes.pretrain_mae VARIANT --manifest M.tsv --out runs/NAME [--resume [--set NAME=VALUE]]
 
-smoke   seconds on 2 CPU cores: shows that everything runs; learns nothing of use.
-tiny    3.7 M parameters and 0.5 M of the decoder: log-mel frames, for two CPU cores.
+smoke   27 s on 2 busy CPU cores (7 s of one): shows that everything runs; learns nothing of use.
+tiny    3.7 M parameters and 0.5 M of the decoder: log-mel frames, for two CPU cores. Not run to its end yet:
+        in a trial of 120 steps of 15.6 s the loss fell to 0.89, where the mean alone costs 1.0.
 base    90.0 M parameters and 15.0 M of the decoder: MAE-AST of frames, 0.8 h of audio a step.
 
 On several GPUs: torchrun --nproc-per-node 8 -m recipes.pretrain_mae base ...
