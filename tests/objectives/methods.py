@@ -25,6 +25,7 @@ from speech_ssl.objectives.spidr import SpidRConfig
 from speech_ssl.objectives.views import Mixing
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
 from tests.objectives.narrow import ENCODER, QUIET
+from tests.objectives.reconstruction_methods import RECONSTRUCTION
 from tests.objectives.two_view_methods import TWO_VIEWS
 
 
@@ -142,4 +143,5 @@ OBJECTIVES: list[Callable[..., Objective]] = [
     spidr,
     jepa,
     *TWO_VIEWS,
+    *RECONSTRUCTION,
 ]
