@@ -26,6 +26,7 @@ from speech_ssl.objectives.apc import APCConfig
 from speech_ssl.objectives.base import Objective
 from speech_ssl.objectives.cpc import CPCConfig
 from speech_ssl.objectives.ctc import CTCConfig
+from speech_ssl.objectives.distillation import DistillationConfig
 from speech_ssl.objectives.events import EventsConfig
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
 from speech_ssl.training.checkpoint import RunState
@@ -74,6 +75,16 @@ def mel(encoder: EncoderConfig) -> EncoderConfig:
     return replace(encoder, frontend=LogMel(bins=16))
 
 
+def distillation(encoder: EncoderConfig = ENCODER) -> Objective:
+    """Of teachers with random weights, the same ones whatever the seed, as a resumed run is given them again:
+    one has more width and other frames than the student."""
+    objective = DistillationConfig(layers=2).build(Encoder(encoder))
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        objective.learn_from([Encoder(ENCODER), Encoder(mel(ENCODER).changed(width=48, depth=2))])
+    return objective
+
+
 def ctc(encoder: EncoderConfig = ENCODER) -> Objective:
     config = CTCConfig(vocabulary=("<blank>", "a", "b", " "), head_only=0.0, hidden_share=0.3)
     return config.build(Encoder(encoder))
@@ -106,7 +117,16 @@ def events_timed(encoder: EncoderConfig = ENCODER) -> Objective:
     return config.build(Encoder(encoder))
 
 
-OBJECTIVES: list[Callable[..., Objective]] = [wav2vec2, cpc, apc, ctc, events, events_frozen, events_timed]
+OBJECTIVES: list[Callable[..., Objective]] = [
+    wav2vec2,
+    cpc,
+    apc,
+    distillation,
+    ctc,
+    events,
+    events_frozen,
+    events_timed,
+]
 every_objective = pytest.mark.parametrize("build", OBJECTIVES)
 
 CPU = Ranks(0, 1, torch.device("cpu"))
