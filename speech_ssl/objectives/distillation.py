@@ -154,7 +154,7 @@ class Distillation(Objective):
         return [at_frames_of(self.encoder, size, teacher, each) for each in chosen], frames_B
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """`cosine_1`, `cosine_2`, ...: with the states of each teacher, in the order of `learn_from`; `blind_1`,
+        """`cosine_1`, `cosine_2`, ...: with the states of each teacher, as `learn_from` got them. `blind_1`,
         ...: what each row's mean state would reach, which is high where few values are large and constant.
         Adds `effective_rank` of the student's final states."""
         return super().report(means) | {

@@ -68,8 +68,8 @@ class HearModel(nn.Module):
 
 
 def load_model(model_file_path: str = "default") -> HearModel:
-    """What `speech_ssl.load` opens: a folder, an id of the Hugging Face hub, or "default", which an empty path
-    is too: the packaged model. "NAME:layer=3" takes that hidden state alone.
+    """What `speech_ssl.load` opens: a folder, an id of the Hugging Face hub, or "default", as is an empty
+    path: the packaged model. "NAME:layer=3" takes that hidden state alone.
 
     Raises ValueError (ArtifactError where the model is at fault).
     """
