@@ -127,7 +127,7 @@ class Distillation(Objective):
         weight_BT = (features.valid_BT & heard_B[:, None]).float()
         with torch.autocast(batch.wave_BS.device.type, enabled=False):
             apart = [
-                [distance(head(x), z) for head, x, z in zip(heads, learned, zs, strict=True)]  # type: ignore[arg-type]
+                [distance(head(x), z) for head, x, z in zip(_list(heads), learned, zs, strict=True)]
                 for heads, (zs, _) in zip(self.heads, targets, strict=True)
             ]
             every = [one for of_teacher in apart for one in of_teacher]
@@ -169,6 +169,11 @@ class Distillation(Objective):
                 "lengthen the warm-up, and see whether the teachers' own vectors vary on this audio",
             )
         }
+
+
+def _list(module: nn.Module) -> nn.ModuleList:
+    assert isinstance(module, nn.ModuleList)
+    return module
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

@@ -180,7 +180,7 @@ def hearing(*variants: Callable[[], HearPlan], doc: str | None) -> Main:
         parser.add_argument("--manifest", type=Path, required=True)
         parser.add_argument("--out", type=Path, required=True, help="the folder to write to")
         parser.add_argument(
-            "--init", default="default", help="artifact, as NAME or NAME:layer=L (default: the packaged model)"
+            "--init", default="default", help="NAME or NAME:layer=L of a model (default: the packaged one)"
         )
         parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
         given = parser.parse_args(arguments)

@@ -188,7 +188,8 @@ def _head(inputs: int, classes: int, point: Point, schedule: Schedule) -> nn.Mod
 
 def _batches(order: Tensor, size: int) -> list[Tensor]:
     """Of at most `size`; none of a single row, of which batch norm knows no variance."""
-    return [rows for rows in order.split(size) if len(rows) > 1]
+    parts = (order[start : start + size] for start in range(0, len(order), size))
+    return [rows for rows in parts if len(rows) > 1]
 
 
 @torch.no_grad()
