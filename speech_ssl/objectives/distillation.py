@@ -139,6 +139,8 @@ class Distillation(Objective):
             cosine_BT, blind_BT = _mean([one.cosine_BT for one in of_teacher]), _mean(blind)
             metrics[f"cosine_{number}"] = (cosine_BT * weight_BT).sum()
             metrics[f"blind_{number}"] = (blind_BT * weight_BT).sum()
+            first, second = moments(zs[-1], weight_BT).values()
+            metrics |= {f"teacher_{number}_moment_1": first, f"teacher_{number}_moment_2": second}
         return LossSum(total, weight_BT.sum(), {name: value.detach() for name, value in metrics.items()})
 
     @torch.no_grad()
@@ -156,17 +158,23 @@ class Distillation(Objective):
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         """`cosine_1`, `cosine_2`, ...: with the states of each teacher, as `learn_from` got them. `blind_1`,
         ...: what each row's mean state would reach, which is high where few values are large and constant.
-        Adds `effective_rank` of the student's final states."""
-        return super().report(means) | {
-            "effective_rank": effective_rank(means["moment_1"], means["moment_2"])
-        }
+        `effective_rank`: of the student's final states; `teacher_rank`: the highest of the teachers'; and
+        `rank_share`, the first by the second."""
+        rank = effective_rank(means["moment_1"], means["moment_2"])
+        taught = max(
+            effective_rank(means[f"teacher_{number}_moment_1"], means[f"teacher_{number}_moment_2"])
+            for number in range(1, self.teachers + 1)
+        )
+        ranks = {"effective_rank": rank, "teacher_rank": taught, "rank_share": rank / max(taught, 1.0)}
+        return super().report(means) | ranks
 
     def floors(self) -> Mapping[str, Floor]:
+        """Relative to the teachers: the states of some of them have few directions of their own."""
         return {
-            "effective_rank": Floor(
-                2.0,
-                "the student gives nearly the same vector for every frame. Lower the peak learning rate and "
-                "lengthen the warm-up, and see whether the teachers' own vectors vary on this audio",
+            "rank_share": Floor(
+                0.2,
+                "the student's states vary in far fewer directions than its teachers': it gives nearly the "
+                "same vector for every frame. Lower the peak learning rate and lengthen the warm-up",
             )
         }
 

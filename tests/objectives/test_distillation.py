@@ -16,6 +16,7 @@ from speech_ssl.objectives.distillation import (
     chosen_layers,
     distance,
 )
+from speech_ssl.training.health import fallen
 from speech_ssl.types import Batch, Frames
 from tests.test_objective_contract import ENCODER, QUIET, distillation, fresh, loss_of, mel, tones
 
@@ -113,6 +114,24 @@ def test_a_teacher_whose_state_never_changes_is_known_blindly() -> None:
     objective.learn_from([teacher])
     found = loss_of(objective, tones(1))
     assert float(found.metrics["blind_1"] / found.count) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_rank_is_watched_beside_the_teachers() -> None:
+    teachers = [Encoder(QUIET), Encoder(QUIET)]
+    torch.nn.init.zeros_(teachers[0].norm.weight)  # type: ignore[arg-type]
+    objective = built(*teachers)
+    objective.encoder.load_state_dict(teachers[1].state_dict())
+
+    def reported() -> dict[str, float]:
+        with torch.no_grad():
+            found = loss_of(objective, tones(1))
+        return objective.report({name: value / found.count for name, value in found.metrics.items()})
+
+    assert reported()["rank_share"] == pytest.approx(1, abs=1e-3)
+    torch.nn.init.zeros_(objective.encoder.norm.weight)  # type: ignore[arg-type]
+    collapsed = reported()
+    assert collapsed["rank_share"] == 0 and collapsed["teacher_rank"] > 1
+    assert fallen(collapsed, objective.floors()) == ["rank_share"]
 
 
 def test_a_slower_teacher_is_interpolated_at_the_middles_of_the_students_frames() -> None:
