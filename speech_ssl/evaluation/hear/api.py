@@ -23,8 +23,9 @@ class HearModel(nn.Module):
     """A frozen copy of an encoder, in fp32, that may be moved between devices as any module.
 
     An embedding is all hidden states side by side: which of them knows something depends on the task, and
-    HEAR's heads are given one vector. Its first weights can choose among layers, as SUPERB's mix does. layer:
-    one state alone, as `Encoder.hidden_states` numbers them; negative numbers count from the end.
+    HEAR's heads are given one vector. They can choose among layers, but of few clips they do so less well
+    than a learned mix of layers does (docs/labels.md has figures). layer: one state alone, as
+    `Encoder.hidden_states` numbers them; negative numbers count from the end.
 
     Long audio is computed in windows, as a runtime does. Raises ValueError for a layer that is not there.
     """
