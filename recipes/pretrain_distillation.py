@@ -7,7 +7,7 @@ A and B are artifacts, folders of transformers, or `default`, the packaged model
 and one that knows other sounds, train on audio of both kinds. They may have other widths, depths and frame
 rates than the student. Give the same ones, in the same order, to resume.
 
-smoke   seconds on 2 CPU cores (50 s on two that were shared by many): shows that everything runs; learns nothing of use.
+smoke   50 seconds on 2 CPU cores shared with other work: shows that everything runs; learns nothing of use.
 tiny    4.2 M parameters, for two CPU cores; not run to its end yet.
 
 On several GPUs: torchrun --nproc-per-node 8 -m recipes.pretrain_distillation tiny ...
