@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from service import errors
-from service.auth import Keys, RequireKey
+from service.auth import Keys
 from service.edge import tracing
-from service.edge.middleware import GuardBody, Observe
-from service.edge.origins import GuardOrigin, Hosts
+from service.edge.guards import GuardBody, GuardOrigin, Hosts, RequireKey
+from service.edge.observe import Observe
 from service.jobs import routes as routes_jobs
 from service.jobs.runner import Jobs
 from service.metrics import Metrics

@@ -7,12 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 from service.batcher import Overloaded
-
-asking: ContextVar[Share | None] = ContextVar("asking", default=None)
-"""The share of the request at hand; None where no keys are asked for."""
 
 
 class Share:
@@ -49,11 +45,9 @@ class Shares:
                 raise Overloaded(1.0)
             self._served[key, live] = served + 1
         share = Share(self, key)
-        token = asking.set(share)
         try:
             yield share
         finally:
-            asking.reset(token)
             with self._lock:
                 self._served[key, live] -= 1
                 self._seconds[key] = max(self._seconds.get(key, 0.0) - share.seconds, 0.0)

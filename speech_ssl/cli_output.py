@@ -82,7 +82,7 @@ def embedding(
     runtime: Runtime, layer: int, pool: PoolOption, as_json: bool, path: str, progress: ProgressLine
 ) -> Iterator[str]:
     """The lines of output for one file."""
-    from speech_ssl.inference.windows import Pool
+    from speech_ssl.inference.outputs import Pool
 
     hop_s = runtime.hop / runtime.sample_rate
 

@@ -111,7 +111,7 @@ def mistakes(artifact: Path, clip: Path, folder: Path) -> dict[str, tuple[list[o
         "pool": (["embed", clip, "--pool", "median", *model], "'median' is not one of"),
         "device": (["embed", clip, "--device", "tpu", *model], "device 'tpu' is not"),
         "no manifest": (["extract", folder / "x.tsv", folder / "o", *model], "x.tsv: cannot be read"),
-        "no audio listed": (["extract", clip, folder / "o", *model], "not a text in UTF-8"),
+        "no audio listed": (["extract", clip, folder / "o", *model], "not UTF-8 text"),
         "engine": (["extract", manifest, folder / "o", "--engine", "ray"], "ray is not available"),
         "shard": (["extract", manifest, folder / "o", "--shard", "2/2", *model], "shard 2/2 is not there"),
         "shard's form": (["extract", manifest, folder / "o", "--shard", "half"], "not of the form i/n"),

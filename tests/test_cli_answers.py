@@ -111,7 +111,7 @@ def test_a_model_without_a_head_says_how_to_get_one(
     ("options", "words"),
     [
         (("classify", "--head", "birds"), "no head 'birds'"),
-        (("classify", "--threshold", "0"), "threshold is a probability above 0"),
+        (("classify", "--threshold", "0"), "threshold must be a probability above 0"),
         (("classify", "--top-k", "0"), "at least 1"),
         (("transcribe", "--beam", "0"), "beam must be at least 1"),
         (("transcribe", "--lm", "absent.arpa"), "absent.arpa"),

@@ -24,10 +24,18 @@ from speech_ssl.model.config import EncoderConfig, LogMel, Transformer, WideConv
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.apc import APCConfig
 from speech_ssl.objectives.base import Objective
+from speech_ssl.objectives.best_rq import BestRQConfig
 from speech_ssl.objectives.cpc import CPCConfig
 from speech_ssl.objectives.ctc import CTCConfig
+from speech_ssl.objectives.data2vec import Data2VecConfig
+from speech_ssl.objectives.data2vec2 import Data2Vec2Config
+from speech_ssl.objectives.dinosr import DinoSRConfig
 from speech_ssl.objectives.distillation import DistillationConfig
 from speech_ssl.objectives.events import EventsConfig
+from speech_ssl.objectives.hubert import HuBERTConfig
+from speech_ssl.objectives.jepa import JEPAConfig
+from speech_ssl.objectives.spidr import SpidRConfig
+from speech_ssl.objectives.views import Mixing
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
 from speech_ssl.training.checkpoint import RunState
 from speech_ssl.training.config import TrainConfig
@@ -50,11 +58,28 @@ ENCODER = presets.tiny().changed(
     dropout=0.1,
     layer_drop=0.3,
 )
+QUIET = replace(ENCODER, dropout=0.0, layer_drop=0.0)
 
 
 def wav2vec2(encoder: EncoderConfig = ENCODER) -> Objective:
     config = Wav2Vec2Config(entries=32, code_width=32, final_width=32, distractors=20, feature_penalty=0.1)
     return config.build(Encoder(encoder))
+
+
+def hubert(encoder: EncoderConfig = ENCODER) -> Objective:
+    """Its second iteration: of a layer of a teacher, with rows mixed and a part of the loss on all frames."""
+    config = HuBERTConfig(
+        units=1, clusters=8, fit_frames=400, final_width=32, alpha=0.8, feature_penalty=0.1, mixing=Mixing()
+    )
+    objective = config.build(Encoder(encoder))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        objective.learn_from([Encoder(replace(QUIET, depth=1))])
+    return objective
+
+
+def best_rq(encoder: EncoderConfig = ENCODER) -> Objective:
+    return BestRQConfig(bins=20, entries=32, mixing=Mixing()).build(Encoder(encoder))
 
 
 def cpc(encoder: EncoderConfig = ENCODER) -> Objective:
@@ -117,15 +142,49 @@ def events_timed(encoder: EncoderConfig = ENCODER) -> Objective:
     return config.build(Encoder(encoder))
 
 
+def data2vec(encoder: EncoderConfig = ENCODER) -> Objective:
+    return Data2VecConfig(top=2).build(Encoder(encoder))
+
+
+def of_transformer(encoder: EncoderConfig) -> EncoderConfig:
+    """Where only visible frames are encoded, no Conformer will do."""
+    return encoder if isinstance(encoder.block, Transformer) else ENCODER
+
+
+def data2vec2(encoder: EncoderConfig = ENCODER) -> Objective:
+    config = Data2Vec2Config(top=2, copies=2, decoder_width=32, decoder_layers=2)
+    return config.build(Encoder(of_transformer(encoder)))
+
+
+def dinosr(encoder: EncoderConfig = ENCODER) -> Objective:
+    return DinoSRConfig(top=2, entries=16).build(Encoder(encoder))
+
+
+def spidr(encoder: EncoderConfig = ENCODER) -> Objective:
+    return SpidRConfig(top=2, entries=16).build(Encoder(encoder))
+
+
+def jepa(encoder: EncoderConfig = ENCODER) -> Objective:
+    config = JEPAConfig(top=2, targets=2, predictor_width=32, predictor_layers=1, predictor_heads=2)
+    return config.build(Encoder(of_transformer(encoder)))
+
+
 OBJECTIVES: list[Callable[..., Objective]] = [
     wav2vec2,
+    hubert,
+    best_rq,
     cpc,
     apc,
-    distillation,
     ctc,
     events,
     events_frozen,
     events_timed,
+    data2vec,
+    data2vec2,
+    dinosr,
+    spidr,
+    jepa,
+    distillation,
 ]
 every_objective = pytest.mark.parametrize("build", OBJECTIVES)
 
@@ -242,9 +301,6 @@ def test_padding_does_not_change_the_loss(build: Callable[[], Objective]) -> Non
         torch.testing.assert_close(
             loss_of(objective, batch).total, loss_of(objective, changed).total, rtol=1e-4, atol=0
         )
-
-
-QUIET = replace(ENCODER, dropout=0.0, layer_drop=0.0)
 
 
 def gradients(build: Callable[..., Objective], ranks: Ranks) -> dict[str, Tensor]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import httpx
 import numpy as np
@@ -20,7 +23,7 @@ from speech_ssl.data.loader import Loader, LoaderState
 from speech_ssl.data.manifest import read_manifest
 from speech_ssl.extraction.parquet import read_rows
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
-from tests.service.support import Process
+from tests.service.support import ROOT, Process, encoded, serving, tone
 
 LAYER = 2
 
@@ -131,3 +134,66 @@ def test_from_files_to_a_loss_to_an_artifact_to_vectors(prompts: Path, tiny_arti
     np.testing.assert_allclose(features.frames, frames.numpy(), atol=1e-5)
     untrained = speech_ssl.load(tiny_artifact).encode([path])[0]
     assert np.abs(features.frames - untrained.frames).max() > 0.01
+
+
+class Walk:
+    """The files around the model that are entered in threads which start while it is looked at, in order; and
+    chains of calls that leave one of them and come back to it."""
+
+    HANDED_DOWN = ("receive", "send")
+    """What ASGI hands down to be called from below: each wrapper's is called back."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, None] = {}
+        self.returns: dict[str, None] = {}
+        self.looking = False
+        self._names: dict[str, str | None] = {}
+
+    def __enter__(self) -> Walk:
+        threading.setprofile(self._seen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        threading.setprofile(None)
+
+    def _name(self, frame: FrameType) -> str | None:
+        file = frame.f_code.co_filename
+        if file not in self._names:
+            path = Path(file)
+            ours = any(path.is_relative_to(ROOT / package) for package in ("service", "speech_ssl/inference"))
+            self._names[file] = path.relative_to(ROOT).as_posix() if ours else None
+        return self._names[file]
+
+    def _seen(self, frame: FrameType, event: str, _: Any) -> None:
+        if not self.looking or event != "call" or (name := self._name(frame)) is None:
+            return
+        self.files.setdefault(name)
+        chain, above = [name], frame.f_back
+        while above is not None:
+            file = self._name(above)
+            if file is not None and file != chain[-1]:
+                chain.append(file)
+            if file == name and len(chain) > 1:
+                break
+            if above.f_code.co_name in self.HANDED_DOWN:
+                return
+            above = above.f_back
+        if chain.count(name) > 1 and frame.f_code.co_name not in self.HANDED_DOWN:
+            self.returns.setdefault(f"{' <- '.join(chain)} ({frame.f_code.co_name})")
+
+
+def test_an_upload_passes_few_files_and_each_of_them_once(answering_artifact: Path) -> None:
+    """From the connection to the answer, in all threads, without the model, whose files are its parts, and
+    the decoder, a process of its own. A limit may be raised for a file that has something of its own to do,
+    not for one that hands things along."""
+    runtime, clip = speech_ssl.load(answering_artifact), encoded(tone(1.0))
+    with Walk() as walk, serving(runtime) as client:
+        for route, most in (("/v1/embeddings", 22), ("/v1/audio/analyses", 28)):
+            for walk.looking in (False, True):  # the first one starts what is started once
+                answer = client.post(route, files={"file": ("a.wav", clip)})
+                assert answer.status_code == 200, answer.text
+            walk.looking = False
+            files = list(walk.files)
+            walk.files.clear()
+            assert 15 < len(files) <= most, f"{route}: {len(files)} files\n" + "\n".join(files)
+    assert not walk.returns, "\n".join(walk.returns)

@@ -1,4 +1,4 @@
-"""Connections from their first byte on: how long a client may take to ask, and to read its answer."""
+"""Connections from their first byte on: how slow a client may be, in asking and in reading its answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from service.edge.pace import Pace
 from service.errors import ServiceError, bad_request
 from service.settings import Settings
 
@@ -25,6 +24,28 @@ signals when a third is free again: a client that reads 40 kB a second then seem
 minute."""
 LOOKS = 4
 """Looks at what a client has read, within the time that it may be slow."""
+
+
+class Pace:
+    """The time it has left: `patience_s` at first and at most, and a second more for each `rate` bytes.
+
+    So a pause may be `patience_s` long. A client that sends less than `rate` bytes a second uses up its time,
+    however short its pauses are; fast sending earns no longer pause."""
+
+    def __init__(self, rate: float, patience_s: float) -> None:
+        self._rate, self._patience_s = rate, patience_s
+        self.left_s = patience_s
+
+    def moved(self, size: int, seconds: float) -> None:
+        """After so many bytes, and so long a wait for them."""
+        self.left_s = min(self.left_s - seconds + size / self._rate, self._patience_s)
+
+
+def stalled(settings: Settings) -> ServiceError:
+    """The error for a client that sends too slowly."""
+    slow = f"less than {settings.min_upload_rate} bytes a second came, or none for"
+    message = f"the upload stalled: {slow} {settings.upload_idle_timeout_s:g} s"
+    return ServiceError(408, "upload_stalled", message, headers={"Connection": "close"})
 
 
 class _Answering(asyncio.Protocol):

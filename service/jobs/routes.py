@@ -31,10 +31,9 @@ from service.jobs.store import JobFile, NewJob
 from service.jobs.uploads import Form, received
 from service.settings import PREFIX
 from service.v1.answering import Options
-from service.v1.dependencies import TheEngine
+from service.v1.requests import TheEngine, once
 from service.v1.schemas import ERRORS, ErrorBody, as_json, body_of
 from service.v1.schemas_audio import TranscriptionOptions
-from service.v1.uploads import once
 
 PATH = "/v1/jobs"
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")

@@ -22,7 +22,7 @@ from service.jobs.uploads import finished
 from service.metrics import Metrics
 from service.models.engine import Engine, File
 from service.models.registry import DEFAULT
-from service.record import Record, recording
+from service.record import Held, Record, current, recording
 from service.settings import Settings
 from service.shares import Turns
 from service.v1 import answering
@@ -219,7 +219,7 @@ class Jobs:
     async def _run(self, job: JobRow) -> None:
         """Its next file, if there is one; it ends with the last."""
         if file := await _patiently(lambda: self.call(lambda store: store.begin_file(job.id))):
-            record = Record(job.id)
+            record = Record(job.id, held=Held(self._engine.holding))
             with recording(record):
                 running = _Running(asyncio.create_task(self._run_file(job, file)), record)
             self._current[job.id] = running
@@ -265,7 +265,7 @@ class Jobs:
         except FileNotFoundError:
             lost = "its audio is no longer in the folder of jobs"
             raise ServiceError(500, "file_lost", lost, param=_param(file)) from None
-        with source, self._engine.holding.of_one():
+        with source, current().held:
             text = await answer(self._engine, job, _param(file), source)
             left = await self._results_left(job.owner)
             await finished(partial(_write, folder / f"{file.position}.json", text, left))

@@ -18,7 +18,7 @@ from starlette.requests import Request
 
 from service.errors import ServiceError, bad_request
 from service.jobs.files import storage
-from service.v1.uploads import MAX_FIELD_BYTES, MAX_FIELDS, kept
+from service.v1.requests import MAX_FIELD_BYTES, MAX_FIELDS, kept
 from speech_ssl.files import sync
 
 if TYPE_CHECKING:

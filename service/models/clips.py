@@ -16,9 +16,8 @@ from service.errors import ServiceError
 from speech_ssl.audio import AudioWarning
 from speech_ssl.inference.card import ModelCard, PassRequest
 from speech_ssl.inference.chunking import Window
+from speech_ssl.inference.outputs import ClipOutput, Stitcher, WindowOutput
 from speech_ssl.inference.units import Rows
-from speech_ssl.inference.window_output import WindowOutput
-from speech_ssl.inference.windows import ClipOutput, Stitcher
 from speech_ssl.types import Moments, Waveform
 
 FRAME_BYTES = 4

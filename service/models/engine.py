@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -10,7 +11,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, closing
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, TypeAlias, TypeVar
@@ -19,26 +19,25 @@ import numpy as np
 
 from service.batcher import Stopped, TooLarge
 from service.batches import Ticket
-from service.decoding.sandbox import Sandbox
 from service.errors import as_service_error, unavailable
 from service.metrics import Metrics
 from service.models.clips import ClipResult, QueuedClip, Windows, WindowTask, clip_bytes
-from service.models.holding import Holding, held
 from service.models.model import Model, ModelSource
 from service.models.registry import Models
 from service.pool import Pool
-from service.record import current
+from service.record import Holding, Record, current
 from service.settings import Settings
-from service.shares import asking
 from speech_ssl.audio import LARGEST_SAMPLE, AudioError, AudioWarning, Limits
 from speech_ssl.inference.card import ModelCard, PassRequest
 from speech_ssl.inference.chunking import Window
-from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.inference.outputs import WindowOutput
+from speech_ssl.sandbox.pool import Sandbox
+from speech_ssl.sandbox.process import Left
 from speech_ssl.types import SAMPLE_RATE, Waveform
 
+logger = logging.getLogger(__name__)
+
 ANSWERING_THREADS = 2
-due_at: ContextVar[float] = ContextVar("due_at", default=math.inf)
-"""When nobody waits for the request at hand any more, by `time.monotonic`."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Engine:
             settings.decode_threads,
             settings.decode_memory_bytes,
             settings.decode_timeout_s,
-            metrics.lost_decoders.inc,
+            self._lost_decoder,
         )
         self._limits = Limits(
             max_seconds=settings.max_clip_s,
@@ -184,18 +183,25 @@ class Engine:
     async def _queued(
         self, card: ModelCard, files: Sequence[File], wanted: PassRequest, ticket: _Ticket
     ) -> Hearing:
-        clips, seconds = [], 0.0
+        record, clips, seconds = current(), [], 0.0
+        most = self.settings.max_frames_s if wanted.holds_frames else math.inf
         for file in files:
             try:
-                wave, warnings = await self._decode(file, ticket)
+                wave, warnings = await self._decode(file, ticket, record)
                 seconds += len(wave) / SAMPLE_RATE
-                current().audio_s += len(wave) / SAMPLE_RATE
-                self._check_frames(seconds, wanted)
-                plan = await self._planned(card, wave)
-                held().more(clip_bytes(card, wanted, plan))
+                record.audio_s += len(wave) / SAMPLE_RATE
+                if seconds > most:
+                    said = f"with pooling 'none', at most {most:g} s of audio are taken in one request"
+                    raise TooLarge(said)
+                plan = card.plan(len(wave))
+                if len(plan) > 1:  # then its level has to be measured
+                    plan = await self.aside(partial(card.plan_of, wave))
+                record.held.more(clip_bytes(card, wanted, plan))
                 windows = self._submit(ticket, wave, plan, wanted)
                 clips.append(QueuedClip(file.name, windows, warnings))
-                self._note(warnings)
+                for code in (warning.code for warning in warnings):
+                    record.warnings.append(code)
+                    self._metrics.decode_warnings.labels(code).inc()
             except (AudioError, TooLarge) as error:
                 refusal = as_service_error(error, file.name)
                 self._metrics.decode_failures.labels(refusal.code).inc()
@@ -203,16 +209,16 @@ class Engine:
             del wave
         return Hearing(clips, seconds)
 
-    def _note(self, warnings: Sequence[AudioWarning]) -> None:
-        for code in (warning.code for warning in warnings):
-            current().warnings.append(code)
-            self._metrics.decode_warnings.labels(code).inc()
-
-    async def _decode(self, file: File, ticket: _Ticket) -> tuple[Waveform, Sequence[AudioWarning]]:
+    async def _decode(
+        self, file: File, ticket: _Ticket, record: Record
+    ) -> tuple[Waveform, Sequence[AudioWarning]]:
         """In a decoder's thread; whoever gives up leaves only when that has let go of the file."""
+        if self.stopping.is_set():
+            raise Stopped
         left = threading.Event()
         began = time.monotonic()
-        work = self._decoding(partial(self._decoded, file, self.reserving(ticket), left, due_at.get()))
+        decoded = partial(self._decoded, file, self.reserving(ticket), left, record.due)
+        work = self._decoders.submit(decoded)
         try:
             return await asyncio.wrap_future(work)
         except asyncio.CancelledError:
@@ -222,13 +228,13 @@ class Engine:
             raise
         finally:
             ended = time.monotonic()
-            current().decodes.append((began, ended))
+            record.decodes.append((began, ended))
             self._metrics.decode_seconds.observe(ended - began)
 
     @staticmethod
     def reserving(ticket: _Ticket) -> Callable[[float], None]:
         """Room for seconds of audio, in the queue and in the share of whoever asks."""
-        share = asking.get()
+        share = current().share
 
         def reserve(seconds: float) -> None:
             if share is not None:
@@ -247,17 +253,24 @@ class Engine:
             return file.source, ()
         blocks, warnings = deque[Waveform](), list[AudioWarning]()
         stream = self._sandbox.stream(
-            file.source, limits=self._limits, due=due, warn=warnings.append, left=left
+            file.source, limits=self._limits, due=due, warn=warnings.append, left=left.is_set
         )
-        with closing(stream):
-            for block in stream:
-                if left.is_set():
-                    raise Stopped
-                reserve(len(block) / SAMPLE_RATE)
-                blocks.append(block)
+        try:
+            with closing(stream):
+                for block in stream:
+                    if left.is_set():
+                        raise Left
+                    reserve(len(block) / SAMPLE_RATE)
+                    blocks.append(block)
+        except Left:
+            raise Stopped from None
         if not blocks:
             raise AudioError("empty", "no audio in it")
         return blocks[0] if len(blocks) == 1 else _joined(blocks), warnings
+
+    def _lost_decoder(self, why: str) -> None:
+        self._metrics.lost_decoders.inc()
+        logger.warning("a decoder was lost: %s", why)
 
     def _check_samples(self, wave: Waveform) -> None:
         """As those of a file are. Raises AudioError."""
@@ -268,21 +281,6 @@ class Engine:
             raise AudioError("empty", "no audio in it")
         if not (wave.max() <= LARGEST_SAMPLE and wave.min() >= -LARGEST_SAMPLE):  # NaN fails both
             raise AudioError("bad_samples", "samples are not finite numbers")
-
-    def _decoding(self, work: Callable[[], T]) -> Future[T]:
-        if self.stopping.is_set():
-            raise Stopped
-        return self._decoders.submit(work)
-
-    def _check_frames(self, seconds: float, wanted: PassRequest) -> None:
-        most = self.settings.max_frames_s
-        if wanted.holds_frames and seconds > most:
-            raise TooLarge(f"with pooling 'none', at most {most:g} s of audio are taken in one request")
-
-    async def _planned(self, card: ModelCard, wave: Waveform) -> list[Window]:
-        """In a thread if its level has to be measured. Raises AudioError."""
-        plan = card.plan(len(wave))
-        return plan if len(plan) == 1 else await self.aside(partial(card.plan_of, wave))
 
     @staticmethod
     def _submit(ticket: _Ticket, wave: Waveform, plan: Sequence[Window], wanted: PassRequest) -> Windows:

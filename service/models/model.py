@@ -22,7 +22,7 @@ from service.models.runtime import Elsewhere, Loader, ModelRuntime
 from service.settings import Settings
 from speech_ssl.inference.answering import Answering
 from speech_ssl.inference.card import ModelCard
-from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.inference.outputs import WindowOutput
 from speech_ssl.types import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 from service.settings import Precision
 from speech_ssl import inference
 from speech_ssl.inference.card import ModelCard
-from speech_ssl.inference.window_output import Layers, WindowOutput
+from speech_ssl.inference.outputs import Layers, WindowOutput
 from speech_ssl.types import Levels, Waveform
 
 

@@ -23,10 +23,10 @@ from multiprocessing.process import BaseProcess
 from typing import Protocol, TypeAlias
 
 from service.batcher import Again, Away
-from service.isolation import keep_imports
 from service.models.runtime import ModelRuntime
 from speech_ssl.inference.card import ModelCard
-from speech_ssl.inference.window_output import Layers, WindowOutput
+from speech_ssl.inference.outputs import Layers, WindowOutput
+from speech_ssl.sandbox.isolation import keep_imports
 from speech_ssl.types import Levels, Waveform
 
 logger = logging.getLogger(__name__)

@@ -36,12 +36,11 @@ from service.open_inference.schemas import (
 )
 from service.open_inference.tensors import Tensor, clips_of
 from service.v1.answering import Answer, response_of
-from service.v1.dependencies import TheEngine, attended
+from service.v1.requests import TheEngine, attended, received_json
 from service.v1.schemas import ERRORS
-from service.v1.uploads import received_json
 from speech_ssl.inference.answers import Classification
 from speech_ssl.inference.card import ModelCard, PassRequest
-from speech_ssl.inference.windows import Pool
+from speech_ssl.inference.outputs import Pool
 from speech_ssl.types import Pooling
 
 SOME: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (400, 401, 404, 503, 504)}

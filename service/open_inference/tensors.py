@@ -15,7 +15,7 @@ from service.models.clips import Vectors
 from service.models.engine import File
 from service.open_inference.schemas import AUDIO, Datatype, InputTensor, OutputName
 from service.v1.json_reader import Numbers
-from service.v1.uploads import unwrapped
+from service.v1.requests import unwrapped
 
 PIECE = 65_536
 """Numbers that are one string at a time."""

@@ -22,14 +22,13 @@ from service.batcher import Overloaded
 from service.batches import Ticket
 from service.models.clips import Windows, WindowTask, clip_bytes
 from service.models.engine import Engine
-from service.models.holding import held
 from service.models.model import Model
+from service.record import current
 from speech_ssl.audio import AudioError
 from speech_ssl.inference.card import PassRequest
 from speech_ssl.inference.chunking import Window
 from speech_ssl.inference.levels import Level
-from speech_ssl.inference.window_output import WindowOutput
-from speech_ssl.inference.windows import ClipOutput, Stitcher
+from speech_ssl.inference.outputs import ClipOutput, Stitcher, WindowOutput
 from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ class Live:
     ) -> None:
         self._model, self._ticket, self._wanted = model, ticket, wanted
         self._reserve = engine.reserving(ticket)
-        self._held = held()
+        self._held = current().held
         # Events are told of all that has been heard, from a copy of it.
         self._copies = 1 + (wanted.sounds is not None)
         self._most_s = engine.settings.max_clip_s

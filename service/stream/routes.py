@@ -17,18 +17,19 @@ from pydantic import BeforeValidator, Field
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from service.batcher import Stopped
-from service.edge.pace import Pace, stalled
+from service.edge.connections import Pace, stalled
 from service.errors import ServiceError, bad_request, failed_midway, overloaded
 from service.models.engine import Engine
 from service.models.model import Model
 from service.record import current
 from service.stream.live import Live
-from service.v1.answering import sounds_of, words_of
+from service.v1.answering import sounds_of
 from service.v1.json_reader import json_object
 from service.v1.partial_text import Settling
+from service.v1.requests import once
 from service.v1.schemas import Usage
 from service.v1.schemas_audio import AudioOptions, Labelling, listed
-from service.v1.uploads import once
+from service.v1.transcripts import words_of
 from speech_ssl.audio import resampler
 from speech_ssl.inference.answers import Choice
 from speech_ssl.types import SAMPLE_RATE, Waveform
@@ -232,7 +233,7 @@ class _Told:
         said, heard = await self._engine.aside(partial(self._model.answering.heard, whole, self.wanted))
         fields: dict[str, Any] = {}
         if said is not None:
-            fields |= {"text": said.text, "words": [word.model_dump() for word in words_of(said)]}
+            fields |= {"text": said.text, "words": [word.model_dump() for word in words_of(said.words)]}
         if heard is not None:
             fields |= sounds_of(heard).model_dump()
         usage = Usage(seconds=round(live.seconds, 6)).model_dump()

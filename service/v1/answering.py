@@ -3,57 +3,51 @@ would have said."""
 
 from __future__ import annotations
 
-import statistics
-import zlib
-from collections.abc import Generator, Iterable, Sequence
+import base64
+import json
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
+import numpy as np
 from pydantic import BaseModel
-from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from service.errors import bad_request
+from service.models.clips import Vectors
 from service.models.engine import Engine, File, Hearing, Result
-from service.models.holding import held
 from service.models.model import Model
-from service.record import milliseconds
-from service.v1 import captions, json_output, logprobs, schemas_audio
-from service.v1.dependencies import attended
-from service.v1.schemas import AudioWarning, EmbeddingOptions, Usage
+from service.record import current, milliseconds
+from service.v1 import schemas_audio, transcripts
+from service.v1.requests import Upload
+from service.v1.schemas import AudioWarning, Embedding, EmbeddingOptions, Usage
 from service.v1.schemas_audio import (
     Analysis,
     AnalysisOptions,
     Classification,
     ClassificationOptions,
-    Segment,
     Sounds,
     Spoken,
     Transcription,
     TranscriptionOptions,
-    Word,
 )
-from service.v1.uploads import Upload
 from speech_ssl import audio
 from speech_ssl.inference.answers import Choice, Transcript
 from speech_ssl.inference.answers import Classification as HeardSounds
 from speech_ssl.inference.card import ModelCard, PassRequest
 
 PIECE_BYTES = 64 << 10
+PIECE_ROWS = 48  # a multiple of 3, so that pieces of base64 join without padding
 Options: TypeAlias = EmbeddingOptions | TranscriptionOptions | ClassificationOptions | AnalysisOptions
 
 
-async def respond(request: Request, engine: Engine, upload: Upload[Any]) -> Response:
-    """Until the client leaves or the deadline passes. Raises ServiceError."""
-
-    async def work() -> Response:
-        async with engine.models.serving(upload.options.model) as model:
-            answer, result = await answered(engine, model, upload.files, upload.options)
-            return response_of(answer, result)
-
-    return await attended(request, engine, work())
+async def response(engine: Engine, upload: Upload[Any]) -> Response:
+    """Raises as `answered` does."""
+    async with engine.models.serving(upload.options.model) as model:
+        answer, result = await answered(engine, model, upload.files, upload.options)
+        return response_of(answer, result)
 
 
 def wanted(card: ModelCard, options: Options) -> PassRequest:
@@ -87,7 +81,7 @@ async def answered(
     asked = wanted(model.card, options)
     result = await engine.hear(model, files, asked)
     if isinstance(options, EmbeddingOptions):
-        text = json_output.embeddings_text(result, options, model.card.name)
+        text = _embeddings(result, options, model.card.name)
         return Answer(text, long=asked.holds_frames), result
     (clip,) = result.clips
     said, sounds = await engine.aside(partial(model.answering.heard, clip.whole, asked))
@@ -103,12 +97,13 @@ async def answered(
         assert sounds is not None
         return _json(Classification(**about, **dict(sounds_of(sounds)))), result
     assert isinstance(options, AnalysisOptions)
-    analysis = Analysis(
-        **about,
-        embedding=None if clip.vectors is None else json_output.embedding_of(clip.vectors),
-        transcription=None if said is None else Spoken(text=said.text, words=words_of(said)),
-        classification=None if sounds is None else sounds_of(sounds),
-    )
+    analysis = Analysis(**about)
+    if clip.vectors is not None:
+        analysis.embedding = _embedding(clip.vectors)
+    if said is not None:
+        analysis.transcription = Spoken(text=said.text, words=transcripts.words_of(said.words))
+    if sounds is not None:
+        analysis.classification = sounds_of(sounds)
     return _json(analysis), result
 
 
@@ -119,36 +114,20 @@ def _transcription(said: Transcript, options: TranscriptionOptions, result: Resu
         case "text":
             return plain([said.text + "\n"])
         case "srt":
-            return plain([captions.srt(said.words)])
+            return plain([transcripts.srt(said.words)])
         case "vtt":
-            return plain([captions.vtt(said.words)], media_type="text/vtt; charset=utf-8")
+            return plain([transcripts.vtt(said.words)], media_type="text/vtt; charset=utf-8")
     answer = Transcription(text=said.text, usage=_usage(result), warnings=warnings_of(warnings))
     if "logprobs" in options.include:
-        answer.logprobs = logprobs.tokens(said.words)
+        answer.logprobs = transcripts.logprobs_of(said.words)
     if options.response_format == "verbose_json":
         answer.task, answer.language = "transcribe", options.language or "unknown"
         answer.duration = said.duration_s
         if "word" in options.timestamp_granularities:
-            answer.words = words_of(said)
+            answer.words = transcripts.words_of(said.words)
         if "segment" in options.timestamp_granularities:
-            answer.segments = [_segment(*numbered) for numbered in enumerate(captions.segments(said.words))]
+            answer.segments = transcripts.segments_of(said.words)
     return _json(answer)
-
-
-def _segment(number: int, part: captions.Segment) -> Segment:
-    text = part.text.encode()
-    return Segment(
-        id=number,
-        start=part.start,
-        end=part.end,
-        text=part.text,
-        avg_logprob=statistics.fmean(map(logprobs.of_word, part.words)),
-        compression_ratio=len(text) / len(zlib.compress(text)),
-    )
-
-
-def words_of(said: Transcript) -> list[Word]:
-    return [Word(**asdict(word)) for word in said.words]
 
 
 def sounds_of(heard: HeardSounds) -> Sounds:
@@ -164,6 +143,47 @@ def _usage(result: Result) -> Usage:
 
 def _json(answer: BaseModel) -> Answer:
     return Answer([answer.model_dump_json(exclude_none=True)])
+
+
+def _embedding(vector: Vectors) -> Embedding:
+    """One clip's (D,). The shortest decimals that are the same float32, as elsewhere."""
+    return Embedding(index=0, embedding=vector.astype("U16").astype(np.float64).tolist())
+
+
+def _embeddings(result: Result, options: EmbeddingOptions, model: str) -> Iterator[str]:
+    yield '{"object":"list","data":['
+    for index, clip in enumerate(result.clips):
+        vectors = clip.vectors
+        assert vectors is not None
+        yield f'{"," if index else ""}{{"object":"embedding","index":{index},"embedding":'
+        yield from _base64(vectors) if options.encoding_format == "base64" else _numbers(vectors)
+        if vectors.ndim == 2:
+            yield f',"shape":{json.dumps(vectors.shape)}'
+        if clip.warnings:
+            yield f',"warnings":{json.dumps([warning._asdict() for warning in clip.warnings])}'
+        yield "}"
+    usage = {"type": "duration", "seconds": round(result.seconds, 6)}
+    yield f'],"model":{json.dumps(model)},"usage":{json.dumps(usage)}}}'
+
+
+def _numbers(vectors: Vectors) -> Iterator[str]:
+    """The shortest decimals that are the same float32: half the length of Python's own."""
+    if vectors.ndim == 1:
+        yield f"[{','.join(vectors.astype('U16').tolist())}]"
+        return
+    yield "["
+    for start in range(0, len(vectors), PIECE_ROWS):
+        rows = vectors[start : start + PIECE_ROWS].astype("U16").tolist()
+        yield ("," if start else "") + ",".join(f"[{','.join(row)}]" for row in rows)
+    yield "]"
+
+
+def _base64(vectors: Vectors) -> Iterator[str]:
+    yield '"'
+    for start in range(0, len(vectors), PIECE_ROWS):
+        piece = np.ascontiguousarray(vectors[start : start + PIECE_ROWS], dtype="<f4")
+        yield base64.b64encode(piece.tobytes()).decode()
+    yield '"'
 
 
 @dataclass(frozen=True)
@@ -204,20 +224,16 @@ class Long(StreamingResponse):
 
 def response_of(answer: Answer, result: Result) -> Response:
     """Of what the request at hand holds, the answer is left."""
-    headers = timing(result) | warning_codes(result)
+    headers = {
+        "X-Queue-Time": milliseconds(result.waited_s),
+        "X-Inference-Time": milliseconds(result.ran_s),
+        **warning_codes(result),
+    }
     if isinstance(answer.text, Generator) and answer.long:
         return Long(answer.text, headers, answer.media_type)
     body = "".join(answer.text).encode()
-    held().only(len(body))
+    current().held.only(len(body))
     return InPieces(body, headers=headers, media_type=answer.media_type)
-
-
-def timing(result: Result) -> dict[str, str]:
-    """Headers that say where the time went."""
-    return {
-        "X-Queue-Time": milliseconds(result.waited_s),
-        "X-Inference-Time": milliseconds(result.ran_s),
-    }
 
 
 def warning_codes(heard: Result | Hearing) -> dict[str, str]:

@@ -6,12 +6,11 @@ from functools import partial
 from typing import NamedTuple
 
 from service.models.engine import Engine
-from service.v1 import logprobs
+from service.v1 import transcripts
 from service.v1.schemas_audio import Logprob
 from speech_ssl.inference.answering import Answering
 from speech_ssl.inference.answers import Transcript
-from speech_ssl.inference.window_output import WindowOutput
-from speech_ssl.inference.windows import ClipOutput
+from speech_ssl.inference.outputs import ClipOutput, WindowOutput
 
 
 class Delta(NamedTuple):
@@ -42,7 +41,7 @@ class Settling:
         begun = bool(self.told)
         delta = f" {said.text}" if begun else said.text
         self.told += delta
-        return Delta(delta, logprobs.tokens(said.words, begun=begun))
+        return Delta(delta, transcripts.logprobs_of(said.words, begun=begun))
 
     async def rest(self, parts: list[WindowOutput], seconds: float) -> str:
         """What follows `told` if the clip ended with these."""

@@ -10,7 +10,7 @@ from service.metrics import CONTENT_TYPE, Metrics
 from service.models.engine import Engine
 from service.models.registry import DEFAULT
 from service.v1 import answering
-from service.v1.dependencies import TheEngine
+from service.v1.requests import TheEngine, attended, received
 from service.v1.schemas import (
     EMBEDDING_BODY,
     ERRORS,
@@ -21,7 +21,6 @@ from service.v1.schemas import (
     ModelCard,
     ModelList,
 )
-from service.v1.uploads import received
 from speech_ssl.inference import card as inference
 from speech_ssl.types import SAMPLE_RATE
 
@@ -36,9 +35,8 @@ router = APIRouter()
 )
 async def embeddings(request: Request, engine: TheEngine) -> Response:
     """Vectors of audio: a multipart form with one or more `file`, a raw body, or JSON."""
-    engine.check_room()
     async with received(request, engine, EmbeddingOptions) as upload:
-        return await answering.respond(request, engine, upload)
+        return await attended(request, engine, answering.response(engine, upload))
 
 
 @router.get("/v1/models", responses={503: ERRORS[503]})

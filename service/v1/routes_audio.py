@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 from service.errors import bad_request, failed_midway
 from service.models.engine import Engine, Hearing
 from service.v1 import answering
-from service.v1.dependencies import TheEngine, attended, seconds_left
 from service.v1.partial_text import Settling
+from service.v1.requests import TheEngine, Upload, attended, received, seconds_left
 from service.v1.schemas import ERRORS, body_of
 from service.v1.schemas_audio import (
     Analysis,
@@ -27,7 +27,6 @@ from service.v1.schemas_audio import (
     Transcription,
     TranscriptionOptions,
 )
-from service.v1.uploads import Upload, received
 
 router = APIRouter()
 
@@ -41,11 +40,10 @@ router = APIRouter()
 async def transcriptions(request: Request, engine: TheEngine) -> Response:
     """What is said in a clip, as OpenAI's route of this name: text, captions, words and segments with their
     times; with `stream`, server-sent events."""
-    engine.check_room()
     async with AsyncExitStack() as stack:
         upload = await stack.enter_async_context(received(request, engine, TranscriptionOptions, max_files=1))
         if not upload.options.stream:
-            return await answering.respond(request, engine, upload)
+            return await attended(request, engine, answering.response(engine, upload))
         if upload.options.response_format not in ("json", "text"):
             raise bad_request("with `stream`, response_format is json or text", "response_format")
         return await attended(request, engine, _streamed(request, engine, upload, stack))
@@ -72,9 +70,8 @@ async def _streamed(
 )
 async def classifications(request: Request, engine: TheEngine) -> Response:
     """What is heard in a clip: labels, and events with their times."""
-    engine.check_room()
     async with received(request, engine, ClassificationOptions, max_files=1) as upload:
-        return await answering.respond(request, engine, upload)
+        return await attended(request, engine, answering.response(engine, upload))
 
 
 @router.post(
@@ -85,9 +82,8 @@ async def classifications(request: Request, engine: TheEngine) -> Response:
 )
 async def analyses(request: Request, engine: TheEngine) -> Response:
     """Several answers about a clip, from one pass through the encoder."""
-    engine.check_room()
     async with received(request, engine, AnalysisOptions, max_files=1) as upload:
-        return await answering.respond(request, engine, upload)
+        return await attended(request, engine, answering.response(engine, upload))
 
 
 class Streamed(StreamingResponse):

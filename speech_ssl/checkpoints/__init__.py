@@ -1,1 +1,1 @@
-"""The artifact (save and load), and converters from public checkpoints; large libraries have packages."""
+"""The artifact (save and load) and converters from public checkpoints; large libraries have packages."""

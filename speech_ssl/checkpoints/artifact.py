@@ -1,12 +1,12 @@
-"""The artifact: the folder in which a trained model travels, and nothing else does.
+"""The artifact: a folder that holds a trained model; models are passed on in no other form.
 
     config.json               format version, name, encoder config, heads, training, licence, sha256 of files
     encoder.safetensors       the encoder's weights
-    head.NAME.safetensors     optional, any number: what transcribes, or tells sound events
-    head.NAME.lm.arpa, .bin   optional: a word n-gram for it, and the words it knows in head.NAME.words.txt
+    head.NAME.safetensors     optional, any number: heads that transcribe or detect sound events
+    head.NAME.lm.arpa, .bin   optional: a word n-gram for a head; head.NAME.words.txt lists its known words
     pretraining.safetensors   optional: what only pre-training needs (quantizer, projections)
 
-Nothing in it is executed on loading: no pickle, no code.
+Loading executes nothing in it: no pickle, no code.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from speech_ssl.model.flat import is_flat, stored_config
 from speech_ssl.model.heads.specs import HeadSpec, spec_from_dict, spec_to_dict
 
 FORMAT_VERSION, KNOWN_VERSIONS = 2, (1, 2)
-"""1: the encoder's config is flat, see `model.flat`; 2: in parts."""
+"""1: the encoder's config is flat, see `model.flat`; 2: it is in parts."""
 ENCODER = "encoder.safetensors"
 EXTRA = "pretraining.safetensors"
 
@@ -55,8 +55,7 @@ _FIELDS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Head:
-    """A head, and where it comes from. training: provenance, as JSON can hold it. ngram: what its texts are
-    searched with, if nothing else is asked."""
+    """A head and its origin. training: provenance, JSON-serialisable. ngram: the default language model."""
 
     spec: HeadSpec
     module: nn.Module
@@ -69,9 +68,8 @@ class Head:
 class Artifact:
     """A loaded artifact.
 
-    config: all of `config.json`.
-    encoder, heads: the weights in float32, on the CPU, whatever precision they are stored in.
-    sha256: what identifies the model, see `identity`.
+    config: all of `config.json`. encoder, heads: weights in float32, on the CPU, whatever precision they are
+    stored in. sha256: identifies the model, see `identity`.
     """
 
     folder: Path
@@ -80,7 +78,7 @@ class Artifact:
     sha256: str
     heads: Mapping[str, Head] = field(default_factory=dict)
     extra: Mapping[str, Tensor] | None = None
-    """Of pre-training; None: they are in the folder, if there are any, for `load_extra`."""
+    """Tensors for pre-training; None: read them from the folder with `load_extra`, if there are any."""
 
     @property
     def name(self) -> str:
@@ -88,12 +86,12 @@ class Artifact:
 
     @property
     def heads_left_out(self) -> dict[str, str]:
-        """Why heads that another library's checkpoint had are not there, by their names."""
+        """The heads of another library's checkpoint that are missing here: name -> reason."""
         told = self.config.get("training", {}).get("heads_left_out")
         return {str(name): str(why) for name, why in told.items()} if isinstance(told, dict) else {}
 
     def without_ngrams(self) -> Artifact:
-        """With heads that take the best path."""
+        """A copy whose heads use the best path."""
         heads = {name: replace(head, ngram=None) for name, head in self.heads.items()}
         return replace(self, heads=heads)
 
@@ -109,14 +107,14 @@ def save_artifact(  # noqa: PLR0913 - each is a part of the artifact
     extra: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write an artifact and return its folder. Raises ArtifactError for a folder that holds something else,
-    and for weights that are infinite or NaN, or would be in `dtype`.
+    """Write an artifact and return its folder. Raises ArtifactError if the folder holds something else, and
+    for weights that are infinite or NaN, or become so in `dtype`.
 
-    It is written beside the folder and renamed when complete and on disk, so a reader never sees
-    half of one. An artifact that is already there is replaced; any other content is not.
+    The artifact is written beside the folder and renamed once it is complete and on disk, so that a reader
+    never sees half of one. An existing artifact is replaced; other content never is.
 
-    training: provenance, as JSON can hold it. extra: further tensors, for `load_extra`.
-    dtype: store the weights in this precision, e.g. torch.float16 for half the size.
+    training: provenance, JSON-serialisable. extra: further tensors, for `load_extra`. dtype: the precision in
+    which to store the weights, e.g. torch.float16 for half the size.
     """
     with new_folder(Path(folder)) as new:
         _write_tensors(new / ENCODER, encoder.state_dict(), dtype)
@@ -143,8 +141,8 @@ def add_head(
     model: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write the artifact in `source` with one more head (or another one of that name) to `folder`, which
-    may be the same. Its other files stay as they are, byte for byte. model: another name for it."""
+    """Write the artifact in `source` to `folder`, which may be the same, with a head added or replaced. Its
+    other files are copied byte for byte. model: a new name for the artifact."""
     source = Path(source)
     config = _read_config(source)
     for file in config["files"]:
@@ -162,14 +160,14 @@ def add_head(
 
 
 def _write_head(folder: Path, name: str, head: Head, dtype: torch.dtype | None) -> dict[str, object]:
-    """The head's file, and its entry in the config."""
+    """Write the head's file; returns its entry in the config."""
     _write_tensors(folder / head_file(name), head.module.state_dict(), dtype)
     entry = {**spec_to_dict(head.spec), "training": dict(head.training), "licence": head.licence}
     return entry if head.ngram is None else {**entry, "language_model": ngram.write(head.ngram, folder, name)}
 
 
 def head_file(name: str) -> str:
-    """Where the head of that name is. Raises ArtifactError for a name that is not fit for a file."""
+    """The file of a head. Raises ArtifactError for a head name that is unsuitable as a file name."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name):
         raise ArtifactError(f"{name!r} cannot name a head: use lower-case letters, digits, - and _")
     return f"head.{name}.safetensors"
@@ -231,14 +229,14 @@ def _load_weights(folder: Path, config: Mapping[str, Any], name: str, module: nn
         raise ArtifactError(
             f"{folder / name}: key {odd!r} holds infinite values or NaN: make the artifact again, in float32"
         )
-    # Copies, since a loaded tensor is a view of the file, which somebody may overwrite.
+    # Copied: a loaded tensor is a view of the file, which may be overwritten.
     copies = {key: value.to(torch.float32, copy=True) for key, value in weights.items()}
     module.load_state_dict(copies, assign=True)
     module.eval()
 
 
 def load_extra(folder: str | Path) -> dict[str, Tensor]:
-    """The tensors that were saved as `extra`, in float32; empty if there were none."""
+    """The tensors saved as `extra`, in float32; empty if there are none."""
     config = _read_config(folder := Path(folder))
     if EXTRA not in config["files"]:
         return {}
@@ -251,7 +249,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype
     stored = {}
     for key, tensor in tensors.items():
         tensor = tensor.detach().cpu()
-        # A clone, since safetensors refuses tensors that share memory.
+        # Cloned: safetensors refuses tensors that share memory.
         stored[key] = tensor.to(dtype if tensor.is_floating_point() else None, copy=True).contiguous()
         if not stored[key].isfinite().all():
             raise ArtifactError(f"{path.name}: key {key!r} {_not_stored(tensor, dtype)}")
@@ -259,7 +257,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype
 
 
 def _not_stored(tensor: Tensor, dtype: torch.dtype | None) -> str:
-    """Why not in this precision."""
+    """Why the tensor cannot be stored in this precision."""
     if dtype is None or not tensor.isfinite().all():
         return "holds infinite values or NaN: the training diverged; save its weights of before that"
     most, found = torch.finfo(dtype).max, float(tensor.abs().max())

@@ -1,4 +1,4 @@
-"""What the readers of other libraries' checkpoints share: what they make, and how they refuse."""
+"""Shared by the readers of other libraries' checkpoints: their result, and how they report errors."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class ConversionError(ArtifactError):
 
 @dataclass(frozen=True)
 class Converted:
-    """What a reader makes of a checkpoint: the parts of an artifact, weights in float32.
+    """The result of a reader: the parts of an artifact, weights in float32.
 
-    training: where it comes from, as JSON can hold it. extra: tensors of pre-training, by our objective's
-    names.
+    training: provenance, JSON-serialisable. extra: tensors for pre-training, under the names of our
+    objective.
     """
 
     encoder: Encoder
@@ -40,8 +40,8 @@ class Converted:
 
 
 class Tensors:
-    """A checkpoint's tensors by name, each to be taken once. `where`: the file, for error messages.
-    stored_as: the precision of its weights, if that is not float32."""
+    """A checkpoint's tensors by name; each can be taken once. where: the file, for error messages. stored_as:
+    the precision of the weights, if not float32."""
 
     def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
         self.where = where
@@ -54,7 +54,7 @@ class Tensors:
         return key in self._left
 
     def keys(self) -> list[str]:
-        """Those that nobody has taken yet, sorted."""
+        """The keys not taken yet, sorted."""
         return sorted(self._left)
 
     def __iter__(self) -> Iterator[str]:
@@ -62,7 +62,7 @@ class Tensors:
         return iter(self.keys())
 
     def take(self, key: str) -> Tensor:
-        """In float32. Raises ConversionError if it is not there."""
+        """Remove and return a tensor, floats in float32. Raises ConversionError if it is missing."""
         try:
             tensor = self._left.pop(key)
         except KeyError:
@@ -70,13 +70,13 @@ class Tensors:
         return tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
 
     def below(self, prefix: str) -> Tensors:
-        """Takes all whose names begin so, and leaves the beginning out."""
+        """Takes all tensors whose names start with `prefix`, and removes the prefix."""
         found = [key for key in self._left if key.startswith(prefix)]
         return Tensors({key.removeprefix(prefix): self._left.pop(key) for key in found}, self.where)
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
-        """What is taken within is there again if it fails."""
+        """If the block fails, puts back the tensors that it took."""
         before = dict(self._left)
         try:
             yield
@@ -85,20 +85,19 @@ class Tensors:
             raise
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Without these, if they are there: they have no meaning."""
+        """Discard these keys, if present: they have no meaning."""
         for key in keys:
             self._left.pop(key, None)
 
     def check_empty(self) -> None:
-        """Raises ConversionError that names what nobody has taken."""
+        """Raises ConversionError naming a key that was not taken."""
         if self._left:
             more = f" (and {len(self._left) - 1} more)" if len(self._left) > 1 else ""
             raise ConversionError(f"{self.where}: key {self.keys()[0]!r} is not known{more}")
 
 
 def field_of(config: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """A field of a checkpoint's config. Raises ConversionError that names it if it is missing or of another
-    type."""
+    """A field of a checkpoint's config. Raises ConversionError if it is missing or has the wrong type."""
     if name not in config:
         raise ConversionError(f"{where}: field {name!r} is missing")
     value = config[name]
@@ -111,7 +110,7 @@ def field_of(config: Mapping[str, Any], name: str, kind: type | tuple[type, ...]
 
 @contextmanager
 def no_encoder(where: str) -> Iterator[None]:
-    """Raises ConversionError for numbers that no encoder has, with what is wrong with them."""
+    """Turns a ValueError about the encoder's config into a ConversionError that names the file."""
     try:
         yield
     except ConversionError:
@@ -131,11 +130,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 Heads: TypeAlias = tuple[dict[str, Head], dict[str, str]]
-"""Heads by their names, and why those that are not among them could not be read."""
+"""Heads by name, and for those that could not be read the reason."""
 
 
 def head_or_why(name: str, tensors: Tensors, read: Callable[[], Head]) -> Heads:
-    """A head that cannot be read leaves its tensors where they are, and the encoder without it."""
+    """Read a head. If that fails, its tensors are put back, and the encoder goes without it."""
     try:
         with tensors.put_back():
             return {name: read()}, {}
@@ -147,14 +146,14 @@ def head_or_why(name: str, tensors: Tensors, read: Callable[[], Head]) -> Heads:
 def provenance(
     source: str, *, left: Iterable[str], why: Mapping[str, str] | None = None, **more: object
 ) -> dict[str, object]:
-    """What an artifact's `training` says of a conversion. left: tensors that it has no place for. why: heads
-    could not be read, by their names. Empty fields are left out."""
+    """An artifact's `training` field for a conversion. left: tensors that have no place in it. why: reasons
+    why heads could not be read, by name. Empty fields are left out."""
     told = {"source": source, **more, "left_out": list(left), "heads_left_out": dict(why or {})}
     return {name: value for name, value in told.items() if value}
 
 
 def check_weights(tensor: Tensor, key: str, where: str) -> None:
-    """Raises ConversionError for integers, infinite values and NaN."""
+    """Raises ConversionError for integer weights, infinite values and NaN."""
     if not tensor.is_floating_point():
         raise ConversionError(f"{where}: {key!r} holds {tensor.dtype}: no weights")
     if not tensor.isfinite().all():

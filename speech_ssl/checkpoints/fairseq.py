@@ -1,5 +1,5 @@
-"""Checkpoints of the original fairseq: wav2vec 2.0 (pre-trained, or tuned for CTC), HuBERT, data2vec audio,
-and WavLM, which was published in the same form."""
+"""Checkpoints of the original fairseq: wav2vec 2.0 (pre-trained or fine-tuned with CTC), HuBERT, data2vec
+audio, and WavLM, which was published in the same format."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from speech_ssl.text import BLANK, SPACE
 
 DICTIONARY = "dict.ltr.txt"
 SPECIAL = ("<pad>", "</s>", "<unk>")
-"""What fairseq's dictionaries have after `<s>`, which is the blank."""
+"""The entries after `<s>`, the blank, in fairseq's dictionaries."""
 CONVOLUTIONS = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2"
 MOST_LAYERS, LONGEST = 100, 2000
-"""Of convolutions, and of characters that tell them."""
-NUMBERS = {  # with what fairseq takes for one that is missing
+"""Limits on the number of convolutions, and on the characters that describe them."""
+NUMBERS = {  # with fairseq's defaults
     "dropout": ("dropout", 0.1),
     "attention_dropout": ("attention_dropout", 0.1),
     "activation_dropout": ("activation_dropout", 0.0),
@@ -101,8 +101,8 @@ def recognises(content: Any) -> bool:
 
 
 def read(content: Any, where: str, name: str) -> Converted:
-    """Options may be missing: what weights do not tell is then as in the published models. Raises
-    ConversionError."""
+    """Convert a checkpoint. Options may be missing; what the weights do not show is then taken from the
+    published models. Raises ConversionError."""
     state = _state(content)
     found = {_shortened(key): value for key, value in state.items()}
     names = _names(found)
@@ -138,24 +138,22 @@ def _state(content: Any) -> dict[str, Tensor]:
 
 
 def _options(content: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of the model, those of its pre-training where it was tuned; and of the task."""
+    """The options of the model, with those of its pre-trained model if it was fine-tuned; and of the task."""
     try:
         given = plain(content.get("cfg")) or plain(content.get("args")) or {}
     except RecursionError:
         raise ConversionError(f"{where}: field 'cfg' or 'args' is nested too deeply") from None
     if not isinstance(given, dict):
-        raise ConversionError(f"{where}: field 'cfg' or 'args' holds no options by their names")
+        raise ConversionError(f"{where}: field 'cfg' or 'args' does not hold options by name")
     model, task = given.get("model"), given.get("task")
-    model = model if isinstance(model, dict) else given  # in old files the name of the architecture
+    model = model if isinstance(model, dict) else given  # the architecture's name in old files
     task = task if isinstance(task, dict) else given
     before = model.get("w2v_args")
     if isinstance(before, dict):
         inner = before.get("model")
         model = {**model, **(inner if isinstance(inner, dict) else before)}
     elif "w2v_path" in model and "encoder_attention_heads" not in model:
-        raise ConversionError(
-            f"{where}: field 'w2v_args' is missing: the options of the pre-trained model that was tuned"
-        )
+        raise ConversionError(f"{where}: field 'w2v_args' is missing: the options of the pre-trained model")
     return model, task
 
 
@@ -192,7 +190,7 @@ def _config(
     activation = option("activation_fn", "gelu", str)
     if activation not in ("gelu", "relu"):
         shown = reprlib.repr(activation)
-        raise ConversionError(f"{where}: field 'activation_fn' is {shown}; known are gelu and relu")
+        raise ConversionError(f"{where}: field 'activation_fn' is {shown}; supported are gelu and relu")
     known["activation"] = activation
     if options.get("relative_position_embedding"):
         known["furthest"] = option("max_distance", 800, int)
@@ -201,7 +199,7 @@ def _config(
 
 def _published(tensors: Mapping[str, Tensor], where: str) -> EncoderConfig:
     if naming.DEPTHWISE in tensors:
-        raise ConversionError(f"{where}: field 'cfg' is missing, which tells a Conformer's kind of positions")
+        raise ConversionError(f"{where}: field 'cfg' is missing, which gives the positions of a Conformer")
     layered = "feature_extractor.conv_layers.1.layer_norm.weight" in tensors
     return config_of(tensors, where, pre_norm=layered, normalize_wave=layered)
 
@@ -209,7 +207,7 @@ def _published(tensors: Mapping[str, Tensor], where: str) -> EncoderConfig:
 def _conformer(
     tensors: Mapping[str, Tensor], known: dict[str, Any], positions: str, where: str
 ) -> EncoderConfig:
-    """Of the Conformers, those whose layers know about positions; there one dropout is for all."""
+    """The config of a Conformer whose layers use positions. fairseq has one dropout for all its parts."""
     if positions not in POSITIONS:
         shown = reprlib.repr(positions)
         raise ConversionError(f"{where}: field 'pos_enc_type' is {shown}; Conformers have rel_pos or rope")
@@ -219,13 +217,13 @@ def _conformer(
 
 
 def _normalizes(options: Mapping[str, Any], task: Mapping[str, Any]) -> bool:
-    """The task says it; a model's options may only refer to that (`${task.normalize}`)."""
+    """Given by the task; the model's options may only refer to it (`${task.normalize}`)."""
     told = (each.get("normalize") for each in (task, options))
     return next((value for value in told if isinstance(value, bool)), False)
 
 
 def _layers(text: str, where: str) -> list[tuple[int, int, int]]:
-    """Channels, kernel and stride of each, from the sums and products of lists that fairseq writes."""
+    """Channels, kernel and stride of each layer, from fairseq's expression of sums and products of lists."""
     try:
         if len(text) > LONGEST:
             raise ValueError("too long")
@@ -235,7 +233,7 @@ def _layers(text: str, where: str) -> list[tuple[int, int, int]]:
         return [(channels, kernel, stride) for channels, kernel, stride in layers]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise ConversionError(
-            f"{where}: field 'conv_feature_layers' is {text[:80]!r}: no list of layers"
+            f"{where}: field 'conv_feature_layers' is {text[:80]!r}: not a list of layers"
         ) from None
 
 
@@ -255,7 +253,7 @@ def _value(node: ast.expr) -> Any:
 
 
 def _heads(tensors: Tensors, config: EncoderConfig, where: str) -> Heads:
-    """With the dictionary that fairseq keeps beside the file; without it the head has no meaning."""
+    """The CTC head, with the dictionary beside fairseq's file; without it the head has no meaning."""
     path = Path(where).with_name(DICTIONARY)
 
     def read() -> Head:
@@ -266,11 +264,11 @@ def _heads(tensors: Tensors, config: EncoderConfig, where: str) -> Heads:
 
 def _symbols(path: Path) -> tuple[str, ...]:
     if not path.is_file():
-        raise ConversionError(f"{path}: there is none, and without it units have no meaning")
+        raise ConversionError(f"{path}: missing, and without it the units have no meaning")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
-        raise ConversionError(f"{path}: not a text in UTF-8") from None
+        raise ConversionError(f"{path}: not UTF-8 text") from None
     symbols = [*SPECIAL, *(line.rpartition(" ")[0] or line for line in lines if line)]
     ours = (BLANK, *(SPACE if symbol == "|" else symbol for symbol in symbols))
     if len(set(ours)) < len(ours):

@@ -1,4 +1,4 @@
-"""What a model is, as one hash: of two models with the same, all numbers are the same."""
+"""A model's identity, as one hash: models with the same hash compute the same numbers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
 
 def identity(encoder: Encoder, heads: Mapping[str, Head], flat: Mapping[str, Any] | None = None) -> str:
-    """sha256 of what is computed: the encoder's architecture, heads by their names with labels and
-    vocabularies, and every weight as it is in memory.
+    """sha256 of what is computed: the encoder's architecture, heads by name with labels and vocabularies, and
+    every weight as it is in memory.
 
-    So a checkpoint of another library and the artifact made of it are one model. Its name, licence and
-    provenance do not count, nor what training alone sees (dropout), nor how and in which precision weights
-    are stored, as long as they are the same numbers. Nor does a language model, which changes no output.
+    So a checkpoint of another library and the artifact made from it are the same model. Not included are
+    name, licence and provenance; what matters in training alone (dropout); how and in which precision weights
+    are stored, as long as the numbers are the same; and a language model, which changes no output.
 
-    What was extracted with a model is known by its hash, so that is made of the words of format version 1 for
-    good. flat: the encoder's config in an artifact of that version; it may hold numbers that nothing reads.
+    Extracted features refer to their model by this hash, so it is computed from the names of format version 1
+    for good. flat: the encoder's config in an artifact of that version, which may hold numbers that nothing
+    reads.
     """
     told = {
         "encoder": hashed(flat_of(encoder.config) if flat is None else flat),
@@ -44,7 +45,7 @@ def identity(encoder: Encoder, heads: Mapping[str, Head], flat: Mapping[str, Any
 
 
 def _unusual(spec: HeadSpec) -> dict[str, object]:
-    """Without fields that are what they are by default: those that a later version adds change nothing."""
+    """The spec without fields at their defaults: fields added in later versions do not change the hash."""
     usual = {field.name: field.default for field in fields(spec) if field.default is not MISSING}
     told = {k: v for k, v in spec_to_dict(spec).items() if k not in usual or getattr(spec, k) != usual[k]}
     return {OLD_GELU if name == "gelu" else name: value for name, value in told.items()}

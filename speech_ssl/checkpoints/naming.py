@@ -1,5 +1,5 @@
-"""What the readers of fairseq, torchaudio and fairseq2 share: their names in those of transformers, and a
-config out of shapes."""
+"""Shared by the readers of fairseq, torchaudio and fairseq2: mapping their names to those of transformers,
+and inferring a config from shapes."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ from speech_ssl.model.config import (
 from speech_ssl.model.encoder import Encoder
 
 LONGEST = 300
-"""Names of tensors have so many characters at most."""
+"""Longer names of tensors are ignored."""
 HEAD_WIDTH = 64
 HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16, 2048: 16}
-"""By the width of published models: weights do not tell. 2048: XLS-R 2B, and Omnilingual ASR's 3B and 7B
-(omnilingual_asr/models/wav2vec2_ssl/config.py: 16 from fairseq2's large_lv60k on, in all sizes)."""
+"""Attention heads by the width of published models, since the weights do not show them. 2048: XLS-R 2B, and
+Omnilingual ASR's 3B and 7B (omnilingual_asr/models/wav2vec2_ssl/config.py: 16 from fairseq2's large_lv60k on,
+in all sizes)."""
 
 LAYER_NORM_EPS = 1e-5
-"""Where waves are normalised by torch's `layer_norm`."""
+"""For waves normalised by torch's `layer_norm`."""
 
 DEPTHWISE = "encoder.layers.0.conv_module.depthwise_conv.weight"
-"""What Conformers alone have."""
+"""Only Conformers have it."""
 
 QUANTIZER = {
     "quantizer.weight_proj.weight": "quantizer.logits.weight",
@@ -53,7 +54,7 @@ Value = TypeVar("Value")
 
 
 def tensors_of(content: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict, without the prefix of a wrapper. Names that no module has are left out."""
+    """The tensors of a state dict, without a wrapper's prefix. Names that no module can have are left out."""
     if not isinstance(content, Mapping):
         return {}
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
@@ -65,7 +66,7 @@ def tensors_of(content: Any) -> dict[str, Tensor]:
 
 
 def renamed(values: Mapping[str, Value], table: Sequence[tuple[str, str]]) -> dict[str, Value]:
-    """By the first pattern that a whole name matches; others keep theirs."""
+    """Rename each key by the first pattern that matches all of it; other keys stay."""
     patterns = [(re.compile(pattern), new) for pattern, new in table]
     found = {}
     for key, value in values.items():
@@ -80,13 +81,13 @@ def renamed(values: Mapping[str, Value], table: Sequence[tuple[str, str]]) -> di
 def old_names(
     keys: Sequence[str], found: Mapping[str, object], table: Sequence[tuple[str, str]]
 ) -> list[str]:
-    """Of those `keys` that `renamed` made of what was `found`."""
+    """The original names, among those in `found`, of keys that `renamed` returned."""
     old = renamed({key: key for key in found}, table)
     return sorted(old.get(key, key) for key in keys)
 
 
 def assumed(config: EncoderConfig, *more: str, known: Collection[str] = ()) -> list[str]:
-    """What a reader says of a config whose heads and strides neither shapes nor options told."""
+    """The assumptions to report when neither shapes nor options gave the heads and strides."""
     assert isinstance(config.frontend, Convolutions)
     told = {
         "heads": f"attention has {config.heads} heads",
@@ -96,9 +97,10 @@ def assumed(config: EncoderConfig, *more: str, known: Collection[str] = ()) -> l
 
 
 def heads_of(width: int, where: str) -> int:
-    """Raises ConversionError for a width that no published model has and that is no multiple of 64."""
+    """Attention heads for a width. Raises ConversionError for a width that no published model has and that is
+    no multiple of 64."""
     if width not in HEADS and width % HEAD_WIDTH:
-        raise ConversionError(f"{where}: does not tell how many heads attention has, with a width of {width}")
+        raise ConversionError(f"{where}: the number of attention heads is unknown for a width of {width}")
     return HEADS.get(width, width // HEAD_WIDTH)
 
 
@@ -115,9 +117,9 @@ def config_of(  # noqa: PLR0913 - what shapes do not tell
     conformer_dropout: float = Conformer().dropout,
     **known: Any,
 ) -> EncoderConfig:
-    """A config from tensors by transformers' names. strides: None, if they are as published. furthest: of
-    gated distances. positions, conformer_dropout: of a Conformer. known: more fields that shapes do not tell;
-    heads may be missing, if they are as published. Raises ConversionError."""
+    """A config from tensors under transformers' names. strides: None for the published ones. furthest: of
+    gated distances. positions, conformer_dropout: of a Conformer. known: more fields that shapes do not show;
+    heads may be missing if they are as published. Raises ConversionError."""
     try:
         if empty := next((key for key, tensor in tensors.items() if not tensor.numel()), None):
             raise ConversionError(f"{where}: key {empty!r} is empty (by transformers' names)")
@@ -191,14 +193,14 @@ def _convolution_of(tensors: Mapping[str, Tensor]) -> ConvPosition:
 
 
 def encoder_of(tensors: Tensors, config: EncoderConfig) -> Encoder:
-    """From tensors by transformers' names, which are taken."""
+    """The encoder from tensors under transformers' names, which are taken."""
     family = conformer if isinstance(config.block, Conformer) else transformer
     return built_encoder(config, family.read_encoder(tensors, config), tensors.where)
 
 
 def pretraining_of(tensors: Tensors, groups: int | None = None) -> dict[str, Tensor]:
-    """Quantizer and projections by the names of our objective, taken; none, if not all are there. They are
-    copies, for a tensor may be a view of its file. Raises ConversionError for shapes that do not fit."""
+    """Take quantizer and projections and return copies (a tensor may be a view of its file) under the names
+    of our objective; none unless all are present. Raises ConversionError for shapes that do not fit."""
     if not all(key in tensors for key in (*QUANTIZER, "quantizer.codevectors")):
         return {}
     extra = {ours: tensors.take(name).clone() for name, ours in QUANTIZER.items()}
@@ -207,7 +209,7 @@ def pretraining_of(tensors: Tensors, groups: int | None = None) -> dict[str, Ten
         raise ConversionError(f"{tensors.where}: its quantizer or projections hold no weights")
     logits, targets = extra["quantizer.logits.weight"], extra["project_target.weight"]
     if codes.ndim != 3 or logits.ndim != 2 or targets.ndim != 2 or not codes.numel():
-        raise ConversionError(f"{tensors.where}: its quantizer's weights have not the shapes of one")
+        raise ConversionError(f"{tensors.where}: its quantizer's weights do not have the shapes of one")
     count, width = codes[0].shape
     if groups is None:
         groups = targets.shape[1] // width

@@ -1,4 +1,4 @@
-"""A word n-gram that belongs to a head for CTC, and its files in an artifact."""
+"""The word n-gram of a CTC head, and its files in an artifact."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ARPA, BINARY = ".arpa", ".bin"
 
 @dataclass(frozen=True, kw_only=True)
 class NGram:
-    """path: an ARPA file, or KenLM's binary form of one. words: a file of the words that are known, one a
-    line; None: those that an ARPA file lists. Others are unknown, also where the n-gram has them.
+    """path: an ARPA file, or KenLM's binary form of one. words: a file of the known words, one per line;
+    None: those that the ARPA file lists. All others are unknown, even if the n-gram has them.
 
-    weight, word_score: as those of `BeamSearch`. unknown_score: what the ln P of an unknown word is changed
-    by, before it is weighted; None: so much for each of its characters. boundary: whether a text begins and
-    ends a sentence."""
+    weight, word_score: as in `BeamSearch`. unknown_score: added to the ln P of an unknown word, before
+    weighting; None: a score for each of its characters. boundary: whether a text begins and ends a sentence.
+    """
 
     path: Path
     words: Path | None = None
@@ -42,7 +42,7 @@ def _is_number(value: object) -> bool:
 
 
 def write(ngram: NGram, folder: Path, head: str) -> dict[str, object]:
-    """Copies its files into an artifact's folder, and returns its entry in the config."""
+    """Copy the files into an artifact's folder; returns the entry for the config."""
     entry: dict[str, Any] = asdict(ngram)
     entry["path"] = f"head.{head}.lm{ARPA if ngram.path.suffix == ARPA else BINARY}"
     shutil.copyfile(ngram.path, folder / entry["path"])
@@ -57,7 +57,7 @@ def read(entry: object, folder: Path, listed: Mapping[str, object]) -> NGram | N
     if entry is None:
         return None
     if not isinstance(entry, dict):
-        raise ValueError("the language model's fields are no object")
+        raise ValueError("the language model's fields are not an object")
     files = {name: entry.get(name) for name in ("path", "words")}
     for name, file in files.items():
         if not (isinstance(file, str) and file in listed) and (name == "path" or file is not None):

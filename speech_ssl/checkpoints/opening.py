@@ -1,4 +1,4 @@
-"""Whatever checkpoint there is: an artifact, or another library's, which becomes one in memory or on disk."""
+"""Open any checkpoint: an artifact, or one of another library, converted in memory or on disk."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ FORMS: tuple[Form, ...] = get_args(Form)
 
 
 def open_checkpoint(source: str | Path, *, pickles: bool = False, language_model: bool = True) -> Artifact:
-    """An artifact, as it is; or a folder of transformers, or a model of the Hugging Face hub by its id, as
-    the artifact that it would make.
+    """Open an artifact as it is. A folder of transformers, or a model of the Hugging Face hub by its id, is
+    opened as the artifact that it would become.
 
-    pickles: read files of torch too, for what plain data is in them: those of fairseq, fairseq2 and
-    torchaudio, and `pytorch_model.bin`. Nothing in them is executed, but they are not for a service.
-    language_model: with that of a head for CTC, which may be large.
+    pickles: also read files of torch, as plain data: those of fairseq, fairseq2 and torchaudio, and
+    `pytorch_model.bin`. Nothing in them is executed, but they are not for a service. language_model: include
+    that of a CTC head, which may be large.
 
     Raises ArtifactError.
     """
@@ -55,8 +55,8 @@ def _opened(source: str | Path, *, pickles: bool, language_model: bool) -> Artif
 def convert(
     source: str | Path, folder: Path, form: Form = "artifact", *, language_model: bool = True
 ) -> Artifact:
-    """Write a checkpoint of any kind as an artifact, as a folder for transformers, or for fairseq2; returns
-    what was read. Raises ArtifactError, and ValueError for a model that the other library does not have."""
+    """Write any checkpoint as an artifact, as a folder for transformers, or for fairseq2; returns what was
+    read. Raises ArtifactError, and ValueError for a model that the other library does not have."""
     (check_replaceable if form == "artifact" else check_empty)(folder)
     artifact = open_checkpoint(source, pickles=True, language_model=language_model)
     if form == "huggingface":
@@ -79,12 +79,12 @@ def convert(
 
 
 def pretraining_of(artifact: Artifact) -> Mapping[str, Tensor]:
-    """What only pre-training needs, if it has it."""
+    """The tensors that only pre-training needs, if it has them."""
     return load_extra(artifact.folder) if artifact.extra is None else artifact.extra
 
 
 def _read_fetched(name: str, *, pickles: bool, language_model: bool) -> Converted:
-    """By its id on the hub: as transformers has it, or, as Omnilingual ASR's are, a file of fairseq2."""
+    """Read a model of the hub by its id: of transformers or, like Omnilingual ASR's, a file of fairseq2."""
     folder = hub.fetched(name, pickles=pickles, language_model=language_model)
     if (folder / CONFIG).exists():
         read = transformers_folder.read(folder, pickles=pickles)
@@ -105,7 +105,7 @@ def _read_fetched(name: str, *, pickles: bool, language_model: bool) -> Converte
 
 
 def _read_asset(name: str, *, pickles: bool) -> Converted:
-    """By the name that fairseq2 has for it."""
+    """Read a model by its fairseq2 name."""
     from speech_ssl.checkpoints.fairseq2 import assets, reading
 
     if not pickles or not assets.is_name(name):

@@ -1,4 +1,4 @@
-"""Modules made without random numbers, for weights that come from a file."""
+"""Create modules without random numbers, for weights that come from a file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch.overrides import TorchFunctionMode
 
 
 class no_random_init(TorchFunctionMode):
-    """Random initial weights cost seconds for a large encoder, only to be replaced by those in the file.
-    (The meta device would do the same, but importing what it needs takes almost a second.)
+    """Skips random initialisation, which takes seconds for a large encoder only to be overwritten from the
+    file. (The meta device would do the same, but importing what it needs takes almost a second.)
 
-    most: so many numbers at most; ValueError beyond, for a file may claim any size."""
+    most: the largest number of weights; ValueError beyond it, since a file may claim any size.
+    """
 
     def __init__(self, most: int | None = None) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""A folder that is written as a whole: beside its place, and moved there when it is complete and on disk.
+"""Write a folder as a whole: beside its place, and moved there once it is complete and on disk.
 
-What it may take the place of: nothing, an empty folder, or an artifact with nothing else in it. People keep
-their work in folders that have a `config.json` too.
+It may replace nothing, an empty folder, or an artifact with nothing else in it: other folders with a
+`config.json` may hold somebody's work.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def check_replaceable(folder: Path) -> None:
 
 
 def check_empty(folder: Path) -> None:
-    """Raises ArtifactError if there is anything: what other libraries read is never replaced."""
+    """Raises ArtifactError unless the folder is empty or missing: exports replace nothing."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(f"{folder} is not empty: choose another folder")
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write an artifact into, which is put in its place when that is done. A symbolic link stays,
-    and what it points to is replaced. Raises as `check_replaceable`."""
+    """A folder to write an artifact into, moved into place at the end. A symbolic link is kept, and its
+    target replaced. Raises as `check_replaceable`."""
     check_replaceable(folder)
     place = _followed(folder)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +58,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         yield new
         for path in (*new.iterdir(), new):
-            if path.is_file():  # safetensors makes files for the owner alone; a service may be another user
+            if path.is_file():  # safetensors lets only the owner read; a service may be another user
                 path.chmod((new / CONFIG).stat().st_mode)
             sync(path)
-        check_replaceable(place)  # once more: somebody may have put something there
+        check_replaceable(place)  # again: something may have appeared there
         _move_into_place(new, place)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -70,12 +70,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def _followed(folder: Path) -> Path:
     try:
         return folder.resolve()
-    except (OSError, RuntimeError):  # links in a circle
+    except (OSError, RuntimeError):  # a cycle of links
         raise ArtifactError(f"{folder} is a symbolic link to nowhere: choose another folder") from None
 
 
 def _listed(folder: Path) -> set[str]:
-    """The files of the artifact in a folder; none, if it holds no artifact."""
+    """The files of the artifact in a folder; empty if it holds no artifact."""
     try:
         config = json.loads((folder / CONFIG).read_bytes())
     except (OSError, ValueError, RecursionError):

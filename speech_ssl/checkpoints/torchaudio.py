@@ -25,8 +25,9 @@ def recognises(content: Any) -> bool:
 
 
 def read(content: Any, where: str, name: str) -> Converted:
-    """What weights do not tell is as in the published models: heads, strides, and whether norms come first
-    and waves are normalised, which is so where the convolutions have layer norms. Raises ConversionError."""
+    """Convert a state dict. What the weights do not show is taken from the published models: heads, strides,
+    and that models with layer norms in their convolutions are pre-norm and normalise waves. Raises
+    ConversionError."""
     state = _state(content)
     found = _parted(renamed(state, NAMES), where)
     layered = "feature_extractor.conv_layers.1.layer_norm.weight" in found
@@ -46,7 +47,7 @@ def read(content: Any, where: str, name: str) -> Converted:
 
 
 def _state(content: Any) -> dict[str, Tensor]:
-    """As the model's own, without the prefixes of pre-training (`HuBERTPretrainModel`) and of Lightning."""
+    """The model's own tensors, without the prefixes of pre-training (`HuBERTPretrainModel`) and Lightning."""
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     found = tensors_of(content)
@@ -54,7 +55,7 @@ def _state(content: Any) -> dict[str, Tensor]:
 
 
 def _parted(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """WavLM's attention has queries, keys and values in one tensor."""
+    """Split WavLM's combined tensors of queries, keys and values."""
     parted = {}
     for key, value in found.items():
         head, joined, kind = key.partition(".attention.attention.in_proj_")
@@ -62,7 +63,7 @@ def _parted(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
             parted[key] = value
             continue
         if not value.ndim or len(value) % 3 or not len(value):
-            raise ConversionError(f"{where}: key {key!r} has not the shape of queries, keys and values")
+            raise ConversionError(f"{where}: key {key!r} does not have the shape of queries, keys and values")
         for letter, rows in zip("qkv", value.chunk(3), strict=True):
             parted[f"{head}.attention.{letter}_proj.{kind}"] = rows
     return parted

@@ -1,1 +1,1 @@
-"""From manifests and files to padded batches."""
+"""From manifests and audio files to padded batches."""

@@ -1,6 +1,6 @@
-"""Which seconds of audio meet in which batch: pure functions of lengths, a seed and an epoch.
+"""Which segments of audio share a batch: pure functions of lengths, a seed and an epoch.
 
-A plan is arrays, not objects: an epoch of a million utterances takes tens of megabytes.
+A plan is made of arrays, not objects: an epoch of a million utterances takes tens of megabytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from speech_ssl.types import SAMPLE_RATE
 Samples: TypeAlias = NDArray[np.int64]
 
 SPREAD = 0.1
-"""Lengths within a batch differ by about this share. This is the padding that random membership costs."""
+"""Lengths within a batch differ by about this share: the padding that randomly chosen neighbours cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ def plan_epoch(durations_s: NDArray[np.float64], config: DataConfig, *, seed: in
     """
     rng = np.random.default_rng([seed, epoch])
     utterance, start, length = _segments(durations_s, config, rng)
-    # Sorted by length, but for the noise that lets near neighbours change places.
+    # Sorted by length, with noise that lets utterances of similar length change places.
     noisy = np.log(length) + SPREAD * rng.random(len(length))
     sort = np.argsort(noisy, kind="stable")
     edges = _edges(length[sort], config)
@@ -167,7 +167,7 @@ def _crop_samples(config: DataConfig) -> int:
 
 
 def _whole_samples(seconds: float) -> int:
-    return int(seconds * SAMPLE_RATE + 1e-6)  # 2.01 s would lose one of its 32160 to rounding
+    return int(seconds * SAMPLE_RATE + 1e-6)  # 2.01 s would lose one of its 32160 samples to rounding
 
 
 def _segments(
@@ -178,8 +178,8 @@ def _segments(
     kept = np.flatnonzero(samples >= config.min_samples)
     total, crop = samples[kept], _crop_samples(config)
     pieces = np.maximum(np.rint(total / crop).astype(np.int64), 1)
-    # The crops lie side by side, pushed together where that leaves less than a quarter of a crop
-    # free: that much the phase may wander, so that no utterance is cut at the same places for ever.
+    # The crops lie side by side. They overlap where otherwise less than a quarter of a crop would be free:
+    # the phase may vary by that much, so that no utterance is always cut at the same places.
     wanted = np.minimum(crop, np.maximum(total - crop, 0)) // 4
     room = np.where(total > crop, np.maximum(total - pieces * crop, wanted), 0)
     step = (total - crop - room) / np.maximum(pieces - 1, 1)
@@ -192,7 +192,7 @@ def _segments(
 
 
 def _edges(lengths: Samples, config: DataConfig) -> Samples:
-    """Where to cut a sequence of lengths into batches: each takes what fits, padded to its longest."""
+    """Where to cut a sequence of lengths into batches: each takes as many as fit, padded to its longest."""
     budget = _whole_samples(config.batch_s)
     most = config.max_batch_rows or len(lengths)
     edges = [0]

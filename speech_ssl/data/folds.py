@@ -1,4 +1,4 @@
-"""Which labelled rows train, choose the checkpoint, and test."""
+"""Which labelled rows are for training, for choosing the checkpoint, and for testing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folds(utterances: Sequence[Utterance], by: Literal["split", "speaker"]) -> l
     """One fold for each value of a column; its test set is the rows with that value. Every row is tested
     once.
 
-    By `split`: the given folds of a data set, such as ESC's (Piczak 2015). By `speaker`: leave one
+    By `split`: the folds that a data set defines, such as ESC's (Piczak 2015). By `speaker`: leave one
     speaker out. `valid` is a tenth of the other rows, see `hold_out`.
 
     Raises ManifestError if a row has no value, or if all rows have the same one.
@@ -47,10 +47,10 @@ def folds(utterances: Sequence[Utterance], by: Literal["split", "speaker"]) -> l
 def hold_out(utterances: Sequence[Utterance], *, share: float = VALID_SHARE, seed: int = 0) -> Fold:
     """Rows for training, validation and test by the column `split`. The test set may be empty.
 
-    Without rows for validation, a share of the others is held out: whole files, chosen by the hash of
-    their ids, so that each combination of labels gives its share, rounded up or down.
+    Without rows for validation, a share of the other rows is held out: whole files, chosen by the hash of
+    their ids, with the same share, rounded up or down, of each combination of labels.
 
-    Raises ManifestError if fewer than two files are left to divide, or if nothing is left to train on.
+    Raises ManifestError if fewer than two files are left to divide, or if none are left for training.
     """
     train, valid, test = given_splits(utterances)
     if not valid:
@@ -74,7 +74,7 @@ def _fold(utterances: Iterable[Utterance], by: str, name: str) -> Fold:
 def _held_out(
     utterances: Sequence[Utterance], share: float, seed: int
 ) -> tuple[list[Utterance], list[Utterance]]:
-    """(the rest, the share), rows in their order. Parts of one file stay together."""
+    """(the rest, the share), each in the order of the rows. Parts of one file stay together."""
     if not 0 < share < 1:
         raise ValueError(f"the share to hold out must be between 0 and 1, not {share}")
     labels: dict[str, set[str]] = {}

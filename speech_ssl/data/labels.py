@@ -1,9 +1,9 @@
-"""The targets in labelled rows of a manifest: classes of clips, and events in time.
+"""Targets from the labelled rows of a manifest: classes of clips, and timed events.
 
-A manifest of events has one row per event, with `start`, `end` and `label` (several that begin and end
-together are one row, separated by ";"). A row with neither start nor end is about the whole file: its
-labels last from its beginning to its end, and without a label it says that the file belongs to the data.
-`duration_s` is that of the file in all rows.
+A manifest of events has one row per event, with `start`, `end` and `label` (several events with the same
+times may share a row, their labels separated by ";"). A row with neither start nor end concerns the whole
+file: its labels last from beginning to end. Without a label, it only says that the file belongs to the data.
+`duration_s` is the duration of the file in all rows.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from speech_ssl.data.manifest import ManifestError, Utterance, part_id
 from speech_ssl.types import SAMPLE_RATE
 
 Event: TypeAlias = tuple[str, float, float]
-"""A label, and the seconds between which it holds."""
+"""A label, and its start and end in seconds."""
 
 TOLERANCE_S = 0.01
-"""Durations and ends of events are rounded in manifests; they may differ by this much."""
+"""Durations and ends of events are rounded in manifests; they may differ by this many seconds."""
 
 
 def labels_of(utterance: Utterance) -> list[str]:
@@ -38,10 +38,10 @@ def label_names(utterances: Iterable[Utterance]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ClipTargets:
-    """The classes of a clip: positions of its labels in `labels`.
+    """The classes of a clip: the indices of its labels in `labels`.
 
-    Calling it raises ValueError for a label that is not among them, and, without `multilabel`, if there
-    is not exactly one.
+    Calling it raises ValueError for a label not in `labels` and, without `multilabel`, unless there is
+    exactly one.
     """
 
     labels: tuple[str, ...]
@@ -53,17 +53,17 @@ class ClipTargets:
     def __call__(self, utterance: Utterance) -> list[int]:
         labels = labels_of(utterance)
         if not self.multilabel and len(labels) != 1:
-            raise ValueError(f"{utterance.id}: {len(labels)} labels, but exactly one is wanted")
+            raise ValueError(f"{utterance.id}: {len(labels)} labels, but exactly one is needed")
         return sorted(_class(self.labels, label, utterance) for label in labels)
 
 
 @dataclass(frozen=True)
 class TimedTargets:
-    """The events of a window as one flat list: class, start and end in milliseconds, and so on.
+    """The events of a window as one flat list: class, start and end in milliseconds, repeated.
 
-    events: for each window's id its events, in seconds from the window's start; see `timed_windows`.
-    Calling it raises ValueError for an unknown window and for a label not in `labels`. An event
-    of less than half a millisecond may be lost to rounding.
+    events: the events of each window by its id, in seconds from the window's start; see `timed_windows`.
+    Calling it raises ValueError for an unknown window and for a label not in `labels`. An event of less than
+    half a millisecond may be lost to rounding.
     """
 
     labels: tuple[str, ...]
@@ -74,7 +74,9 @@ class TimedTargets:
 
     def __call__(self, utterance: Utterance) -> list[int]:
         if utterance.id not in self.events:
-            raise ValueError(f"{utterance.id}: no such window; make it by timed_windows, as the events")
+            raise ValueError(
+                f"{utterance.id}: no such window; make windows and events together, by timed_windows"
+            )
         flat: list[int] = []
         for label, start, end in self.events[utterance.id]:
             start_ms, end_ms = round(start * 1_000), round(end * 1_000)
@@ -88,9 +90,10 @@ def timed_windows(
 ) -> tuple[list[Utterance], dict[str, list[Event]]]:
     """The files of the rows in equal windows of at most `window_s`, and the events of each window.
 
-    The windows of a file do not overlap and cover it; a file that fits into one window stays whole. Events,
-    by the window's id, are cut to the window and count from its start; overlapping events of one label are
-    merged. Of the other columns a window keeps what all rows of the file agree on, and no label.
+    The windows of a file cover it without overlap; a file that fits into one window stays whole. Events, by
+    the window's id, are cut to the window and timed from its start; overlapping events of one label are
+    merged. A window keeps the values of the other columns on which all rows of the file agree, and has no
+    label.
 
     Raises ManifestError if rows contradict each other or the file.
     """
@@ -106,7 +109,7 @@ def timed_windows(
         of_file = sorted(_merged(_events(rows, file.duration_s)), key=lambda event: (*event[1:], event[0]))
         for window in _windows(file, window_s):
             if window.id in events:
-                raise ManifestError(f"{window.id}: two files of one id; keep one")
+                raise ManifestError(f"{window.id}: two files with this id; keep one")
             windows.append(window)
             events[window.id] = list(_within(of_file, window))
     return windows, events
@@ -115,8 +118,8 @@ def timed_windows(
 def whole_files(
     windows: Iterable[Utterance], events: Mapping[str, Sequence[Event]]
 ) -> tuple[list[Utterance], dict[str, list[Event]]]:
-    """The inverse of `timed_windows`, for all windows of some files: the files, and their events by the
-    file's id. Events that were cut are joined again, to the microsecond."""
+    """The inverse of `timed_windows`, given all windows of some files: the files, and their events by file
+    id. Events that were cut are joined again, to the microsecond."""
     files: dict[str, Utterance] = {}
     found: dict[str, list[Event]] = {}
     for window in windows:
@@ -135,20 +138,20 @@ def whole_files(
 
 
 def balanced_weights(counts: Sequence[int]) -> list[float]:
-    """A weight for each class, inversely proportional to its number of samples, with a mean of 1 over
-    the samples. A class without samples has weight 0.
+    """A weight for each class, inversely proportional to its number of samples; the mean over all samples is
+    1. A class without samples has weight 0.
 
     Raises ValueError if there are no samples, or for a negative count.
     """
     if min(counts, default=0) < 0 or not sum(counts):
-        raise ValueError("balanced weights need counts from 0 on, and not all 0")
+        raise ValueError("balanced weights need counts of at least 0, not all of them 0")
     share = sum(counts) / sum(count > 0 for count in counts)
     return [share / count if count else 0.0 for count in counts]
 
 
 def _check_names(labels: tuple[str, ...]) -> None:
     if not labels or len(set(labels)) < len(labels):
-        raise ValueError("the names of the classes must be at least one, each once")
+        raise ValueError("give the names of the classes: at least one, each once")
 
 
 def _class(labels: tuple[str, ...], label: str, utterance: Utterance) -> int:
@@ -159,7 +162,7 @@ def _class(labels: tuple[str, ...], label: str, utterance: Utterance) -> int:
 
 
 def _file(rows: Sequence[Utterance]) -> Utterance:
-    """The whole file, with what all its rows agree on."""
+    """The whole file, with the values that all its rows share."""
     name = rows[0].file_id
     claimed = (row.duration_s if row.end is None else row.file_s for row in rows)
     known = {seconds for seconds in claimed if seconds is not None}
@@ -167,12 +170,12 @@ def _file(rows: Sequence[Utterance]) -> Utterance:
         raise ManifestError(f"{name}: the duration of the file is unknown; set file_s of its parts")
     if max(known) - min(known) > TOLERANCE_S:
         raise ManifestError(
-            f"{name}: its rows have the durations {min(known):g} and {max(known):g} s; duration_s is that of "
-            "the whole file in all rows"
+            f"{name}: its rows have the durations {min(known):g} and {max(known):g} s; duration_s must be "
+            "that of the whole file in all rows"
         )
     splits = sorted({row.split for row in rows})
     if len(splits) > 1:
-        raise ManifestError(f"{name}: its rows are in the splits {splits}; the events of a file are in one")
+        raise ManifestError(f"{name}: its rows are in the splits {splits}; a file's events must be in one")
     return Utterance(
         path=rows[0].path,
         duration_s=max(known),
@@ -195,7 +198,7 @@ def _events(rows: Sequence[Utterance], file_s: float) -> Iterator[Event]:
         start, end = (0.0, file_s) if row.start is None or row.end is None else (row.start, row.end)
         if row.end is not None and not labels:
             raise ManifestError(
-                f"{row.id}: an event without a label; a file without events has neither start nor end"
+                f"{row.id}: an event without a label; leave out start and end for a file without events"
             )
         if end > file_s + TOLERANCE_S:
             raise ManifestError(
@@ -221,7 +224,7 @@ def _windows(file: Utterance, window_s: float) -> Iterator[Utterance]:
     if count <= 1:
         yield file
         return
-    # At whole samples, but for the end of the file.
+    # Cut at whole samples, except at the end of the file.
     edges = [samples * number // count / SAMPLE_RATE for number in range(count)] + [file.duration_s]
     for start, end in zip(edges[:-1], edges[1:], strict=True):
         yield replace(

@@ -2,7 +2,7 @@
 
 There is one global sequence of batches, across epochs. With W ranks, rank r takes batch number `j * W + r` at
 its j-th step. So two ranks, and one process that accumulates two batches, read the same data, and a run can
-continue with another number of ranks.
+resume on another number of ranks.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ PREFETCH = 4
 """Batches read ahead by each worker."""
 
 MOST_FAILING = 0.5
-"""With this share of unreadable utterances a run stops: the manifest is wrong, not a file."""
+"""A run stops when more than this share of the utterances is unreadable: then the manifest is wrong."""
 
 
 FILES = FileSource()
 
 
 class DataError(ValueError):
-    """There is nothing, or too little, to learn from. The message says where to look."""
+    """There is nothing, or too little, to train on. The message says where to look."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoaderState:
-    """The next batch of the global sequence (of rank 0): batch `index` of epoch `epoch`."""
+    """The next batch of the global sequence (for rank 0): batch `index` of epoch `epoch`."""
 
     epoch: int = 0
     index: int = 0
@@ -70,12 +70,13 @@ class LoaderState:
 class Loader:
     """Reads training batches in worker processes.
 
-    failures: id -> reason, for every utterance that this rank could not read so far. Each is also
-        passed to `on_failure`, once.
-    crops, silent: how many crops this rank has read so far, and how many of them `Sounding` left out. The
-        first of an utterance is passed to `on_failure`; its other crops are used unless they are silent.
+    failures: id -> reason, for every utterance that this rank has failed to read so far. Each is also passed
+    to `on_failure`, once.
+    crops, silent: the number of crops that this rank has read so far, and how many of them `Sounding` left
+    out. An utterance's first silent crop is passed to `on_failure`; its other crops are used unless they are
+    silent too.
     on_warning: called once for each warning code of an utterance that is used.
-    too_short: how many utterances are left out because they are shorter than `min_s` in the manifest.
+    too_short: the number of utterances left out because the manifest says that they are shorter than `min_s`.
 
     Raises DataError if no utterance is long enough.
     """
@@ -101,7 +102,7 @@ class Loader:
         self._on_failure, self._on_warning = on_failure, on_warning
         self._reader = Reader(source, config.min_samples, targets)
         durations_s = _durations(utterances)
-        # Two, for the workers are in the next epoch before the batches of this one are all used.
+        # Two plans: the workers reach the next epoch before all batches of this one are used.
         self._plan = lru_cache(2)(lambda epoch: plan_epoch(durations_s, config, seed=seed, epoch=epoch))
         self.too_short = len(utterances) - len(np.unique(self._plan(0).utterance))
         if self.too_short == len(utterances):
@@ -113,10 +114,9 @@ class Loader:
     def iterate(
         self, state: LoaderState, *, rank: int = 0, world: int = 1
     ) -> Generator[tuple[Batch, LoaderState], None, None]:
-        """This rank's batches from `state` on, endlessly, each with the state from which to continue after
-        it.
+        """This rank's batches from `state` on, endless, each with the state to resume from after it.
 
-        The state is the same on all ranks. Continuing from it gives the same batches, bit for bit, as an
+        The state is the same on all ranks. Resuming from it gives the same batches, bit for bit, as an
         uninterrupted run. Closing the generator ends the worker processes. Raises DataError if most
         utterances turn out to be unreadable.
         """
@@ -135,7 +135,7 @@ class Loader:
             yield self._batch(turn, read), after
 
     def _turns(self, state: LoaderState, rank: int, world: int) -> Iterator[tuple[LoaderState, LoaderState]]:
-        """This rank's batch of each round, and where the next round begins."""
+        """This rank's batch of each round, and the state at which the next round begins."""
         while True:
             turn, state = self._advance(state, rank), self._advance(state, world)
             yield turn, state
@@ -151,7 +151,7 @@ class Loader:
         return _request(self.utterances, self._plan(turn.epoch), turn.index)
 
     def _reads(self, requests: Iterator[Request]) -> Iterator[Read]:
-        """In the order of the requests."""
+        """The clips read, in the order of the requests."""
         workers = self.config.workers
         return iter(
             DataLoader(
@@ -163,13 +163,13 @@ class Loader:
                 collate_fn=_as_it_is,
                 worker_init_fn=_prepare_worker,
                 pin_memory=torch.cuda.is_available(),
-                generator=torch.Generator(),  # else it draws from the global one
+                generator=torch.Generator(),  # otherwise it draws from the global one
             )
         )
 
     def _batch(self, turn: LoaderState, read: Read) -> Batch:
-        """The batch of a turn, or, if nothing in it can be used, the next usable one of the epoch: all ranks
-        need a batch in every round."""
+        """The batch of a turn or, if nothing in it can be used, the next usable one of the epoch: every rank
+        needs a batch in every round."""
         self._note(read)
         batches = len(self._plan(turn.epoch))
         for ahead in range(1, batches):
@@ -217,10 +217,10 @@ def evaluation(
     on_warning: OnWarning | None = None,
     targets: Targets | None = None,
 ) -> Iterator[Batch]:
-    """One deterministic pass: the first crop of every utterance, shortest first, the same each time.
+    """One deterministic pass: the first crop of every utterance, shortest first.
 
-    Utterances that cannot be read are left out. Reads in threads: for a short pass they start faster than
-    processes.
+    Utterances that cannot be read are left out. Reads in threads, which start faster than processes for a
+    short pass.
     """
     _check_whole(config, targets)
     plan = plan_evaluation(_durations(utterances), config)
@@ -250,7 +250,7 @@ def _read_in_threads(reader: Reader, requests: Iterator[Request], threads: int) 
 
 def _check_whole(config: DataConfig, targets: Targets | None) -> None:
     if targets is not None and config.crop_s is not None:
-        raise ValueError("targets are those of whole utterances: crop_s must be None")
+        raise ValueError("targets belong to whole utterances: crop_s must be None")
 
 
 def _durations(utterances: Sequence[Utterance]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -266,8 +266,8 @@ _STREAMS: weakref.WeakSet[Generator[tuple[Batch, LoaderState], None, None]] = we
 
 @atexit.register
 def _end_workers() -> None:
-    # They ignore SIGTERM, and multiprocessing would wait for ever for those of a generator that is still
-    # referred to when the process exits, by the traceback of an error for one.
+    # Workers ignore SIGTERM. Some belong to a generator that is still referenced when the process exits, for
+    # example by an error's traceback; multiprocessing would wait for those for ever.
     for stream in list(_STREAMS):
         stream.close()
 
@@ -277,9 +277,9 @@ def _as_it_is(read: Any) -> Any:
 
 
 def _prepare_worker(_: int) -> None:
-    # Ctrl-C and SIGTERM reach the whole group: the run saves its state first, and needs its workers
-    # as long as that takes. They end when it does.
+    # Ctrl-C and SIGTERM reach the whole process group. The run saves its state first and needs its workers
+    # until then; they end with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    gc.freeze()  # what was inherited stays shared: a collection would write to every page of it
+    gc.freeze()  # keeps inherited memory shared: a collection would write to every page of it
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The list of the data: a tab-separated manifest."""
+"""The manifest: a tab-separated list of the data."""
 
 from __future__ import annotations
 
@@ -55,15 +55,14 @@ def part_id(file_id: str, start: float, end: float) -> str:
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:
-    """Read a manifest, or a fairseq `.tsv` (a root folder, then a path and a number of samples at 16 kHz on
-    each line). The file name of the latter gives the split of its rows: `train.tsv`, `valid.tsv`,
-    `dev_other.tsv`.
+    """Read a manifest, or a fairseq `.tsv` (a root folder, then a path and a number of samples at 16 kHz per
+    line). The file name of a `.tsv` gives the split of its rows: `train.tsv`, `valid.tsv`, `dev_other.tsv`.
 
     Unknown columns are ignored. Whether the files exist is not checked. Raises ManifestError.
     """
     path = Path(path)
     try:
-        # Lines end at "\n" alone: texts may hold the other characters at which Python would split.
+        # Lines end at "\n" alone: texts may contain the other characters at which Python splits lines.
         with path.open(encoding="utf-8-sig", newline="\n") as lines:
             head = next(lines, "").rstrip("\r\n")
             if "\t" not in head and head.strip() not in ("", "path"):
@@ -73,7 +72,7 @@ def read_manifest(path: str | Path) -> list[Utterance]:
             with _no_collection():
                 return _unique(rows, path)
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not a text in UTF-8 ({error.reason}); save it as UTF-8") from error
+        raise ManifestError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -106,7 +105,7 @@ def write_manifest(path: str | Path, utterances: Sequence[Utterance]) -> None:
         ):
             file.write("\t".join(("path", "duration_s", *columns)) + "\n")
             file.writelines(_line(utterance, columns, folder) for utterance in utterances)
-    except OSError as error:  # of a full disk it does not say where
+    except OSError as error:  # for a full disk, the error does not name the file
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
@@ -152,7 +151,7 @@ def _rows(lines: Iterable[str], path: Path, columns: list[str]) -> Iterator[tupl
 def _part(
     fields: list[str], columns: Sequence[int | None], duration_s: float, where: str
 ) -> tuple[float | None, float | None, float]:
-    """Start, end and length: of the part, or of the whole file with neither start nor end."""
+    """Start, end and length: of the part, or of the whole file if neither start nor end is given."""
     start_text, end_text = ("" if column is None else fields[column] for column in columns)
     if not start_text and not end_text:
         return None, None, duration_s
@@ -169,7 +168,7 @@ def _seconds(text: str, column: str, where: str) -> float:
     except ValueError:
         raise ManifestError(f"{where}: {column} is {text!r}, not a number of seconds") from None
     if not 0 <= seconds < math.inf:
-        raise ManifestError(f"{where}: {column} is {text}; it must be a number of seconds from 0 on")
+        raise ManifestError(f"{where}: {column} is {text}; it must be a number of seconds, at least 0")
     if seconds > LONGEST_S:
         raise ManifestError(f"{where}: {column} is {text} s, more than 11 days: it must be in seconds")
     return seconds
@@ -183,8 +182,8 @@ def _fairseq_rows(lines: Iterable[str], path: Path, root: Path) -> Iterator[tupl
             continue
         if not written or not samples.isascii() or not samples.isdigit():
             raise ManifestError(
-                f"{path}, line {number}: expected a path, a tab and a number of samples, for line 1 names "
-                "no columns but a folder, as in fairseq's form"
+                f"{path}, line {number}: expected a path, a tab and a number of samples, because line 1 "
+                "names a folder, as in fairseq's format, and not columns"
             )
         duration_s = int(samples) / SAMPLE_RATE
         yield number, Utterance(path=root / written, duration_s=duration_s, id=written, split=split)

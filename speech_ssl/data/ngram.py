@@ -3,9 +3,9 @@
     python -m speech_ssl.data.ngram MANIFEST OUT.arpa [--order 3]
 
 Texts are normalised as for fine-tuning. Only training rows are read, so that figures on validation and test
-rows stay honest. Interpolated Kneser-Ney with one discount per order (Chen and Goodman 1999, "An
+rows stay honest. Interpolated Kneser-Ney smoothing with one discount per order (Chen and Goodman 1999, "An
 empirical study of smoothing techniques", section 4.1.6 and eq. 20). The unigrams are interpolated with the
-uniform distribution, whose share for one more word is `<unk>`: a word never seen.
+uniform distribution over the vocabulary and `<unk>`, whose share is the probability of an unseen word.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from speech_ssl.data.splits import split_utterances
 from speech_ssl.text import normalize
 
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
-ORDERS = range(2, 7)  # what KenLM reads
-DISCOUNT = 0.5  # where an order has no n-gram that occurs once, or none that occurs twice
+ORDERS = range(2, 7)  # the orders that KenLM reads
+DISCOUNT = 0.5  # for an order without n-grams that occur once, or without any that occur twice
 
 Gram: TypeAlias = tuple[str, ...]
 Counts: TypeAlias = dict[Gram, Counter[str]]
@@ -32,9 +32,9 @@ Counts: TypeAlias = dict[Gram, Counter[str]]
 
 
 def write_arpa(texts: Iterable[str], path: str | Path, *, order: int = 3) -> None:
-    """Estimate a model of the words between spaces, and write it. Texts without words are ignored.
+    """Estimate a model of whitespace-separated words and write it. Texts without words are ignored.
 
-    Raises ValueError for an order that KenLM does not read, for texts without a word, and for words that
+    Raises ValueError for an order that KenLM does not read, for texts without any word, and for words that
     are markers of the ARPA format.
     """
     if order not in ORDERS:
@@ -51,12 +51,14 @@ def write_arpa(texts: Iterable[str], path: str | Path, *, order: int = 3) -> Non
 
 
 def _count(texts: Iterable[str], order: int) -> list[Counts]:
-    """Counts of n-grams, by length minus one; `<s>` alone is not counted as a word."""
+    """Counts of n-grams, indexed by length minus one; `<s>` alone is not counted as a word."""
     counts: list[Counts] = [defaultdict(Counter) for _ in range(order)]
     for text in texts:
         words = text.split()
         if marks := {BEGIN, END, UNKNOWN}.intersection(words):
-            raise ValueError(f"{min(marks)!r} is a mark of ARPA files, no word: take it out of {text[:60]!r}")
+            raise ValueError(
+                f"{min(marks)!r} is a marker of ARPA files, not a word: remove it from {text[:60]!r}"
+            )
         said = [BEGIN, *words, END] if words else []
         for end in range(1, len(said)):
             for begin in range(max(end - order + 1, 0), end + 1):
@@ -84,10 +86,10 @@ def _adjusted(counts: list[Counts]) -> list[Counts]:
 def _estimate(counts: list[Counts]) -> tuple[list[dict[Gram, float]], dict[Gram, float]]:
     """Probabilities of the observed n-grams, by order, and the back-off weight of each context.
 
-    With the weight of () and the uniform distribution below, each context's probabilities sum to 1.
+    With the weight of () and the uniform distribution below it, the probabilities in each context sum to 1.
     """
     vocabulary = [*counts[0][()], UNKNOWN]
-    lower: dict[Gram, float] = {(): 1 / len(vocabulary)}  # the order before: here of the empty n-gram
+    lower: dict[Gram, float] = {(): 1 / len(vocabulary)}  # the next lower order: at first the empty n-gram
     probabilities: list[dict[Gram, float]] = []
     backoffs: dict[Gram, float] = {}
     for n, contexts in enumerate(counts):
@@ -108,7 +110,7 @@ def _estimate(counts: list[Counts]) -> tuple[list[dict[Gram, float]], dict[Gram,
 
 
 def _discount(contexts: Counts) -> float:
-    """Ney, Essen and Kneser (1994): n1 / (n1 + 2 n2), for n1 and n2 n-grams that occur once and twice."""
+    """Ney, Essen and Kneser (1994): n1 / (n1 + 2 n2); n1 n-grams occur once, n2 occur twice."""
     occur = Counter(count for words in contexts.values() for count in words.values())
     return occur[1] / (occur[1] + 2 * occur[2]) if occur[1] and occur[2] else DISCOUNT
 

@@ -1,4 +1,4 @@
-"""From what a batch is to hold to its tensors: the part of the loader that works in other processes."""
+"""From the clips of a batch to its tensors: the part of the loader that runs in worker processes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from speech_ssl.data.source import Silent, Source, cut_short
 from speech_ssl.types import SAMPLE_RATE, AudioWarning, Batch, Waveform, pad
 
 Targets: TypeAlias = Callable[[Utterance], Sequence[int]]
-"""The units that a whole utterance is to be read as. Raises ValueError for one that has none: it is left out,
-like one that cannot be read. Picklable, for workers call it."""
+"""The target units of a whole utterance. Raises ValueError for one without: it is left out, like one that
+cannot be read. Picklable, since workers call it."""
 
 
 class Cut(NamedTuple):
-    """What a worker is asked to read: it holds no list of utterances, each request brings its own."""
+    """A clip for a worker to read. It carries its utterance: workers hold no list of utterances."""
 
     number: int
     utterance: Utterance
@@ -31,7 +31,7 @@ Request: TypeAlias = tuple[Cut, ...]
 
 
 class LeftOut(NamedTuple):
-    """A clip that is not in its batch. silent: it can be read, but nothing is to be heard in it."""
+    """A clip left out of its batch. silent: it can be read, but is silent."""
 
     clip: Cut
     reason: str
@@ -39,14 +39,14 @@ class LeftOut(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What is wrong with the audio of a clip that is in its batch."""
+    """A warning about the audio of a clip in a batch."""
 
     clip: Cut
     warning: AudioWarning
 
 
 class Read(NamedTuple):
-    """What comes back: perhaps no row at all, and the clips that are left out."""
+    """What a worker returns: the rows, possibly none, and the clips left out."""
 
     wave_BS: Tensor
     lengths_B: Tensor
@@ -58,7 +58,7 @@ class Read(NamedTuple):
 
     @property
     def batch(self) -> Batch:
-        names = tuple(self.names)  # a list, where memory was pinned
+        names = tuple(self.names)  # a list after memory was pinned
         return Batch(self.wave_BS, self.lengths_B, self.targets_BU, self.target_lengths_B, names)
 
 
@@ -84,7 +84,7 @@ class Reader(Dataset[Read]):
                 names.append(f"{clip.utterance.path} {clip.start_s:.2f}-{clip.stop_s:.2f} s")
             except (ValueError, OSError) as error:
                 left_out.append(LeftOut(clip, str(error), isinstance(error, Silent)))
-            del units[len(waves) :]  # of a wave that failed
+            del units[len(waves) :]  # remove the targets of a wave that failed
         batch = collate(waves)
         targets = () if self._targets is None else collate_targets(units)
         return Read(batch.wave_BS, batch.lengths_B, tuple(names), tuple(left_out), tuple(told), *targets)
@@ -111,7 +111,7 @@ def collate(waves: Sequence[Waveform]) -> Batch:
 
 
 def collate_targets(units: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Units padded with zeros (B, U) int64, and how many each row has (B,)."""
+    """Units padded with zeros (B, U) int64, and the number of units in each row (B,)."""
     lengths_B = torch.tensor([len(row) for row in units], dtype=torch.int64)
     targets_BU = torch.zeros(len(units), max(map(len, units), default=0), dtype=torch.int64)
     for row_U, row in zip(targets_BU, units, strict=True):

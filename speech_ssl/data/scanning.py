@@ -18,8 +18,8 @@ from speech_ssl.data.manifest import ManifestError, Utterance
 class Scan:
     """What was found below a folder.
 
-    failures: files that cannot be read, and why. warnings: what is wrong with readable files, as far as it
-    shows without decoding. passed_over: how many files have which suffix that is not audio.
+    failures: files that cannot be read, and why. warnings: problems of readable files, as far as they show
+    without decoding. passed_over: the number of non-audio files by suffix.
     """
 
     utterances: list[Utterance] = field(default_factory=list)
@@ -29,7 +29,8 @@ class Scan:
 
 
 def scan_folder(folder: str | Path, *, workers: int = 4, tick: Callable[[], object] | None = None) -> Scan:
-    """Every audio file (by suffix: `audio.SUFFIXES`) below a folder, sorted by name, without hidden ones.
+    """Every audio file (by suffix: `audio.SUFFIXES`) below a folder, sorted by name; hidden files are
+    skipped.
 
     Durations come from headers where possible, see `audio.duration`. `tick` is called after each file.
     """
@@ -43,7 +44,7 @@ def scan_folder(folder: str | Path, *, workers: int = 4, tick: Callable[[], obje
 
     paths = _audio_files(folder, scan)
     with ThreadPoolExecutor(workers) as pool:
-        while some := list(islice(paths, 1_000)):  # the pool takes in all that it is given at once
+        while some := list(islice(paths, 1_000)):  # the pool accepts everything at once
             for found in pool.map(look, some):
                 if isinstance(found.row, Utterance):
                     scan.utterances.append(found.row)
@@ -72,7 +73,7 @@ def _audio_files(folder: Path, scan: Scan) -> Iterator[Path]:
 
 
 class _Look:
-    """At one file: a row, or why there is none."""
+    """The result for one file: a row, or the reason why there is none."""
 
     def __init__(self, path: Path, folder: Path) -> None:
         self.path = path

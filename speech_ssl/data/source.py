@@ -1,4 +1,4 @@
-"""Where the loader gets waves from."""
+"""Where the loader reads waves from."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from speech_ssl.data.manifest import Utterance
 from speech_ssl.types import AudioWarning, Waveform
 
 CONSTANT = 1e-6
-"""Samples within this range count as equal: -120 dB. Resampling leaves 1e-7 of an offset."""
+"""Samples within this range count as equal: -120 dB. Resampling turns a constant offset into values that
+differ by 1e-7."""
 ROUNDING_S = 0.001
-"""Of times to whole samples, at any rate."""
+"""Rounding of times to whole samples, at any rate."""
 PART_SLACK_S = 0.05
-"""Times of parts are rounded, and codecs put some silence around the audio."""
+"""Tolerance for parts: their times are rounded, and codecs put some silence around the audio."""
 FILE_SLACK_S = 0.5
-"""Durations of whole files are rounded more coarsely, where others than us wrote the manifest."""
+"""Tolerance for whole files: manifests made by others round durations more coarsely."""
 
 
 def cut_short(
     utterance: Utterance, got_s: float, *, start_s: float = 0.0, stop_s: float | None = None
 ) -> AudioWarning | None:
-    """The warning for a file that has only so many seconds of an utterance, or of its part between two times,
-    where the manifest says that it has more."""
+    """The warning for audio that ends before the manifest says: only `got_s` seconds of the utterance, or of
+    its part between two times, were read. None if nothing is missing, within the tolerances above."""
     if stop_s is not None and got_s >= stop_s - start_s - ROUNDING_S:
         return None
     missing_s = utterance.duration_s - start_s - got_s
@@ -48,8 +49,8 @@ class Source(Protocol):
     def read(
         self, utterance: Utterance, start_s: float, stop_s: float, *, warn: Warn | None = None
     ) -> Waveform:
-        """The part between two times, in seconds from the utterance's start, or what exists of it. `warn` is
-        called with what is wrong with it.
+        """The part between two times, in seconds from the utterance's start, or as much of it as exists.
+        `warn` is called with problems of the audio.
 
         Raises ValueError (AudioError) or OSError if there is nothing to read.
         """
@@ -58,8 +59,8 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class FileSource:
-    """Reads the files named by the manifest. It seeks to parts, so a crop of a long file costs only a crop
-    (but see `audio.stream` for FFmpeg's formats)."""
+    """Reads the files named by the manifest. It seeks, so that a crop of a long file costs no more than a
+    crop (FFmpeg's formats are an exception, see `audio.stream`)."""
 
     limits: audio.Limits = audio.Limits()
 
@@ -72,7 +73,7 @@ class FileSource:
 
 @dataclass(frozen=True)
 class Sounding:
-    """Another source without its silent parts: raises Silent for them."""
+    """Wraps a source and raises Silent for silent parts."""
 
     source: Source = FileSource()
 

@@ -15,11 +15,12 @@ _WORDS: dict[str, SplitKind] = {
 
 
 def named_kind(name: str) -> SplitKind | None:
-    """By the first known word in it, as in "dev", "test-clean", "test_other", "LibriTest2"; or None."""
+    """The kind given by the first known word in the name, as in "dev", "test-clean", "test_other",
+    "LibriTest2"; or None."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
     return next((_WORDS[word.lower()] for word in words if word.lower() in _WORDS), None)
 
 
 def split_kind(split: str) -> SplitKind:
-    """For a value of the column `split`. Anything that is not validation or test is training."""
+    """The kind of a value in the column `split`. Anything that is neither validation nor test is training."""
     return named_kind(split) or "train"

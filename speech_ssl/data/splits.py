@@ -1,4 +1,4 @@
-"""Which rows of a manifest train, choose the checkpoint and test, regardless of labels."""
+"""Which rows of a manifest are for training, validation and test, regardless of labels."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ MOST_VALID = 200
 def given_splits(
     utterances: Iterable[Utterance],
 ) -> tuple[list[Utterance], list[Utterance], list[Utterance]]:
-    """(train, valid, test) by the column `split`, see `split_kind`; rows of any other split are for
-    training."""
+    """(train, valid, test) by the column `split`, see `split_kind`. Any other split is for training."""
     rows: dict[SplitKind, list[Utterance]] = {"train": [], "valid": [], "test": []}
     for utterance in utterances:
         rows[split_kind(utterance.split)].append(utterance)
@@ -26,9 +25,9 @@ def given_splits(
 def split_utterances(utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[Utterance]]:
     """(train, valid), by the `split` column, see `given_splits`.
 
-    Rows of a test split are in neither. Without a row for validation, whole files are held out until they
-    have a hundredth of the rows (1 to 200), in the order of a hash of their names: the same in every run.
-    Raises ManifestError if nothing is left to train on.
+    Rows of a test split are in neither. Without rows for validation, whole files are held out until they have
+    a hundredth of the rows (1 to 200), in the order of a hash of their names: the same in every run. Raises
+    ManifestError if no rows are left for training.
     """
     train, valid, _ = given_splits(utterances)
     if not valid and len(train) > 1:
@@ -36,14 +35,14 @@ def split_utterances(utterances: Sequence[Utterance]) -> tuple[list[Utterance], 
     if not train or not valid:
         raise ManifestError(
             f"{len(train)} utterances to train on and {len(valid)} to validate with: at least one of each "
-            "is needed. Test rows are not used; see the column 'split' (of fairseq's .tsv, its name)"
+            "is needed. Test rows are not used; see the column 'split' (for a fairseq .tsv, its file name)"
         )
     return train, valid
 
 
 def _held_out(rows: Sequence[Utterance], count: int) -> tuple[list[Utterance], list[Utterance]]:
-    """(the rest, about `count` rows). Parts of one file stay together because they share voice and room,
-    unless the files are so few and large that this would cost a tenth of the rows."""
+    """(the rest, about `count` rows). Parts of one file share voice and room, so they stay together unless
+    the files are so few and large that this would cost a tenth of the rows."""
     of_file = Counter(row.file_id for row in rows)
     chosen: set[str] = set()
     held_out = 0
@@ -60,6 +59,6 @@ def _held_out(rows: Sequence[Utterance], count: int) -> tuple[list[Utterance], l
 
 
 def id_hash(name: str, seed: int = 0) -> bytes:
-    """A pseudo-random key to choose rows by: the same on every machine and in any order."""
+    """A pseudo-random sort key for rows: the same on every machine and in any order."""
     salt = seed.to_bytes(16, "little", signed=True)
     return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, salt=salt).digest()

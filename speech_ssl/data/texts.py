@@ -1,4 +1,4 @@
-"""Transcripts as targets: which units a clip is to be read as."""
+"""Transcripts as targets: the units of a clip's text."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def vocabulary_of(utterances: Sequence[Utterance]) -> Vocabulary:
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """A vocabulary from a file with a character a line; that of the space is a line with a space, or `|`.
-    The blank is not in it. Raises ManifestError."""
+    """Read a vocabulary from a file with one character per line, without the blank. The space is a line with
+    a space, or `|`. Raises ManifestError."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not a text in UTF-8 ({error.reason}); save it as UTF-8") from None
+        raise ManifestError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
     characters = [" " if line == "|" else line for line in (line.rstrip("\r") for line in lines) if line]
     if wrong := [c for c in characters if c != " " and normalize(f"a{c}a") != f"a{c}a"]:
         raise ManifestError(
             f"{path}: {wrong[0]!r} does not occur in normalised texts, which are lower case without "
             "punctuation: leave it out"
         )
-    if long := [c for c in characters if len(c) > 1]:  # models of other libraries may have such, ours none
-        raise ManifestError(f"{path}: {long[0]!r}: the units must be single characters, one a line")
+    if long := [c for c in characters if len(c) > 1]:  # only other libraries' models may have such
+        raise ManifestError(f"{path}: {long[0]!r}: the units must be single characters, one per line")
     try:
         return Vocabulary((BLANK, *characters))
     except ValueError as error:
@@ -51,8 +51,8 @@ class TextTargets:
     receptive_field: int
 
     def __call__(self, utterance: Utterance) -> list[int]:
-        """Raises ValueError for a clip without text, with characters that the vocabulary lacks, or with a
-        text that does not fit into its frames: no alignment exists, and its loss is infinite."""
+        """Raises ValueError for a clip without text, for characters that the vocabulary lacks, and for a text
+        that does not fit into the clip's frames: it has no alignment, and its loss would be infinite."""
         text = normalize(utterance.text)
         if not text:
             raise ValueError(f"{utterance.id}: no text to learn from")

@@ -1,1 +1,1 @@
-"""Measures of learned representations."""
+"""Evaluation of learned representations: metrics, probes, label efficiency, figures."""

@@ -1,4 +1,4 @@
-"""What to say when a library is missing."""
+"""The error for a missing optional library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def eval_extra(what: str) -> Iterator[None]:
-    """Around an import: what is missing belongs to the `eval` extra, and `what` needs it."""
+    """Put around an import from the `eval` extra, which `what` needs."""
     try:
         yield
     except ModuleNotFoundError as error:

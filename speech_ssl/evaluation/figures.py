@@ -1,4 +1,4 @@
-"""Pictures of what happened. Needs the `train` extra.
+"""Figures of a training run. Needs the `train` extra.
 
 python -m speech_ssl.evaluation.figures RUN_FOLDER OUT.png
 """
@@ -16,11 +16,13 @@ PANELS = {
     "accuracy": "contrastive accuracy",
     "code_perplexity": "code perplexity",
     "effective_rank": "effective rank of the outputs",
+    "explained": "share of the targets' variance that is predicted",
+    "information": "nats below the codes' entropy",
 }
 
 
 def read_log(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The entries of a run's `log.jsonl` by kind. Raises ValueError where it is not one."""
+    """The entries of a run's `log.jsonl` by kind. Raises ValueError if the file is not a run's log."""
     entries: dict[str, list[dict[str, Any]]] = {"train": [], "valid": []}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
@@ -32,8 +34,8 @@ def read_log(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def draw_curves(run: Path, out: Path) -> None:
-    """The loss, accuracy, code perplexity and effective rank of the run in a folder, training and
-    held-out, with the accuracy that guessing would have."""
+    """Draw loss, accuracy, code perplexity and effective rank of a run, in training and held out, with the
+    accuracy that guessing would reach."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

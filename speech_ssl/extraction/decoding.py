@@ -1,34 +1,30 @@
-"""Files decoded and cut into windows by processes of their own, ahead of the model.
+"""Files decoded by processes of their own and cut into windows, ahead of the model.
 
 A decoder that dies (a crash in a codec, the kernel short of memory) fails its file and is replaced.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import TypeAlias
 
-import numpy as np
-
-from speech_ssl import audio
-from speech_ssl.audio import AudioError, AudioWarning, Warn
-from speech_ssl.inference.chunking import Chunker, Window
+from speech_ssl.audio import AudioError, AudioWarning
+from speech_ssl.inference.chunking import Chunker
 from speech_ssl.inference.windows import Piece
-from speech_ssl.types import Waveform
+from speech_ssl.sandbox.pool import Sandbox
+from speech_ssl.sandbox.process import DecoderError, Left, Part
 
-STALL_S = 300.0  # a decoder that sends nothing for so long is killed
-ALIVE_S = 30.0  # so often it says that it is at work, while it measures the level of a long file
-ALIVE = "alive"
+STALL_S = 300.0
+"""A decoder that sends nothing for so long is killed."""
+MEMORY = 4 << 30
+"""Bytes of address space of a decoder. What it needs of a sound file does not grow with the file."""
+FILES = 100_000
+"""After so many a decoder is replaced: one that starts takes as long as fifty short files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +68,14 @@ class Decoders:
 
     def __init__(self, jobs: Iterable[DecodeTask], chunker: Chunker, *, workers: int, ahead_s: float) -> None:
         self._jobs, self._chunker = iter(jobs), chunker
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
+        self._sandbox = Sandbox(workers, MEMORY, silence_s=STALL_S, files=FILES)
         self._queue = _SecondsQueue(ahead_s)
         self._lock = threading.Lock()
         self._closing = False
-        self._workers: set[_Worker] = set()
         self._threads = [threading.Thread(target=self._feed, daemon=True) for _ in range(workers)]
 
     def __enter__(self) -> Decoders:
+        self._sandbox.start()
         for thread in self._threads:
             thread.start()
         return self
@@ -88,10 +83,8 @@ class Decoders:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._lock:
-            self._closing = True
-            for worker in self._workers:
-                worker.kill()
+        self._closing = True
+        self._sandbox.stop()
         self._queue.close()
         for thread in self._threads:
             thread.join()
@@ -108,105 +101,44 @@ class Decoders:
                 yield event
 
     def _feed(self) -> None:
-        """One thread a process: hand it jobs and pass on what it answers."""
-        worker = None
+        """One thread a process: hand out jobs and pass on what becomes of them."""
         try:
             while (job := self._next_job()) is not None:
-                worker = worker or self._start()
-                for event in worker.answers(job):
+                for event in self._decode(job):
                     self._queue.put(event)
-                if not worker.alive:
-                    self._stop(worker)
-                    worker = None
         except BaseException as error:
             self._queue.put(error)
         finally:
-            if worker is not None:
-                self._stop(worker)
             self._queue.put(None)
 
     def _next_job(self) -> DecodeTask | None:
         with self._lock:
             return None if self._closing else next(self._jobs, None)
 
-    def _start(self) -> _Worker:
-        worker = _Worker(self._context, self._chunker)
-        with self._lock:
-            self._workers.add(worker)
-            if self._closing:
-                worker.kill()
-        return worker
-
-    def _stop(self, worker: _Worker) -> None:
-        with self._lock:
-            self._workers.discard(worker)
-        worker.close()
-
-
-class _Worker:
-    """One decoder process, seen from the parent."""
-
-    def __init__(self, context: multiprocessing.context.ForkServerContext, chunker: Chunker) -> None:
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_decode_jobs, args=(theirs, chunker), daemon=True)
-        self._process.start()
-        theirs.close()  # so that the end of the process is the end of the stream
-        self.alive, self._stalled = True, False
-
-    def answers(self, job: DecodeTask) -> Iterator[Event]:
-        index = 0
+    def _decode(self, job: DecodeTask) -> Iterator[Event]:
+        windows = stop = 0
+        warnings: list[AudioWarning] = []
+        part = Part(job.path, job.start_s, job.stop_s)
+        again = partial(self._sandbox.stream, part)
         try:
-            self._connection.send(job)
-            while True:
-                with self._impatience():
-                    event = self._connection.recv()
-                    if event == ALIVE:
-                        continue
-                    data = self._connection.recv_bytes() if isinstance(event, Window) else b""
-                if not isinstance(event, Window):
-                    yield event
-                    return
-                yield Piece(job.clip, index, event, np.frombuffer(data, dtype=np.float32))
-                index += 1
-        except (EOFError, OSError):
-            self.alive = False
-            if self._stalled:
-                reason = f"{job.path}: the decoder gave nothing for {STALL_S:g} s"
-                yield Failed(job.clip, "stalled", reason)
-            else:
-                reason = f"{job.path}: the decoder process died ({self._death()})"
-                yield Failed(job.clip, "decoder_died", reason)
+            for window, wave in self._chunker.cut_file(again(warn=warnings.append), again):
+                yield Piece(job.clip, windows, window, wave.copy())  # of a view all would be held
+                windows, stop = windows + 1, window.stop
+            yield Decoded(job.clip, windows, stop, tuple(warnings))
+        except Left:
+            return
+        except DecoderError as error:
+            yield _failed(job, error)
+        except AudioError as error:
+            yield Failed(job.clip, error.code, str(error))
 
-    @contextmanager
-    def _impatience(self) -> Iterator[None]:
-        """Kill the process if the block takes longer than STALL_S. It may stop in the middle of a message,
-        where no poll would see it; its death ends every wait."""
 
-        def kill() -> None:
-            self._stalled = True
-            self._process.kill()
-
-        timer = threading.Timer(STALL_S, kill)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def close(self) -> None:
-        self._connection.close()  # a process that waits for a job ends by itself
-        if not self.alive:
-            self._process.kill()
-        self._process.join()
-
-    def _death(self) -> str:
-        self._process.join(10)
-        code = self._process.exitcode
-        return signal.Signals(-code).name if code is not None and code < 0 else f"exit status {code}"
+def _failed(job: DecodeTask, error: DecoderError) -> Failed:
+    if error.how == "unreadable":
+        return Failed(job.clip, "unreadable", str(error))
+    if error.how == "died":
+        return Failed(job.clip, "decoder_died", f"{job.path}: the decoder process died ({error.detail})")
+    return Failed(job.clip, "stalled", f"{job.path}: the decoder gave nothing for {STALL_S:g} s")
 
 
 class _SecondsQueue:
@@ -242,42 +174,3 @@ class _SecondsQueue:
 
 def _seconds(item: object) -> float:
     return item.window.seconds if isinstance(item, Piece) else 0.0
-
-
-def _decode_jobs(connection: Connection, chunker: Chunker) -> None:
-    """The life of a decoder process. It ends when the parent closes the connection, or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    try:
-        while True:
-            _decode(connection.recv(), connection, chunker)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
-
-
-def _blocks(job: DecodeTask, connection: Connection, warn: Warn | None = None) -> Iterator[Waveform]:
-    told = time.monotonic()
-    for block in audio.stream(job.path, start_s=job.start_s, stop_s=job.stop_s, warn=warn):
-        yield block
-        if time.monotonic() - told > ALIVE_S:
-            connection.send(ALIVE)
-            told = time.monotonic()
-
-
-def _decode(job: DecodeTask, connection: Connection, chunker: Chunker) -> None:
-    windows = stop = 0
-    warnings: list[AudioWarning] = []
-    try:
-        blocks, again = _blocks(job, connection, warnings.append), partial(_blocks, job, connection)
-        for window, wave in chunker.cut_file(blocks, again):
-            connection.send(window)
-            connection.send_bytes(np.ascontiguousarray(wave).data)
-            windows, stop = windows + 1, window.stop
-        connection.send(Decoded(job.clip, windows, stop, tuple(warnings)))
-    except (BrokenPipeError, ConnectionResetError):
-        raise
-    except AudioError as error:
-        connection.send(Failed(job.clip, error.code, str(error)))
-    except OSError as error:
-        connection.send(Failed(job.clip, "unreadable", f"{job.path}: {error.strerror or error}"))
-    except Exception as error:  # whatever a codec comes up with, it is this file's fault alone
-        connection.send(Failed(job.clip, "undecodable", f"{job.path}: {type(error).__name__}: {error}"))

@@ -19,9 +19,9 @@ from speech_ssl.extraction.parquet import Shard, Store
 from speech_ssl.extraction.progress import ProgressLine
 from speech_ssl.extraction.records import Record
 from speech_ssl.extraction.rows import Row, Settings, Stamp
+from speech_ssl.inference.outputs import PoolingOrNone, Stitcher, WindowOutput
 from speech_ssl.inference.runtime import Runtime
-from speech_ssl.inference.window_output import WindowOutput
-from speech_ssl.inference.windows import LOOKAHEAD, Piece, PoolingOrNone, Stitcher, WindowedPass
+from speech_ssl.inference.windows import LOOKAHEAD, Piece, WindowedPass
 from speech_ssl.types import SAMPLE_RATE, AudioWarning
 
 TEXT_COLUMNS = ("text", "speaker", "label")
@@ -80,8 +80,6 @@ class Extraction:
 
     def run(self, manifest: str | Path, folder: str | Path) -> Summary:
         """Extract what the folder does not have yet. A clip that fails is noted and stops nothing.
-
-        It starts processes, so a script that calls it needs the usual `if __name__ == "__main__":`.
 
         Raises ValueError for a manifest that cannot be read, or a folder of something else: other
         settings, or rows of other files under the same names.

@@ -14,7 +14,7 @@ __all__ = ["Runtime", "Transcript", "Window", "load", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:
-    """On first use: the runtime needs PyTorch, which the service's own process never loads."""
+    """Import on first use: the runtime needs PyTorch, which the service's own process never loads."""
     if name == "Transcript":
         from speech_ssl.inference import answers
 

@@ -1,4 +1,4 @@
-"""From a head's outputs for a whole clip, stitched from its windows, to what was said and what was heard."""
+"""From a head's outputs for a whole clip, stitched from its windows, to transcripts and classifications."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from speech_ssl.inference.ctc.best_path import align, greedy, split_at_blanks
 from speech_ssl.inference.ctc.word_times import Loudness, Word, of_every
-from speech_ssl.inference.labels import clip_logits, frame_logits, probabilities
 from speech_ssl.inference.units import Outputs, best_path, dense
 from speech_ssl.model.heads.specs import CTCSpec, EventsSpec
 from speech_ssl.text import SPACE, Vocabulary, normalize
@@ -20,9 +19,11 @@ from speech_ssl.types import AudioWarning, Features
 T = TypeVar("T", NDArray[np.float32], Outputs)
 
 PART_S = 30.0
-"""Of longer recordings, beam search and alignment see parts between pauses: their cost is not linear."""
+"""Longer recordings are searched and aligned in parts, cut in pauses: the cost is not linear in length."""
 SMOOTHING_S = 0.2
 """Width of the median filter over frame scores: events and gaps shorter than half of it are noise."""
+LABELS, ROWS = 16, 1024
+"""Processed at a time: for hundreds of labels over an hour, each copy would be a gigabyte."""
 
 
 class Hypothesis(Protocol):
@@ -31,19 +32,19 @@ class Hypothesis(Protocol):
 
 
 TextDecoder = Callable[[NDArray[np.float32]], Hypothesis]
-"""Log-probabilities of units (T, V) to a text: a beam search, for one."""
+"""From log-probabilities of units (T, V) to a text, for example a beam search."""
 
 
 @runtime_checkable
 class PartDecoder(Protocol):
-    """A decoder of recordings that come in parts, which knows what was said before each."""
+    """A decoder for recordings in parts; it takes the text before each part."""
 
     def part(self, log_probs_TV: NDArray[np.float32], *, before: str, last: bool) -> Hypothesis: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """warnings: what is wrong with the clip's audio."""
+    """warnings: problems of the clip's audio."""
 
     text: str
     words: list[Word]
@@ -71,7 +72,7 @@ class TimedEvent:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """labels: the best first. events: by start. warnings: what is wrong with the clip's audio."""
+    """labels: the best first. events: by start time. warnings: problems of the clip's audio."""
 
     labels: list[Label]
     events: list[TimedEvent]
@@ -81,7 +82,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """All answers of one pass; None for a task that was not asked for."""
+    """All answers from one pass; None for a task that was not requested."""
 
     features: Features | None
     transcript: Transcript | None
@@ -90,7 +91,7 @@ class Analysis:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which labels to tell: the `top_k` likeliest (None: all). Events: where `threshold` is reached."""
+    """Which labels to return: the `top_k` most probable (None: all). Events must reach `threshold`."""
 
     top_k: int | None = None
     threshold: float = 0.5
@@ -99,19 +100,19 @@ class Choice:
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {self.top_k}")
         if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold is a probability above 0, not {self.threshold}")
+            raise ValueError(f"threshold must be a probability above 0, not {self.threshold}")
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Times of frames: frame t is centred at `t * hop_s + field_s / 2` of a clip of `duration_s`."""
+    """Times of frames: frame t is centred at `t * hop_s + field_s / 2` in a clip of `duration_s`."""
 
     hop_s: float
     field_s: float
     duration_s: float
 
     def span(self, first: int, last: int, frames: int) -> tuple[float, float]:
-        """Start and end of the frames from `first` to `last`; the outer ones reach to the clip's ends."""
+        """Start and end of the frames from `first` to `last`; a clip's outer frames reach to its ends."""
         before = self.field_s / 2 - self.hop_s / 2
         start = 0.0 if first == 0 else first * self.hop_s + before
         end = self.duration_s if last == frames - 1 else (last + 1) * self.hop_s + before
@@ -125,8 +126,8 @@ def transcribe(
     decoder: TextDecoder | None,
     loudness_TE: Loudness | None = None,
 ) -> Transcript:
-    """The best path, or what the decoder makes of it, with the times of its words. Of a large vocabulary the
-    decoder sees the likeliest units of each frame, and the others as equals."""
+    """Transcribe by the decoder, or without one by the best path, with times of words. With a large
+    vocabulary the decoder gets the most probable units of each frame, and one value for all others."""
     vocabulary = Vocabulary(spec.vocabulary, spec.spaced)
     log_probs_TV, clock, loudness_TE = _every(spec.stride, log_probs_TV, clock, loudness_TE)
     if decoder is None:
@@ -137,8 +138,7 @@ def transcribe(
 
 
 def settled(log_probs_TV: Outputs, spec: CTCSpec) -> int:
-    """How many frames there are before the last space of the best path: what follows later changes nothing
-    of their text."""
+    """The number of frames before the last space of the best path: later frames do not change their text."""
     if SPACE not in spec.vocabulary:
         return 0
     best_T, _ = best_path(log_probs_TV[:: spec.stride])
@@ -153,7 +153,7 @@ def align_text(
     clock: Clock,
     loudness_TE: Loudness | None = None,
 ) -> Transcript:
-    """The times of the words of a known text. Raises ValueError where it does not fit into the clip."""
+    """The times of the words of a known text. Raises ValueError if it does not fit into the clip."""
     text = _as_said(text, spec)
     log_probs_TV, clock, loudness_TE = _every(spec.stride, log_probs_TV, clock, loudness_TE)
     words = align(log_probs_TV, text, Vocabulary(spec.vocabulary, spec.spaced), clock.hop_s, loudness_TE)
@@ -165,8 +165,8 @@ def _as_said(text: str, spec: CTCSpec) -> str:
 
 
 def spelled(spec: CTCSpec, texts: Sequence[str]) -> tuple[CTCSpec, list[int]]:
-    """Of a large vocabulary what is needed to align these texts, and which units those are: the blank first.
-    Raises ValueError for texts that it cannot spell."""
+    """A spec with the units needed to align these texts, and those units' indices, the blank first. Used with
+    large vocabularies. Raises ValueError for texts that the vocabulary cannot spell."""
     vocabulary = Vocabulary(spec.vocabulary, spec.spaced)
     found = {unit for text in texts for unit in vocabulary.encode(_as_said(text, spec))}
     units = [0, *sorted(found or {1})]
@@ -176,7 +176,7 @@ def spelled(spec: CTCSpec, texts: Sequence[str]) -> tuple[CTCSpec, list[int]]:
 def _every(
     stride: int, log_probs_TV: T, clock: Clock, loudness_TE: Loudness | None
 ) -> tuple[T, Clock, Loudness | None]:
-    """One frame in `stride`, with a clock whose hop is so many times as long."""
+    """Every `stride`-th frame, and a clock with a hop `stride` times as long."""
     if stride == 1:
         return log_probs_TV, clock, loudness_TE
     loudness_TE = None if loudness_TE is None else of_every(stride, loudness_TE)
@@ -184,8 +184,8 @@ def _every(
 
 
 def _shifted(words: list[Word], clock: Clock) -> list[Word]:
-    """A frame begins half a hop before its middle, not at `t * hop_s`; where hops are long the first begins
-    before the recording."""
+    """A frame begins half a hop before its middle, not at `t * hop_s`; with long hops the first one begins
+    before the recording does."""
     middle_s = clock.field_s / 2 - clock.hop_s / 2
     return [
         replace(
@@ -224,8 +224,8 @@ def _decoded(
 def classify(
     outputs_TO: NDArray[np.float32], spec: EventsSpec, clock: Clock, choice: Choice
 ) -> Classification:
-    """Labels of the clip, and where they were heard: their frames, smoothed, reach the threshold; and the
-    clip does, if `spec.frames_decide` is not so."""
+    """The clip's labels, and events where a label's smoothed frame scores reach the threshold. Unless
+    `spec.frames_decide`, the clip's own score must reach it too."""
     top_k, threshold = choice.top_k, choice.threshold
     clip_K = probabilities(clip_logits(outputs_TO, spec), spec)
     frames_TK, _ = frame_scores(outputs_TO, spec, clock)
@@ -244,23 +244,70 @@ def classify(
 def frame_scores(
     outputs_TO: NDArray[np.float32], spec: EventsSpec, clock: Clock
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Probabilities of labels in frames (T, K), and the edges between frames in seconds (T + 1,)."""
+    """Label probabilities for each frame (T, K), and the frame edges in seconds (T + 1,)."""
     frames_TK = probabilities(frame_logits(outputs_TO, spec), spec)
     count = len(frames_TK)
     edges_s = [clock.span(t, t, count)[0] for t in range(count)] + [clock.duration_s]
     return frames_TK, np.array(edges_s)
 
 
+# In NumPy, since answering needs no PyTorch; `model.heads.head` has the same for training, on batches.
+
+
+def frame_logits(outputs_TO: NDArray[np.float32], spec: EventsSpec) -> NDArray[np.float32]:
+    """Logits of each label for each frame: (T, K)."""
+    return outputs_TO[:, : len(spec.labels)]
+
+
+def clip_logits(outputs_TO: NDArray[np.float32], spec: EventsSpec) -> NDArray[np.float32]:
+    """Logits of each label for the whole clip: (K,)."""
+    logits_TK = frame_logits(outputs_TO, spec)
+    if spec.pooling == "max":
+        return np.asarray(logits_TK.max(0))
+    if spec.pooling == "mean":
+        return np.asarray(logits_TK.mean(0))
+    attention_TK = outputs_TO[:, len(spec.labels) :]
+    logits_K = np.empty(len(spec.labels), dtype=np.float32)
+    for first in range(0, len(logits_K), LABELS):
+        some = slice(first, first + LABELS)
+        logits_K[some] = (logits_TK[:, some] * _softmax(attention_TK[:, some], axis=0)).sum(0)
+    return logits_K
+
+
+def probabilities(logits_NK: NDArray[np.float32], spec: EventsSpec) -> NDArray[np.float32]:
+    """Probabilities of labels; exclusive ones sum to 1."""
+    if not spec.exclusive:
+        return _sigmoid(logits_NK)
+    rows_NK = logits_NK.reshape(-1, logits_NK.shape[-1])
+    shares_NK = np.empty_like(rows_NK)
+    for first in range(0, len(rows_NK), ROWS):
+        some = slice(first, first + ROWS)
+        shares_NK[some] = _softmax(rows_NK[some], axis=-1)
+    return shares_NK.reshape(logits_NK.shape)
+
+
+def _softmax(x: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Not scipy's, whose import would lengthen the start of the service's process by a sixth."""
+    shares = np.exp(x - x.max(axis, keepdims=True))
+    return np.asarray(shares / shares.sum(axis, keepdims=True))
+
+
+def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    y = np.negative(x)
+    np.logaddexp(0, y, out=y)
+    return np.exp(np.negative(y, out=y), out=y)
+
+
 def _smoothed(frames_T: NDArray[np.float32], hop_s: float) -> NDArray[np.float32]:
     from scipy.ndimage import median_filter
 
     width = 2 * round(SMOOTHING_S / hop_s / 2) + 1
-    # Mirrored at the ends: a single frame there, repeated, would outweigh all that are beside it.
+    # Mirrored at the ends: a single edge frame, repeated, would outweigh all its neighbours.
     return np.asarray(median_filter(frames_T, size=width, mode="reflect"))
 
 
 def _runs(on_T: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """First and last index of each run of true."""
+    """First and last index of each run of true values."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], on_T, [False])).astype(np.int8)))
     for first, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
         yield first, stop - 1

@@ -1,4 +1,4 @@
-"""In which arithmetic an encoder computes: the one that was asked for, or what "auto" takes here."""
+"""The precision in which an encoder computes: the requested one, or what "auto" means on this device."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Computed = Literal["fp32", "bf16", "fp16", "int8"]
 
 AUTO_ERROR = 0.03
-"""How far the frames of any layer may be from those in fp32, relative (L2), for "auto" not to take fp32."""
+""""auto" falls back to fp32 if frames of any layer differ from fp32 by more than this (relative L2)."""
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
-    """Raises ValueError for one that the device cannot do; says what it costs if it is emulated."""
+    """Raises ValueError for an unsupported precision; logs the cost of an emulated one."""
     if precision not in get_args(Precision):
         raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, not {precision!r}")
     if precision == "int8" and device.type != "cpu":
@@ -38,11 +38,12 @@ def check_precision(precision: Precision, device: torch.device) -> None:
 
 
 def fitted(encoder: Encoder, device: torch.device, precision: Precision) -> tuple[Encoder, Computed]:
-    """A copy of an encoder for inference on a device, and the arithmetic that it computes in.
+    """A copy of an encoder for inference on a device, and the precision in which it computes.
 
-    "auto" is what the device computes natively. bf16 on a GPU is taken as it is. bf16 on the CPU, where
-    nobody expects it, and fp16, whose numbers end at 65,504, are taken only within AUTO_ERROR of fp32.
-    What decides is computed, not timed: every process with the same model and processor decides alike.
+    "auto" is what the device computes natively. bf16 on a GPU is used as it is. bf16 on the CPU, where nobody
+    expects it, and fp16, whose range ends at 65,504, are used only if the result is within AUTO_ERROR of
+    fp32. This is decided by computing, not by timing: every process with the same model and processor decides
+    alike.
     """
     if precision != "auto":
         return _converted(encoder, device, precision), precision
@@ -62,7 +63,7 @@ def fitted(encoder: Encoder, device: torch.device, precision: Precision) -> tupl
 
 @contextmanager
 def computing(device: torch.device, precision: Computed) -> Iterator[None]:
-    """Passes of an encoder of `fitted`. In fp32 without TF32."""
+    """Context for the passes of an encoder from `fitted`. In fp32 without TF32."""
     reduced = precision in ("bf16", "fp16")
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     with (
@@ -74,7 +75,7 @@ def computing(device: torch.device, precision: Computed) -> Iterator[None]:
 
 
 def voice(samples: int) -> Waveform:
-    """A voice that glides and pulses: the error of an encoder on it is that on speech, within a tenth."""
+    """A voice that glides and pulses. An encoder's error on it is within a tenth of that on speech."""
     time_S = np.arange(samples) / SAMPLE_RATE
     phase_S = 2 * np.pi * np.cumsum(110 + 90 * time_S) / SAMPLE_RATE
     harmonics_S = sum(np.sin(k * phase_S) / k for k in range(1, 25))
@@ -82,7 +83,7 @@ def voice(samples: int) -> Waveform:
 
 
 def _converted(encoder: Encoder, device: torch.device, precision: Computed) -> Encoder:
-    """A copy: weight norm folded, no dropout, no gradients."""
+    """A copy with weight norm folded, without dropout and gradients."""
     encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
     encoder.fold_weight_norm_()
     if precision == "int8":
@@ -101,12 +102,12 @@ def _states(encoder: Encoder, device: torch.device, precision: Computed) -> list
 
 
 def _distance(ones: list[Tensor], others: list[Tensor]) -> float:
-    """The largest of the layers'; not a number if one is not."""
+    """The largest relative distance over the layers; NaN if one is NaN."""
     return float(torch.stack([(x - y).norm() / y.norm() for x, y in zip(ones, others, strict=True)]).max())
 
 
 class Int8Linear(nn.Module):
-    """y = x W + b with W in int8, one scale an output, and x quantised by its range at each call.
+    """y = x W + b with W in int8, one scale per output, and x quantised by its range at each call.
 
     torch.ao.quantization would do the same but is deprecated; the operators under it are not.
     """
@@ -120,7 +121,7 @@ class Int8Linear(nn.Module):
         self.packed = torch.ops.quantized.linear_prepack(quantized, linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        # reduce_range: CPUs without VNNI add pairs of products in 16 bits, which 8-bit inputs overflow.
+        # reduce_range: CPUs without VNNI add pairs of products in 16 bits, which 8-bit inputs would overflow.
         y: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed, reduce_range=True)
         return y
 

@@ -1,4 +1,4 @@
-"""What is known of a model without running it, and what can be asked of it."""
+"""A model's properties, known without running it, and requests to it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from speech_ssl.checkpoints.ngram import NGram
 from speech_ssl.inference.answers import Choice
 from speech_ssl.inference.chunking import Chunker, Window
 from speech_ssl.inference.levels import Meter
+from speech_ssl.inference.outputs import PoolingOrNone
 from speech_ssl.inference.units import KEPT, WHOLE
-from speech_ssl.inference.windows import PoolingOrNone
 from speech_ssl.model.heads.specs import CTCSpec, EventsSpec, HeadSpec
 from speech_ssl.types import Waveform
 
@@ -28,16 +28,16 @@ EVERY_LABEL = Choice()
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Raises ValueError for one that is not known, or none."""
+    """Raises ValueError for an unknown task, and for an empty list."""
     if unknown := [task for task in tasks if task not in TASKS]:
         raise ValueError(f"task {unknown[0]!r} is not known: choose from {', '.join(TASKS)}")
     if not tasks:
-        raise ValueError(f"no task was asked for: choose from {', '.join(TASKS)}")
+        raise ValueError(f"no task was requested: choose from {', '.join(TASKS)}")
 
 
 class ChoiceError(ValueError):
-    """What was asked for is not there. param: what of it is wrong: "layer", "head", or "model" where no head
-    does it. code: for programs."""
+    """The model does not have what was requested. param: the parameter at fault: "layer", "head", or "model"
+    if no head does the task. code: a machine-readable code."""
 
     def __init__(self, message: str, param: str, code: str = "unsupported_task") -> None:
         super().__init__(message)
@@ -46,10 +46,10 @@ class ChoiceError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class PassRequest:
-    """What a model is to give of each clip, resolved by `ModelCard.choose`: it goes with the request.
+    """What a model must compute for each clip, resolved by `ModelCard.choose` and sent with the request.
 
-    layer: 0 to N, of the embedding; None: there is none. pooling: of its frames. speech, sounds: the heads
-    that transcribe and classify; None: nothing does. choice: of labels and events.
+    layer: of the embedding, 0 to N; None: no embedding. pooling: of its frames. speech, sounds: the heads
+    that transcribe and classify; None: none. choice: which labels and events to return.
     """
 
     layer: int | None = None
@@ -64,19 +64,19 @@ class PassRequest:
 
     @property
     def holds_frames(self) -> bool:
-        """Of whole clips."""
+        """Whether the frames of whole clips must be kept."""
         return self.layer is not None and self.pooling == "none"
 
 
 @dataclass
 class ModelCard:
-    """The facts of a model, which may be elsewhere, or be loaded no more.
+    """A model's properties, also for processes that do not hold the model.
 
-    name, sha256: of the artifact. width: D of the frames. num_layers: N; layers are 0 to N, as
-    transformers' hidden_states. hop, min_samples: in samples at 16 kHz. batch_s: seconds of padded
-    audio that one pass should have at most. heads: name -> what it was made for. heads_left_out: why those
-    of another library's checkpoint are not there. ngrams: what texts of heads are searched with, by the
-    heads' names. Its methods may be called in any thread.
+    name, sha256: of the artifact. width: D of the frames. num_layers: N; layers are 0 to N, as in
+    transformers' hidden_states. hop, min_samples: in samples at 16 kHz. batch_s: the most padded seconds in
+    one pass. heads: name -> spec. heads_left_out: why heads of another library's checkpoint are missing.
+    ngrams: the language model of each head that has one, by the head's name. Its methods may be called from
+    any thread.
     """
 
     name: str
@@ -99,11 +99,12 @@ class ModelCard:
 
     @property
     def window_s(self) -> float:
-        """Seconds of the longest window."""
+        """Duration of the longest window in seconds."""
         return self.chunker.window_s
 
     def check_layer(self, layer: int) -> int:
-        """A layer as an index from 0, negatives counted from the end. Raises ValueError out of range."""
+        """The layer as an index from 0; negative numbers count from the end. Raises ChoiceError (a
+        ValueError) if it is out of range."""
         if not -self.num_layers - 1 <= layer <= self.num_layers:
             raise ChoiceError(
                 f"layer {layer} is not there: {self.name} has 0 to {self.num_layers}, or -1 for the last",
@@ -114,7 +115,7 @@ class ModelCard:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """All that the model can."""
+        """All tasks that the model can do."""
         return tuple(task for task in TASKS if task == "embedding" or self._heads_of(task))
 
     def choose(
@@ -127,9 +128,9 @@ class ModelCard:
         sounds_head: str | None = None,
         choice: Choice = EVERY_LABEL,
     ) -> PassRequest:
-        """What is asked of the model: heads by name, where none is said the first of their kind; the layer
-        from 0. tasks: None: all that it can. Raises ChoiceError for what the model does not have, ValueError
-        for a task that is not known."""
+        """Resolve a request: heads by name (by default the first of their kind), the layer counted from 0.
+        tasks: None: all that the model can do. Raises ChoiceError for what the model does not have,
+        ValueError for an unknown task."""
         tasks = self.tasks if tasks is None else tasks
         check_tasks(tasks)
         speech = self.check_head("transcription", speech_head) if "transcription" in tasks else None
@@ -138,7 +139,7 @@ class ModelCard:
         return PassRequest(wanted, pooling, speech, sounds, choice)
 
     def check_head(self, task: HeadTask, name: str | None = None) -> str:
-        """The name of the head for a task: the one named, else the model's first. Raises ChoiceError."""
+        """The head for a task: the named one, else the model's first. Raises ChoiceError."""
         _, does, recipe = HEADS[task]
         names = self._heads_of(task)
         if not names:
@@ -159,28 +160,28 @@ class ModelCard:
         return [name for name, spec in self.heads.items() if isinstance(spec, kind)]
 
     def labels(self, head: str) -> tuple[str, ...] | None:
-        """Of a head that classifies, in its own order; None of one that transcribes."""
+        """A head's labels in the order of its outputs; None for one that transcribes."""
         spec = self.heads[head]
         return spec.labels if isinstance(spec, EventsSpec) else None
 
     def output_bytes(self, head: str) -> int:
-        """Of a head's outputs of one frame, and of what is made of them on the way to an answer."""
+        """Bytes per frame of a head's outputs, including what is computed from them for an answer."""
         spec = self.heads[head]
         if isinstance(spec, CTCSpec):
             units = len(spec.vocabulary)
-            return 5 * units if units <= WHOLE else 7 * KEPT + 8  # with a byte for each to be looked through
+            return 5 * units if units <= WHOLE else 7 * KEPT + 8  # and a byte each to scan them
         assert isinstance(spec, EventsSpec)
         return 4 * (3 if spec.pooling == "attentive" else 2) * len(spec.labels)  # and their probabilities
 
     def plan(self, num_samples: int) -> list[Window]:
-        """The windows of a clip: one if it is short. Raises AudioError `too_short`."""
+        """The windows of a clip, one if it is short. Raises AudioError `too_short`."""
         return self.chunker.plan(num_samples)
 
     def plan_of(self, wave: Waveform) -> list[Window]:
-        """The same for a clip that is all there, with its level: what its windows are normalised by."""
+        """The windows of a whole wave, with its level, by which they are normalised."""
         return self.chunker.plan_of(wave)
 
     @property
     def meter(self) -> Meter | None:
-        """What the model normalises clips by; None: by nothing that is of a whole clip."""
+        """Measures the moments by which the model normalises a clip; None if it uses none of a whole clip."""
         return self.chunker.meter

@@ -1,8 +1,8 @@
-"""Long clips in overlapping windows, with exact frame arithmetic and nothing rounded.
+"""Long clips in overlapping windows, with exact frame arithmetic.
 
-Frame t of a clip sees the samples [t * hop, t * hop + receptive_field). A window is a run of whole
-frames; of its output the frames near a cut, which lack context, are dropped, and what is kept of all
-windows is each frame of the clip exactly once.
+Frame t of a clip sees the samples [t * hop, t * hop + receptive_field). A window is a run of whole frames.
+Its frames near a cut lack context and are dropped; what all windows keep is each frame of the clip exactly
+once.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from speech_ssl.audio import AudioError
 from speech_ssl.inference.levels import Level, Meter
 from speech_ssl.types import SAMPLE_RATE, Moments, Waveform
 
-if TYPE_CHECKING:  # it loads torch, and processes that only decode audio need none of it
+if TYPE_CHECKING:  # loads torch, which processes that only decode audio do not need
     from speech_ssl.model.encoder import Encoder
 
 WINDOW_S, CONTEXT_S = 20.0, 2.0
 HELD_S = 120.0
-"""So much of a clip is kept while its level is measured; of a longer one all is decoded twice."""
+"""Seconds of a clip kept in memory while its level is measured; longer clips are decoded twice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Samples [start, stop) of a clip; of the frames computed from them, [skip, skip + keep) count.
+    """Samples [start, stop) of a clip. Of the frames computed from them, [skip, skip + keep) are used.
 
-    level: of the whole clip, where that is known to have more windows and the model normalises by it.
+    level: of the whole clip, if it has several windows and the model normalises by it.
     """
 
     start: int
@@ -45,13 +45,13 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Chunker:
-    """Cuts clips into windows of at most `window` frames with `context` frames beside each cut.
+    """Cuts clips into windows of at most `window` frames with `context` frames at each cut.
 
-    hop and receptive_field are the encoder's, in samples. A clip of up to `window` frames is one
-    window. Of a longer one the last two share what is left equally, so that none is tiny.
-    multiple: windows begin, and but for a clip's last one end, at multiples of so many frames; so does what
-    is kept of them. window and context must be multiples too.
-    meter: what the model normalises a clip by; None: by nothing that is of the whole clip.
+    hop and receptive_field are the encoder's, in samples. A clip of up to `window` frames is one window. In a
+    longer one the last two windows share the remaining frames equally, so that none is tiny.
+    multiple: windows, and the frames kept of them, begin and end at multiples of this many frames, except at
+    a clip's end. window and context must be multiples too.
+    meter: measures what the model normalises a clip by; None: it uses nothing of the whole clip.
     """
 
     hop: int
@@ -83,7 +83,7 @@ class Chunker:
         multiple: int = 1,
         meter: Meter | None = None,
     ) -> Chunker:
-        """Windows may be shorter than said, and the context longer, to be multiples."""
+        """To be multiples, windows may be shorter than given, and the context longer."""
         frames = (round(window_s * SAMPLE_RATE) - receptive_field) // hop + 1
         context = round(context_s * SAMPLE_RATE / hop)
         window, context = frames - frames % multiple, context + -context % multiple
@@ -93,7 +93,7 @@ class Chunker:
     def of(
         cls, encoder: Encoder, *, window_s: float = WINDOW_S, context_s: float = CONTEXT_S, multiple: int = 1
     ) -> Chunker:
-        """For an encoder, with what it normalises a clip by."""
+        """For an encoder, with the meter that its front end needs."""
         return cls.of_seconds(
             encoder.hop,
             encoder.receptive_field,
@@ -105,11 +105,11 @@ class Chunker:
 
     @property
     def window_s(self) -> float:
-        """Seconds of the longest window."""
+        """Duration of the longest window in seconds."""
         return (self.window * self.hop + self.receptive_field - 1) / SAMPLE_RATE
 
     def frame_count(self, samples: int) -> int:
-        """Exactly what the convolutions give, one after the other: nested floors of strides collapse."""
+        """Exactly the frame count of the stacked convolutions: their nested floor divisions reduce to one."""
         return max((samples - self.receptive_field) // self.hop + 1, 0)
 
     def plan(self, samples: int) -> list[Window]:
@@ -123,23 +123,23 @@ class Chunker:
         return plan + self._last_windows(samples, first)
 
     def plan_of(self, wave: Waveform) -> list[Window]:
-        """The windows of a clip that is all there, with its level. Raises as `plan`."""
+        """The windows of a whole wave, with its level. Raises as `plan`."""
         plan = self.plan(len(wave))
         level = self.meter.measured([wave]) if self.meter and len(plan) > 1 else None
         return [replace(window, level=level) for window in plan]
 
     def cut_wave(self, wave: Waveform) -> Iterator[tuple[Window, Waveform]]:
-        """The windows of `plan_of` with their samples, which are not copied. Raises as `plan`."""
+        """The windows of `plan_of` with their samples, as views. Raises as `plan`."""
         for window in self.plan_of(wave):
             yield window, wave[window.start : window.stop]
 
     def cut_file(
         self, blocks: Iterable[Waveform], again: Callable[[], Iterable[Waveform]]
     ) -> Iterator[tuple[Window, Waveform]]:
-        """The windows of `plan_of` with their samples, of a clip that comes in blocks.
+        """The windows of `plan_of` with their samples, for a clip that is read in blocks.
 
-        Its level is known only at its end. So of a clip that is longer than HELD_S it takes the blocks a
-        second time, from `again`: memory does not grow with the clip. Raises as `plan`.
+        The clip's level is known only at its end. If the clip is longer than HELD_S, its blocks are therefore
+        read a second time, from `again`, so that memory does not grow with the clip. Raises as `plan`.
         """
         if self.meter is None:
             yield from self.cut(blocks)
@@ -163,12 +163,12 @@ class Chunker:
             yield replace(window, level=moments), wave
 
     def cut(self, blocks: Iterable[Waveform]) -> Iterator[tuple[Window, Waveform]]:
-        """The windows of `plan` with their samples, from a stream whose length is not known yet.
+        """The windows of `plan` with their samples, from a stream of unknown length.
 
-        Holds about two windows of samples, however long the stream is.
+        Holds about two windows of samples, whatever the length of the stream.
         """
         held: list[Waveform] = []
-        samples = first = 0  # samples read so far; first frame of the next window, where `held` begins
+        samples = first = 0  # samples read; first frame of the next window, at which `held` begins
         for block in blocks:
             held.append(block)
             samples += len(block)
@@ -197,7 +197,7 @@ class Chunker:
             )
 
     def _is_long(self, samples: int, first: int) -> bool:
-        """Whether more is left from frame `first` on than two windows hold."""
+        """Whether more frames are left from frame `first` on than two windows hold."""
         return self.frame_count(samples) - first > self.window + self._stride
 
     def _full_window(self, first: int) -> Window:
@@ -206,13 +206,13 @@ class Chunker:
         return Window(first * self.hop, stop, skip, self.window - self.context - skip)
 
     def _last_windows(self, samples: int, first: int) -> list[Window]:
-        """One or two windows for what is left from frame `first` on."""
+        """One or two windows for the frames from `first` on."""
         skip = self.context if first else 0
         left = self.frame_count(samples) - first
         if left <= self.window:
             return [Window(first * self.hop, samples, skip, left - skip)]
         half = left // 2
-        middle = first + half + -half % self.multiple  # where the kept frames of the two meet
+        middle = first + half + -half % self.multiple  # the frame where the kept parts of the two meet
         stop = (middle + self.context - 1) * self.hop + self.receptive_field
         return [
             Window(first * self.hop, stop, skip, middle - first - skip),

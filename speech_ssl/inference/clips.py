@@ -1,4 +1,4 @@
-"""Clips as they come in, checked."""
+"""Input clips, checked."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from speech_ssl.audio import AudioError
 from speech_ssl.types import Waveform
 
 Clip: TypeAlias = Waveform | str | Path
-"""A wave (S,) at 16 kHz, or the path of an audio file of any rate."""
+"""A wave (S,) at 16 kHz, or the path of an audio file at any rate."""
 
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Put the clip's name before an error that does not say it."""
+    """Prefix an error with the clip's name if it does not mention it."""
     try:
         yield
     except AudioError as error:
@@ -34,7 +34,7 @@ def checked_clips(clips: Sequence[Clip]) -> list[Clip]:
 
 
 def _checked_wave(wave: object, index: int) -> Waveform:
-    """float32, whatever floats came; every other mistake is named with its remedy."""
+    """As float32, from any floats. Raises an error that names the remedy for anything else."""
     if not isinstance(wave, np.ndarray):
         raise ValueError(f"clip {index} must be a path or a numpy array, not {type(wave).__name__}")
     if not np.issubdtype(wave.dtype, np.floating):

@@ -1,8 +1,8 @@
-"""How loud a clip is as a whole, in the terms of the front end that normalises by it.
+"""The level of a whole clip: the moments by which the front end normalises it.
 
 A window of a long clip is normalised as in one pass over the clip: by the mean and variance of all samples
 (LARGE), of all outputs of the first convolution (the group norm of BASE), or of all mel bins (w2v-BERT). They
-are known when the clip has been heard once.
+are known once the whole clip has been read.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ BLOCK_SAMPLES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """What is measured: `size` samples at each `stride`; the energies of `bins` bands in them, if not 0.
+    """What is measured: `size` samples every `stride` samples or, if `bins` is not 0, the energies of `bins`
+    bands in them.
 
-    Of a convolution the samples under its kernel are enough, since it is linear: the moments of its outputs
-    follow from theirs.
+    For a convolution, the moments of the samples under its kernel are enough: it is linear, so the moments of
+    its outputs follow from them.
     """
 
     size: int = 1
@@ -34,7 +35,7 @@ class Meter:
 
     @classmethod
     def of(cls, config: EncoderConfig) -> Meter | None:
-        """None: the front end does not normalise over time."""
+        """The meter for an encoder; None if its front end does not normalise over time."""
         if isinstance(frontend := config.frontend, LogMel):
             from speech_ssl.model.frontends.mel import STEP, WINDOW
 
@@ -44,7 +45,7 @@ class Meter:
         return cls() if frontend.normalize_wave else None
 
     def measured(self, blocks: Iterable[Waveform]) -> Moments:
-        """Of all of a clip."""
+        """The moments of a whole clip."""
         level = Level(self)
         for block in blocks:
             level.add(block)
@@ -62,12 +63,12 @@ class Meter:
 
 
 class Level:
-    """What has been measured of a clip so far. The blocks may be of any size."""
+    """The moments of a clip so far. Blocks may have any size."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        self._rest: Waveform = np.empty(0, dtype=np.float32)  # from where the next row begins
-        self._before = 0  # samples until it does
+        self._rest: Waveform = np.empty(0, dtype=np.float32)  # samples from the next row on
+        self._before = 0  # samples until the next row begins
         width = meter.bins or meter.size
         self.moments = Moments.of(np.empty((0, width)))
 

@@ -1,4 +1,4 @@
-"""The runtime: files or waves in, features and answers out. All that others know of a model."""
+"""The runtime: files or waves in, features and answers out. Other packages know a model only through it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from speech_ssl.inference.card import TASKS, ModelCard, Task
 from speech_ssl.inference.chunking import CONTEXT_S, WINDOW_S, Chunker, Window
 from speech_ssl.inference.clips import Clip, checked_clips, naming
 from speech_ssl.inference.engines.torch import TorchEngine, checked_device
+from speech_ssl.inference.outputs import ClipOutput, Layers, WindowOutput
 from speech_ssl.inference.units import WHOLE, dense
-from speech_ssl.inference.window_output import Layers, WindowOutput
-from speech_ssl.inference.windows import BATCH_S, LOOKAHEAD, ClipOutput, WindowedPass
+from speech_ssl.inference.windows import BATCH_S, LOOKAHEAD, WindowedPass
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.text import Vocabulary
 from speech_ssl.types import SAMPLE_RATE, AudioWarning, Features, Levels, Pooling, Waveform
@@ -40,14 +40,14 @@ class Runtime(ModelCard):
     """A model, ready to encode. Synchronous, for one thread at a time.
 
     Clips longer than `window_s` are computed in overlapping windows, normalised as the whole clip is (for
-    which a file of more than two minutes is decoded twice); the frames next to a cut come from the window
-    that sees more around them. They are not those of one pass over the whole, where each frame attends to
-    all others: with the packaged model, on readings of 1.4 to 2.1 minutes, 4 % off (relative L2),
-    and the mean over time 2 % (benchmarks/stitching.py).
+    this, files of more than two minutes are decoded twice). Frames next to a cut come from the window that
+    sees more context around them. The result differs from one pass over the whole clip, where each frame
+    attends to all others: with the packaged model, on readings of 1.4 to 2.1 minutes, by 4 % (relative L2),
+    and in the mean over time by 2 % (benchmarks/stitching.py).
 
-    precision: what is computed in; of "auto" what it has come to here, see `arithmetic.fitted`.
+    precision: the one in use; for "auto" the one that was selected, see `arithmetic.fitted`.
 
-    Each call is a pass of its own: for several answers about the same clips, ask `analyze` once.
+    Each call runs its own pass: for several answers about the same clips, call `analyze` once.
     """
 
     sample_rate = SAMPLE_RATE
@@ -85,19 +85,19 @@ class Runtime(ModelCard):
         self.answering = Answering(self)
 
     def card(self) -> ModelCard:
-        """The facts about the model, for processes that do not hold it."""
+        """The model's properties, for processes that do not hold the model."""
         return ModelCard(**{field.name: getattr(self, field.name) for field in fields(ModelCard)})
 
     @staticmethod
     def use_threads(count: int) -> None:
-        """So many for each pass from now on, of all models in this process."""
+        """Set the number of threads for later passes, of all models in this process."""
         torch.set_num_threads(count)
 
     def encode_windows(
         self, waves: Sequence[Waveform], layers: Sequence[int], levels: Levels | None = None
     ) -> list[NDArray[np.float32]]:
-        """One padded forward pass: all frames (T, D) of each wave, each at its own layer. levels: that of the
-        window for each wave; None: waves are clips."""
+        """One padded forward pass: all frames (T, D) of each wave, each at its own layer. levels: for each
+        wave the level of its window; None: waves are clips."""
         if not waves:
             return []
         for wave in waves:
@@ -112,9 +112,9 @@ class Runtime(ModelCard):
         levels: Levels | None = None,
         units: Sequence[int] | None = None,
     ) -> list[WindowOutput]:
-        """`encode_windows`, with the outputs of heads from the same pass. layers: None: no frames of a wave;
-        several: (T, L, D). units: of heads that transcribe only these; None: all, or the likeliest of each
-        frame where there are more than 256."""
+        """`encode_windows`, with the outputs of heads from the same pass. layers: None: no frames for that
+        wave; several: (T, L, D). units: only these units of heads that transcribe; None: all, or in each
+        frame the most probable ones of a vocabulary of more than 256."""
         chosen = [self._checked(layer) for layer in layers]
         return self._engine.run(waves, chosen, heads, levels, units)
 
@@ -128,15 +128,15 @@ class Runtime(ModelCard):
     ) -> list[Features]:
         """Features of each clip, in order: `frames` (T, D).
 
-        layers: several from one pass, instead of `layer`: `features.layers[6]` (T, D) are those of layer 6,
-        `features.pooled("mean", layer=6)` their mean (D,); negative numbers are names of their own.
+        layers: several from one pass, instead of `layer`: `features.layers[6]` (T, D) is layer 6,
+        `features.pooled("mean", layer=6)` its mean (D,). Negative numbers are keys of their own.
 
-        Raises AudioError (a ValueError) that names the clip, ValueError for a layer that is not there,
+        Raises AudioError (a ValueError) that names the clip, ValueError for a layer that does not exist,
         OSError for a file that cannot be opened.
         """
         asked = [layer] if layers is None else list(layers)
         if not asked:
-            raise ValueError("no layer was asked for: layers=[0, -1], for one")
+            raise ValueError("no layer was asked for: give some, such as layers=[0, -1]")
         chosen = tuple(map(self.check_layer, asked))
         wholes = self._wholes(waves, chosen[0] if len(chosen) == 1 else chosen)
         return [self._features(whole, asked) for whole in wholes]
@@ -144,12 +144,11 @@ class Runtime(ModelCard):
     def transcribe(
         self, waves: Sequence[Clip], *, head: str | None = None, decoder: TextDecoder | None = None
     ) -> list[Transcript]:
-        """What is said in each clip, and when each word is.
+        """The text of each clip, with the times of its words.
 
-        head: which one, where the model has several that transcribe. decoder: from `beam_search`, or any
-        other; without it, the language model that came with the head is searched with, and the best path
-        taken if none did, or the extra `lm` is not installed. Raises as `encode`, and ValueError if the model
-        has no such head.
+        head: which one, if the model has several that transcribe. decoder: from `beam_search`, or any other.
+        Without it, the head's own language model is used; if it has none, or the extra `lm` is not installed,
+        the best path. Raises as `encode`, and ValueError if the model has no such head.
         """
         name = self.check_head("transcription", head)
         wholes = self._wholes(waves, None, [name])
@@ -158,7 +157,7 @@ class Runtime(ModelCard):
     def align(
         self, waves: Sequence[Clip], texts: Sequence[str], *, head: str | None = None
     ) -> list[Transcript]:
-        """When each word of a known text is said in its clip. Raises as `transcribe`, and ValueError for
+        """The times of the words of a known text in each clip. Raises as `transcribe`, and ValueError for
         texts that do not fit into their clips or have characters that the model does not know."""
         name = self.check_head("transcription", head)
         spec = self.answering.ctc(name)
@@ -173,8 +172,8 @@ class Runtime(ModelCard):
         return said
 
     def beam_search(self, *, head: str | None = None, **options: Any) -> BeamSearch:
-        """A decoder for `transcribe`, with the vocabulary of a head; options are those of `BeamSearch`: `lm`,
-        `lexicon`, `beam` and weights. lm: what came with the head, if nothing is said of it; None: none."""
+        """A decoder for `transcribe`, with the vocabulary of a head. options: those of `BeamSearch`: `lm`,
+        `lexicon`, `beam` and weights. lm: by default the one that came with the head; None: none."""
         from speech_ssl.inference.ctc.beam import BeamSearch
 
         name = self.check_head("transcription", head)
@@ -191,9 +190,9 @@ class Runtime(ModelCard):
         top_k: int | None = None,
         threshold: float = 0.5,
     ) -> list[Classification]:
-        """What is heard in each clip: labels, the likeliest first, at most `top_k` of them; and events, where
-        frames reach `threshold` for a label; of a head that was taught by labels of clips alone, only for
-        labels that the clip reaches it for too. Raises as `transcribe`."""
+        """The labels of each clip, the most probable first, at most `top_k` of them; and its events, where a
+        label's frames reach `threshold`. If the head was trained on labels of clips alone, only for labels
+        whose clip score reaches it too. Raises as `transcribe`."""
         name = self.check_head("classification", head)
         choice = Choice(top_k, threshold)
         wholes = self._wholes(waves, None, [name])
@@ -202,14 +201,14 @@ class Runtime(ModelCard):
     def frame_scores(
         self, waves: Sequence[Clip], *, head: str | None = None
     ) -> list[tuple[NDArray[np.float32], NDArray[np.float64]]]:
-        """Of each clip the probabilities of the labels in its frames (T, K), and the seconds where frames
-        begin and the last one ends (T + 1,). Raises as `transcribe`."""
+        """For each clip the probabilities of labels in its frames (T, K), and the edges between frames in
+        seconds (T + 1,), including both ends. Raises as `transcribe`."""
         return [(scores_TK, edges_s) for _, scores_TK, edges_s in self.classify_frames(waves, head=head)]
 
     def classify_frames(
         self, waves: Sequence[Clip], *, head: str | None = None
     ) -> list[tuple[Classification, NDArray[np.float32], NDArray[np.float64]]]:
-        """Of each clip what `classify` and `frame_scores` say, from one pass. Raises as `transcribe`."""
+        """For each clip what `classify` and `frame_scores` return, from one pass. Raises as `transcribe`."""
         name, say = self.check_head("classification", head), self.answering
         return [
             (say.classification(whole, name, Choice()), *say.frame_scores(whole, name))
@@ -228,8 +227,8 @@ class Runtime(ModelCard):
         top_k: int | None = None,
         threshold: float = 0.5,
     ) -> list[Analysis]:
-        """The answers to several tasks, from one pass. speech_head, sounds_head: which ones, where the model
-        has several that transcribe or classify. Raises as `encode` and `transcribe`."""
+        """The answers to several tasks, from one pass. speech_head, sounds_head: which ones, if the model has
+        several that transcribe or classify. Raises as `encode` and `transcribe`."""
         wanted = self.choose(
             tasks,
             layer=layer,
@@ -252,7 +251,7 @@ class Runtime(ModelCard):
         heads: Sequence[str] = (),
         units: Sequence[int] | None = None,
     ) -> list[ClipOutput]:
-        """Each clip's frames of a layer (None: no frames) and outputs, put together from its windows."""
+        """Each clip's frames at a layer (None: no frames) and outputs, stitched from its windows."""
         clips = checked_clips(waves)
         for index, clip in enumerate(clips):
             if not isinstance(clip, str | Path):
@@ -281,8 +280,8 @@ class Runtime(ModelCard):
     def stream(
         self, source: Clip, *, layer: int = -1, warn: Warn | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """The frames of one clip, piece by piece, in memory that does not grow with its length. `warn` is
-        told what is wrong with a file."""
+        """The frames of one clip, window by window; memory does not grow with its length. `warn` is called
+        with problems of a file's audio."""
         windows = self._windows(checked_clips([source])[0], warn)
         for part in self._pass(self.check_layer(layer), lookahead=1).in_order(windows):
             yield part.frames
@@ -290,7 +289,7 @@ class Runtime(ModelCard):
     def pooled(
         self, source: Clip, how: Pooling = "mean", *, layer: int = -1, warn: Warn | None = None
     ) -> NDArray[np.float32]:
-        """One vector (D,) for a clip, in memory that does not grow with its length. warn: as of `stream`."""
+        """One vector (D,) for a clip; memory does not grow with its length. warn: as in `stream`."""
         windows = self._windows(checked_clips([source])[0], warn)
         (whole,) = self._pass(self.check_layer(layer), lookahead=1).stitched([windows], how)
         return whole.pooled
@@ -310,12 +309,12 @@ def load(
     *,
     language_model: bool = True,
 ) -> Runtime:
-    """A runtime for the artifact in a folder, for a folder of transformers, a model of the Hugging Face hub
-    by its id (OWNER/NAME, extra `hub`), or for the packaged model, "default". device: "cpu", "cuda" or
-    "cuda:N"; "auto": the first GPU if there is one. language_model: transcribe with the one that comes with
-    the model, if one does.
+    """A runtime for an artifact's folder, a folder of transformers, a model of the Hugging Face hub by its id
+    (OWNER/NAME, extra `hub`), or the packaged model, "default". device: "cpu", "cuda" or "cuda:N"; "auto":
+    the first GPU if there is one. language_model: transcribe with the one that comes with the model, if there
+    is one.
 
-    Raises ValueError (ArtifactError where the model is at fault).
+    Raises ValueError (ArtifactError if the model is at fault).
     """
     artifact = named_artifact(model, language_model=language_model)
     return Runtime(artifact, device=device, precision=precision)
@@ -326,15 +325,15 @@ def load_encoder(
 ) -> Encoder:
     """The encoder alone, as a torch module to build on: `encoder(wave_BS, lengths_B)` gives frames (B, T, D).
 
-    In eval mode (no dropout), its parameters as they were trained and with gradients, of a dtype. model,
-    device, and what is raised: as of `load`. See docs/python.md.
+    In eval mode (no dropout). Its parameters are those that were trained, require gradients, and have the
+    given dtype. model, device and errors: as in `load`. See docs/python.md.
     """
     encoder = named_artifact(model).encoder.eval().requires_grad_(True)
     return encoder.to(checked_device(device), dtype)
 
 
 def named_artifact(model: str | Path, *, language_model: bool = False) -> Artifact:
-    """What `load` makes a runtime of. Raises ArtifactError."""
+    """The artifact from which `load` makes a runtime. Raises ArtifactError."""
     if model != "default":
         return open_checkpoint(model, language_model=language_model)
     folder = Path(str(files("speech_ssl") / "assets" / "default"))

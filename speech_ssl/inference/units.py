@@ -1,7 +1,7 @@
-"""Log-probabilities of units where a vocabulary is so large that those of an hour would fill the memory.
+"""Log-probabilities of units, for vocabularies so large that an hour of them would fill the memory.
 
-Of the 10,000 units of a model for 1,600 languages a frame makes a few likely at most. All that reads them
-(the best path, a beam search, the times of a text that one of the two found) is content with those.
+A model for 1,600 languages has 10,000 units, of which a frame makes a few probable at most. Everything that
+reads them (the best path, a beam search, the times of a text that one of the two found) needs only those.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 WHOLE = 256
-"""A vocabulary of so many units is kept whole: at most 1 kB a frame."""
+"""Vocabularies of up to this many units are kept whole: at most 1 kB per frame."""
 KEPT = 64
-"""Of a larger one, so many of each frame: 0.4 kB."""
+"""For larger ones, this many units are kept per frame: 0.4 kB."""
 LEAST_REST = 1e-10
 Rows: TypeAlias = NDArray[np.float32] | NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TopUnits:
-    """The likeliest units of each frame.
+    """The most probable units of each frame.
 
-    units_TK, log_probs_TK: the best first. blank_T: of unit 0, whether it is among them or not. rest_T: what
-    each of the others has on average. size: V, the units of the vocabulary.
+    units_TK, log_probs_TK: the best first. blank_T: of unit 0, whether it is among them or not. rest_T: the
+    average of each other unit. size: V, the units of the vocabulary.
     """
 
     units_TK: NDArray[np.integer]
@@ -54,11 +54,11 @@ class TopUnits:
 
     @property
     def rows(self) -> list[Rows]:
-        """All that has a row for each frame."""
+        """All arrays with a row for each frame."""
         return [self.units_TK, self.log_probs_TK, self.blank_T, self.rest_T]
 
     def of_rows(self, rows: Iterable[Any]) -> TopUnits:
-        """The same of other frames: with these in the place of `rows`."""
+        """A copy with these arrays in place of `rows`, for other frames."""
         units_TK, log_probs_TK, blank_T, rest_T = rows
         return replace(self, units_TK=units_TK, log_probs_TK=log_probs_TK, blank_T=blank_T, rest_T=rest_T)
 
@@ -69,7 +69,7 @@ class TopUnits:
         return self.of_rows(array[frames] for array in self.rows)
 
     def dense(self) -> NDArray[np.float32]:
-        """(T, V): for a part of a recording."""
+        """(T, V): use it for parts of a recording."""
         log_probs_TV = np.repeat(self.rest_T[:, None], self.size, axis=1)
         log_probs_TV[:, 0] = self.blank_T
         np.put_along_axis(log_probs_TV, self.units_TK.astype(np.intp), self.log_probs_TK, axis=1)
@@ -77,7 +77,7 @@ class TopUnits:
 
 
 Outputs: TypeAlias = NDArray[np.float32] | TopUnits
-"""Of a head: (T, O), or the likeliest of so many units."""
+"""A head's outputs: (T, O), or the most probable units of a large vocabulary."""
 
 
 def dense(outputs: Outputs) -> NDArray[np.float32]:
@@ -90,7 +90,7 @@ def blanks(outputs: Outputs) -> NDArray[np.float32]:
 
 
 def best_path(outputs: Outputs) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """The likeliest unit of each frame, and its log-probability: (T,) each."""
+    """The most probable unit of each frame, and its log-probability: (T,) each."""
     if isinstance(outputs, TopUnits):
         return outputs.units_TK[:, 0].astype(np.intp), outputs.log_probs_TK[:, 0]
     path_T = outputs.argmax(axis=1)
@@ -98,5 +98,5 @@ def best_path(outputs: Outputs) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
 
 
 def numbers(outputs: Outputs) -> NDArray[np.float32]:
-    """Those that the head gave, to be looked through."""
+    """The values that came from the head, to be checked."""
     return outputs.log_probs_TK if isinstance(outputs, TopUnits) else outputs

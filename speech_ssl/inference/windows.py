@@ -1,34 +1,29 @@
-"""The one pass over clips in windows: batched by length, run, and each clip put together of its windows.
+"""The windowed pass: clips are cut into windows, batched by length and run; each clip is stitched from its
+windows.
 
-Windows are cut by `chunking`. Whatever runs them takes waves and gives a WindowOutput for each; whoever has a
-queue of its own in between, as the service, takes the Stitcher alone.
+`chunking` cuts the windows. The engine takes waves and returns a WindowOutput for each. Code with its own
+queue in between, such as the service, uses only the Stitcher of `outputs`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, get_args
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Protocol
 
 from speech_ssl.inference.chunking import Window
-from speech_ssl.inference.units import Rows
-from speech_ssl.inference.window_output import Layers, WindowOutput
-from speech_ssl.types import SAMPLE_RATE, AudioWarning, Levels, Pooling, Waveform
+from speech_ssl.inference.outputs import Layers, PoolingOrNone, Stitcher, WindowOutput
+from speech_ssl.types import Levels, Waveform
 
 BATCH_S = {"cpu": 20.0, "cuda": 160.0}
-"""Padded seconds of a pass, by the type of the device."""
+"""Padded seconds in a pass, by device type."""
 LOOKAHEAD = 8
-"""Batches' worth of audio that is gathered to group it by length."""
-
-PoolingOrNone: TypeAlias = Pooling | Literal["none"]
+"""Audio, in batches, that is gathered to group it by length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One window of a clip, with its samples: what is batched. `clip` and `index` say where it belongs."""
+    """One window of a clip, with its samples, for batching. `clip` and `index` say where it belongs."""
 
     clip: int
     index: int
@@ -36,17 +31,8 @@ class Piece:
     wave: Waveform
 
 
-@dataclass(frozen=True, slots=True)
-class ClipOutput:
-    """What the model gave for a whole clip, and what is wrong with its audio."""
-
-    passed: WindowOutput
-    duration_s: float
-    warnings: tuple[AudioWarning, ...] = ()
-
-
 class Run(Protocol):
-    """`TorchEngine.run`, `Runtime.run_windows`: one padded pass."""
+    """One padded pass, such as `TorchEngine.run` and `Runtime.run_windows`."""
 
     def __call__(
         self,
@@ -60,10 +46,10 @@ class Run(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WindowedPass:
-    """What is run of windows, and in what batches.
+    """What to compute for windows, and how to batch them.
 
-    layer, heads, units: what is wanted of each window, as `TorchEngine.run` has it. batch_s: padded seconds
-    of a batch; lookahead_s: seconds of audio that are gathered to group it by length.
+    layer, heads, units: requested for each window, as in `TorchEngine.run`. batch_s: padded seconds in a
+    batch; lookahead_s: seconds of audio that are gathered to group it by length.
     """
 
     run: Run
@@ -74,14 +60,14 @@ class WindowedPass:
     lookahead_s: float = LOOKAHEAD * BATCH_S["cpu"]
 
     def over(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, WindowOutput]]:
-        """Each piece with what its window gave, in the order of the batches."""
+        """Each piece with the output of its window, in the order of the batches."""
         for batch in batches(pieces, budget_s=self.batch_s, lookahead_s=self.lookahead_s):
             waves, levels = [piece.wave for piece in batch], [piece.window.level for piece in batch]
             passed = self.run(waves, [self.layer] * len(batch), self.heads, levels, self.units)
             yield from zip(batch, passed, strict=True)
 
     def in_order(self, windows: Iterable[tuple[Window, Waveform]]) -> Iterator[WindowOutput]:
-        """The windows of one clip, without what overlaps."""
+        """The outputs of one clip's windows in order, without overlaps."""
         early: dict[int, WindowOutput] = {}
         following = 0
         for piece, passed in self.over(pieces([windows])):
@@ -93,7 +79,7 @@ class WindowedPass:
     def stitched(
         self, clips: Sequence[Iterable[tuple[Window, Waveform]]], pooling: PoolingOrNone = "none"
     ) -> list[Stitcher]:
-        """All windows of each clip, in its stitcher."""
+        """The stitcher of each clip, with all its windows."""
         stitchers = [Stitcher(pooling) for _ in clips]
         for piece, passed in self.over(pieces(clips)):
             stitchers[piece.clip].add(piece.window, passed)
@@ -107,10 +93,10 @@ def pieces(clips: Iterable[Iterable[tuple[Window, Waveform]]]) -> Iterator[Piece
 
 
 def batches(pieces: Iterable[Piece], *, budget_s: float, lookahead_s: float) -> Iterator[list[Piece]]:
-    """Group pieces so that a batch, padded to its longest, costs at most `budget_s`.
+    """Group pieces into batches of at most `budget_s`, padded to their longest.
 
-    Up to `lookahead_s` of audio are gathered and sorted by length before they are cut into batches. A
-    piece longer than the budget is a batch of its own.
+    Up to `lookahead_s` of audio are gathered and sorted by length before they are cut into batches. A piece
+    longer than the budget is a batch of its own.
     """
     held: list[Piece] = []
     seconds = 0.0
@@ -132,122 +118,3 @@ def _cut(pieces: list[Piece], budget_s: float) -> Iterator[list[Piece]]:
         batch.append(piece)
     if batch:
         yield batch
-
-
-class Stitcher:
-    """A clip, put together of what its windows gave, which may come in any order.
-
-    pooling: of the frames, which are then not held; "none": they are kept. frames: how many the clip has in
-    all, for whoever knows that and adds its windows in order: each is copied to its place, so that no more is
-    held than the result. Of windows that are held no more is than what counts of them.
-    """
-
-    def __init__(self, pooling: PoolingOrNone = "none", *, frames: int | None = None) -> None:
-        self._pool = None if pooling == "none" else Pool(pooling)
-        self._place = None if frames is None else _Place(frames)
-        self._parts: dict[int, WindowOutput] = {}  # by where their windows begin
-        self._stop = 0
-        self.windows = self.frames = 0
-        """That have been added."""
-
-    def add(self, window: Window, passed: WindowOutput) -> WindowOutput:
-        """What a window gave; of a window that was added before it takes the place, but where frames are
-        pooled. Returns what counts of it."""
-        counting = held = passed.kept(window.skip, window.keep)
-        self.windows, self.frames = self.windows + 1, self.frames + window.keep
-        self._stop = max(self._stop, window.stop)
-        if self._pool is not None:
-            self._pool.add(counting.frames)
-            held = counting.without_frames()
-        if self._place is not None:
-            self._place.add(held)
-            return counting
-        if max(map(len, passed.rows)) > window.keep:  # what does not count is not to be held with it
-            held = held.of_rows(rows.copy() for rows in held.rows)
-        self._parts[window.start] = held
-        return held if self._pool is None else counting
-
-    @property
-    def parts(self) -> list[WindowOutput]:
-        """Those that are held, in the order of the clip."""
-        return [self._parts[start] for start in sorted(self._parts)]
-
-    @property
-    def output(self) -> WindowOutput:
-        """Of the whole clip; pooled frames are not in it."""
-        return WindowOutput.joined(self.parts) if self._place is None else self._place.result()
-
-    def clip(self, warnings: Sequence[AudioWarning] = ()) -> ClipOutput:
-        return ClipOutput(self.output, self._stop / SAMPLE_RATE, tuple(warnings))
-
-    @property
-    def pooled(self) -> NDArray[np.float32]:
-        """(D,), of several layers (L, D). Raises ValueError if nothing was added."""
-        assert self._pool is not None
-        return self._pool.result()
-
-    @property
-    def vectors(self) -> NDArray[np.float32]:
-        """(D,) pooled, else all frames (T, D)."""
-        return self.output.frames if self._pool is None else self.pooled
-
-
-class _Place:
-    """For so many frames in all."""
-
-    def __init__(self, frames: int) -> None:
-        self._frames, self._at = frames, 0
-        self._whole: list[Rows] = []
-        self._first: WindowOutput | None = None
-
-    def add(self, part: WindowOutput) -> None:
-        """The next. All parts have the same layer and heads."""
-        if self._first is None:
-            self._first = part
-            self._whole = [
-                np.empty((self._frames, *rows.shape[1:]), rows.dtype) if len(rows) else rows
-                for rows in part.rows
-            ]
-        count = max(map(len, part.rows))
-        assert self._at + count <= self._frames
-        for whole, rows in zip(self._whole, part.rows, strict=True):
-            if len(rows):
-                whole[self._at : self._at + count] = rows
-        self._at += count
-
-    def result(self) -> WindowOutput:
-        assert self._first is not None and self._at in (0, self._frames)  # 0: there is nothing of any frame
-        return self._first.of_rows(self._whole)
-
-
-class Pool:
-    """Mean or maximum over all frames added so far, in memory that does not grow.
-
-    The mean is summed in float64: the order and the size of the pieces make no difference.
-    """
-
-    def __init__(self, how: Pooling) -> None:
-        if how not in get_args(Pooling):
-            raise ValueError(f"pooling must be 'mean' or 'max', not {how!r}")
-        self.how = how
-        self.count = 0
-        self._state: NDArray[np.float64] | None = None
-
-    def add(self, frames: NDArray[np.float32]) -> None:
-        """Further frames (T, D), or (T, L, D) of several layers, in any order; T may be 0."""
-        if not len(frames):
-            return
-        self.count += len(frames)
-        if self.how == "mean":
-            piece = frames.sum(axis=0, dtype=np.float64)
-            self._state = piece if self._state is None else self._state + piece
-        else:
-            piece = frames.max(axis=0).astype(np.float64)
-            self._state = piece if self._state is None else np.maximum(self._state, piece)
-
-    def result(self) -> NDArray[np.float32]:
-        """The vector (D,), or (L, D), for all frames added."""
-        if self._state is None:
-            raise ValueError("nothing to pool: no frames were added")
-        vector = self._state / self.count if self.how == "mean" else self._state
-        return vector.astype(np.float32)

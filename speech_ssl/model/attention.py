@@ -1,4 +1,4 @@
-"""The transformer block: self-attention and feed-forward, with the norms before or after."""
+"""The transformer block: self-attention and feed-forward, with the norms before or after them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from speech_ssl.model.frontends.wave import ACTIVATIONS, LayerNorm
 from speech_ssl.model.relative import GatedBias, PositionGate
 
 SCORES_BYTES = 1 << 21
-"""Of attention at a time, in bf16 on the CPU: what stays in a core's cache."""
+"""Bytes of attention scores that are computed at a time in bf16 on the CPU: they fit in a core's cache."""
 
 
 class SelfAttention(nn.Module):
-    """gated: with WavLM's positions, whose bias `forward` then needs."""
+    """gated: as in WavLM; `forward` then needs the bias."""
 
     def __init__(self, width: int, heads: int, dropout: float, *, gated: bool = False) -> None:
         super().__init__()
@@ -50,9 +50,9 @@ def attend_in_parts(
     seen: Tensor,
     positions: GatedBias | None = None,
 ) -> Tensor:
-    """What `scaled_dot_product_attention` computes, without gradients, a few heads at a time: in bf16 on the
-    CPU less than half of its time, since it leaves the products to oneDNN. Scores are rounded to bf16,
-    which doubles the error of this step, to 0.4 %."""
+    """The same result as `scaled_dot_product_attention`, without gradients, a few heads at a time. In bf16 on
+    the CPU this takes less than half the time, since oneDNN computes the products. Scores are rounded to
+    bf16, which doubles the error of this step, to 0.4 %."""
     B, H, T, D = q_BHTD.shape
     q, k, v = (x.reshape(B * H, T, D) for x in (q_BHTD * D**-0.5, k_BHTD, v_BHTD))
     bias = q.new_zeros(seen[:, 0].shape).masked_fill_(~seen[:, 0], float("-inf")).repeat_interleave(H, dim=0)
@@ -84,8 +84,8 @@ class FeedForward(nn.Module):
 
 
 class Adapter(nn.Module):
-    """A bottleneck of few weights, trained for one language while the encoder stays (MMS: Pratap et al.
-    2023, arXiv 2305.13516). Adds nothing itself."""
+    """A bottleneck with few weights, trained for one language while the encoder stays frozen (MMS: Pratap et
+    al. 2023, arXiv 2305.13516). The caller adds the residual."""
 
     def __init__(self, width: int, adapter_width: int) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Block(nn.Module):
         self.adapter = Adapter(config.width, spec.adapter_width) if spec.adapter_width else None
 
     def forward(self, x_BTD: Tensor, seen: Tensor, bias_HTT: Tensor | None = None) -> Tensor:
-        """seen: as of `SelfAttention`. bias_HTT: of `RelativeBias`, where there is one."""
+        """seen: as for `SelfAttention`. bias_HTT: from `RelativeBias`, if the encoder has one."""
         if self.pre_norm:
             x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), seen, bias_HTT))
             x_BTD = x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))

@@ -1,6 +1,6 @@
-"""What defines an encoder, in parts that hold their own numbers: stored in every artifact beside the weights.
+"""The encoder's config, made of parts with their own fields. Every artifact stores it beside the weights.
 
-No `from __future__ import annotations` here: what a field may hold is read from its type.
+No `from __future__ import annotations` here: the allowed values of a field are read from its type.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ Init = Literal["published", "smooth"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
 WAVE_EPS = 1e-7
-"""transformers' and ours."""
+"""The value of transformers and the default here."""
 LARGEST, DEEPEST = 2**20, 1000
 FROM_0 = {"least": 0}
 LATER = {"later": True}
@@ -20,8 +20,8 @@ LATER = {"later": True}
 
 
 class Part:
-    """A frozen dataclass, stored as its fields and its name in KINDS. Whole numbers in it are at least 1, if
-    the field does not say otherwise."""
+    """Base of the frozen dataclasses that make up a config. Stored as its fields and its name in KINDS. Whole
+    numbers are at least 1 unless the field says otherwise."""
 
     __slots__ = ()
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -30,7 +30,7 @@ class Part:
         self.check_types()
 
     def check_types(self) -> None:
-        """Raises ValueError for a value that its field cannot have."""
+        """Raises ValueError if a value does not fit its field."""
         for each in fields(self):
             name, value, kind = f"{each.name} of {type(self).__name__}", getattr(self, each.name), each.type
             if kind in (int, tuple[int, ...]):
@@ -50,7 +50,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Convolutions(Part):
-    """A front end of convolutions on samples; the defaults are the published ones."""
+    """A convolutional front end on samples. The defaults are the published ones."""
 
     channels: tuple[int, ...] = (512,) * 7
     kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
@@ -62,8 +62,8 @@ class Convolutions(Part):
     normalize_wave: bool = False
     """Bring each wave to zero mean and unit variance over its true length."""
     wave_eps: float = WAVE_EPS
-    """Added to the variance that normalize_wave divides by: fairseq, fairseq2 and torchaudio have 1e-5 there,
-    which changes the result for quiet clips."""
+    """Added to the variance that normalize_wave divides by. fairseq, fairseq2 and torchaudio use 1e-5, which
+    changes the result for quiet clips."""
 
     def __post_init__(self) -> None:
         self.check_types()
@@ -74,13 +74,13 @@ class Convolutions(Part):
 
     @property
     def width(self) -> int:
-        """Of the frames."""
+        """Channels of a frame."""
         return self.channels[-1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogMel(Part):
-    """A front end of log-mel bins, several steps of 10 ms to a frame (w2v-BERT 2.0)."""
+    """A log-mel front end: several steps of 10 ms make a frame (w2v-BERT 2.0)."""
 
     bins: int = 80
     stacked: int = field(default=2, metadata={**LATER, "most": 100})
@@ -88,7 +88,7 @@ class LogMel(Part):
 
     @property
     def width(self) -> int:
-        """Of the frames."""
+        """Channels of a frame."""
         return self.stacked * self.bins
 
 
@@ -99,7 +99,7 @@ class WideConvolution(Part):
     kernel: int = 128
     groups: int = 16
     norm: Literal["weight", "batch"] = "weight"
-    """Of the weight; or a batch norm before the convolution, as some HuBERT models have it."""
+    """Weight norm, or a batch norm before the convolution, as in some HuBERT models."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,12 +113,12 @@ class StackedConvolutions(Part):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GatedDistances(Part):
-    """Positions by convolution and, in attention, by a gated bias for each bucket of distances (WavLM)."""
+    """Positions by convolution, and in attention by a gated bias for each bucket of distances (WavLM)."""
 
     convolution: WideConvolution | StackedConvolutions = WideConvolution()
     buckets: int = field(default=320, metadata={"least": 4})
     furthest: int = 800
-    """The distance from which on all share a bucket."""
+    """All distances from this one on share a bucket."""
 
     def __post_init__(self) -> None:
         self.check_types()
@@ -128,19 +128,19 @@ class GatedDistances(Part):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rotary(Part):
-    """Frames turned by their positions before attention (wav2vec2-conformer)."""
+    """Rotary embeddings: frames are rotated by their position before attention (wav2vec2-conformer)."""
 
     base: int = 10000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sinusoidal(Part):
-    """Sines of distances in attention (wav2vec2-conformer)."""
+    """Sinusoidal embeddings of relative distances in attention (wav2vec2-conformer)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClippedDistances(Part):
-    """A vector for each distance in attention, from -left to right (w2v-BERT 2.0's relative_key)."""
+    """A learned vector for each distance in attention, from -left to right (w2v-BERT 2.0's relative_key)."""
 
     left: int = field(default=64, metadata=FROM_0)
     right: int = field(default=8, metadata=FROM_0)
@@ -148,12 +148,12 @@ class ClippedDistances(Part):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transformer(Part):
-    """Blocks of attention and feed-forward."""
+    """Transformer blocks: attention and feed-forward."""
 
     pre_norm: bool = False
     """Layer norm before attention and feed-forward (LARGE LV-60k) instead of after (BASE)."""
     adapter_width: int = field(default=0, metadata=FROM_0)
-    """Of the adapters after each block (MMS); 0: none."""
+    """Width of the adapter after each block (MMS); 0: no adapters."""
     causal: bool = field(default=False, metadata=LATER)
     """Each frame sees itself and those before it: in attention, and in the convolution of the positions. What
     the front end normalises by is still of the whole clip."""
@@ -161,13 +161,13 @@ class Transformer(Part):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conformer(Part):
-    """Blocks with a convolution too (Gulati et al. 2020)."""
+    """Conformer blocks: attention, feed-forward and a convolution (Gulati et al. 2020)."""
 
     pre_norm: ClassVar[bool] = True
 
     kernel: int = 31
     norm: Literal["batch", "layer"] = "batch"
-    """After the convolution: over the batch and both sides of it, or over channels and causal (w2v-BERT)."""
+    """After the convolution. "batch": the convolution sees both sides; "layer": it is causal (w2v-BERT)."""
     dropout: float = 0.1
     """After the convolution."""
 
@@ -186,13 +186,13 @@ OfConformer: TypeAlias = Rotary | Sinusoidal | ClippedDistances | None
 class EncoderConfig(Part):
     """A wav2vec 2.0 encoder (Baevski et al. 2020, arXiv 2006.11477, section 2 and appendix B), or a relative.
 
-    The defaults are BASE as published in code: 12 heads (the paper's text says 8).
+    The defaults are BASE as in the published code, with 12 heads (the paper's text says 8).
     """
 
     frontend: Convolutions | LogMel = Convolutions()
     positions: OfTransformer | OfConformer = WideConvolution()
-    """Convolutions, gated distances too, are for Transformer blocks, the others for Conformer blocks; these
-    may have None."""
+    """Transformer blocks take convolutions, with or without gated distances. Conformer blocks take the others
+    or None."""
     block: Transformer | Conformer = Transformer()
 
     width: int = 768
@@ -200,12 +200,12 @@ class EncoderConfig(Part):
     heads: int = 12
     ffn_width: int = 3072
     activation: Activation = "gelu"
-    """In the feed-forward parts, and after the convolution of Conformers."""
+    """Activation of the feed-forward layers, and after the convolution of Conformers."""
     conv_activation: Activation = "gelu"
-    """In the convolutions of the front end and of the positions."""
+    """Activation of the convolutions in the front end and the positions."""
     norm_eps: float = 1e-5
     feature_norm: bool = True
-    """A layer norm before the features are projected; some HuBERT models have none."""
+    """A layer norm before the projection of the features; some HuBERT models have none."""
 
     dropout: float = 0.1
     attention_dropout: float = 0.1
@@ -213,7 +213,7 @@ class EncoderConfig(Part):
     feature_dropout: float = 0.1
     layer_drop: float = 0.05
     feature_grad_scale: float = 0.1
-    """Gradients into the front end are multiplied by this; 0 freezes it."""
+    """Gradients into the front end are multiplied by this factor; 0 freezes it."""
     init: Init = "published"
     """"published": normal, as fairseq. "smooth": for short runs, see `smooth_convolutions_`."""
 
@@ -241,12 +241,12 @@ class EncoderConfig(Part):
 
     @property
     def convolution(self) -> ConvPosition | None:
-        """That of the positions."""
+        """The positional convolution, if there is one."""
         inner = self.positions.convolution if isinstance(self.positions, GatedDistances) else self.positions
         return inner if isinstance(inner, ConvPosition) else None
 
     def changed(self, **changes: Any) -> "EncoderConfig":
-        """With other values; a mapping changes fields of the part."""
+        """A copy with these values changed; a mapping changes fields of a part."""
         parts = {k: replace(getattr(self, k), **v) for k, v in changes.items() if isinstance(v, Mapping)}
         return replace(self, **{**changes, **parts})
 
@@ -254,13 +254,13 @@ class EncoderConfig(Part):
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
     def architecture(self) -> dict[str, Any]:
-        """What decides the weights' shapes and what is computed with them, not what training alone sees: by
-        names such as `frontend.strides`."""
+        """The fields that decide the weights' shapes and the computation, without those that matter in
+        training alone. Keys look like `frontend.strides`."""
         return {name: value for name, value in _named(self.to_dict()) if not name.endswith(OF_TRAINING)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EncoderConfig":
-        """The inverse of `to_dict`. Raises ValueError that names a missing or unknown field."""
+        """The inverse of `to_dict`. Raises ValueError naming a missing or unknown field."""
         try:
             return _read(cls, values)
         except TypeError as error:
@@ -279,9 +279,9 @@ KINDS: Mapping[str, type[Part]] = {
     "transformer": Transformer,
     "conformer": Conformer,
 }
-"""What parts are called where they are stored."""
+"""The name under which each part is stored."""
 OF_TRAINING = ("dropout", "layer_drop", "feature_grad_scale", "init")
-"""How fields end that training alone sees."""
+"""Endings of the names of fields that matter in training alone."""
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,5 @@
-"""The Conformer block: attention and a convolution between two halves of a feed-forward (Gulati et al. 2020,
-arXiv 2005.08100), with the positions of wav2vec2-conformer and of w2v-BERT 2.0."""
+"""The Conformer block: attention and a convolution between two half-step feed-forward layers (Gulati et al.
+2020, arXiv 2005.08100), with the relative positions of wav2vec2-conformer and w2v-BERT 2.0."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from speech_ssl.model.frontends.wave import ACTIVATIONS, LayerNorm
 from speech_ssl.model.relative import GatedBias
 
 PUBLISHED_EPS = 1e-5
-"""Of norms in the blocks with a batch norm, whatever the config says of the others."""
+"""Epsilon of the norms in blocks with a batch norm, whatever the config says about the other norms."""
 
 
 class ConformerAttention(nn.Module):
-    """Self-attention that is told no positions; what its heirs are told is added to the scores.
+    """Self-attention without positions; subclasses add a positional bias to the scores.
 
-    (B, T, D), and which frames are valid (B, 1, 1, T), to (B, T, D).
+    Takes (B, T, D) and the valid frames (B, 1, 1, T), returns (B, T, D).
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -40,7 +40,7 @@ class ConformerAttention(nn.Module):
         return self.out(y_BHTD.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def positioned(self, q_BHTD: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The queries as keys see them, and what is added to their scores: (B, H, T, T) or nothing."""
+        """The queries to compare with the keys, and the bias to add to the scores: (B, H, T, T) or None."""
         return q_BHTD, None
 
 
@@ -52,7 +52,8 @@ def attend(
     bias_BHTT: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """What each query finds: (B, H, T, D). In bf16 on the CPU without gradients by `attend_in_parts`."""
+    """Scaled dot-product attention: (B, H, T, D). In bf16 on the CPU without gradients by
+    `attend_in_parts`."""
     if q_BHTD.dtype == torch.bfloat16 and q_BHTD.device.type == "cpu" and not torch.is_grad_enabled():
         return _attend_in_parts(q_BHTD, k_BHTD, v_BHTD, valid_B11T, bias_BHTT)
     seen = valid_B11T if bias_BHTT is None else bias_BHTT.masked_fill(~valid_B11T, -torch.inf)
@@ -62,7 +63,7 @@ def attend(
 def _attend_in_parts(
     q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, valid_B11T: Tensor, bias_BHTT: Tensor | None
 ) -> Tensor:
-    """Row by row where there is a bias, since there it has to be the same in all rows."""
+    """Row by row if there is a bias: `attend_in_parts` takes one bias for all rows."""
     if bias_BHTT is None:
         return attend_in_parts(q_BHTD, k_BHTD, v_BHTD, valid_B11T)
     open_1HT1 = q_BHTD.new_ones(1, *q_BHTD.shape[1:3], 1)
@@ -74,9 +75,10 @@ def _attend_in_parts(
 
 
 class RotaryAttention(nn.Module):
-    """Frames are turned by their positions before they ask and are asked (Su et al. 2021, arXiv 2104.09864).
+    """Attention with rotary position embeddings (RoFormer: Su et al. 2021, arXiv 2104.09864).
 
-    Here the input of the projections is turned, head by head, not their output: as in wav2vec2-conformer.
+    As in wav2vec2-conformer, the input of the query and key projections is rotated, head by head, not their
+    output.
     """
 
     def __init__(self, config: EncoderConfig, base: int) -> None:
@@ -96,7 +98,7 @@ class RotaryAttention(nn.Module):
         return self.out(y_BHTD.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _turned(self, x_BTHD: Tensor) -> Tensor:
-        """Channel i of the first half of a head with channel i of the second, the angles in fp32."""
+        """Rotate channel i of a head's first half with channel i of its second half; angles in fp32."""
         rates = rotary_rates(self.head_width, self.base, x_BTHD.device)
         places_T1 = torch.arange(x_BTHD.shape[1], device=x_BTHD.device)[:, None]
         angles_T1D = (places_T1 * torch.cat([rates, rates]))[:, None]
@@ -106,12 +108,12 @@ class RotaryAttention(nn.Module):
 
 
 def rotary_rates(head_width: int, base: int, device: torch.device | None = None) -> Tensor:
-    """Radians from one frame to the next, of each pair of channels: (head_width / 2,)."""
+    """Radians per frame of each pair of channels: (head_width / 2,)."""
     return 1.0 / base ** (torch.arange(0, head_width, 2, device=device).float() / head_width)
 
 
 class SinusoidalAttention(ConformerAttention):
-    """Distances as sines and cosines of many rates, projected (Transformer-XL: Dai et al. 2019, arXiv
+    """Attention with projected sinusoidal embeddings of distances (Transformer-XL: Dai et al. 2019, arXiv
     1901.02860, section 3.3)."""
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -132,7 +134,7 @@ class SinusoidalAttention(ConformerAttention):
 
 
 class ClippedAttention(ConformerAttention):
-    """A learned vector for each distance, up to a limit on either side (Shaw et al. 2018, arXiv
+    """Attention with a learned vector for each distance, clipped on either side (Shaw et al. 2018, arXiv
     1803.02155)."""
 
     def __init__(self, config: EncoderConfig, left: int, right: int) -> None:
@@ -147,7 +149,7 @@ class ClippedAttention(ConformerAttention):
 
 
 def attention_of(config: EncoderConfig) -> ConformerAttention | RotaryAttention:
-    """With the positions that the config asks for."""
+    """The attention for the config's positions."""
     match config.positions:
         case Rotary(base=base):
             return RotaryAttention(config, base)
@@ -159,8 +161,8 @@ def attention_of(config: EncoderConfig) -> ConformerAttention | RotaryAttention:
 
 
 def distance_waves(frames: int, width: int, device: torch.device) -> Tensor:
-    """Sines in even channels and cosines in odd ones, of how much later a query is than a key, from `frames`
-    down to 1 - frames: (R, D)."""
+    """Sinusoidal embeddings of the distance from key to query, from `frames` down to 1 - frames: (R, D).
+    Sines in even channels, cosines in odd ones."""
     distances_R1 = torch.arange(frames, -frames, -1, device=device)[:, None].float()
     rates = torch.exp(torch.arange(0, width, 2, device=device).float() * (-math.log(10000.0) / width))
     angles = distances_R1 * rates
@@ -168,10 +170,10 @@ def distance_waves(frames: int, width: int, device: torch.device) -> Tensor:
 
 
 def unclipped(scores_BHTK: Tensor, left: int, right: int) -> Tensor:
-    """Scores for distances from -left to right, to those from -T to T - 1, where the outermost stand for all
-    that are further: (B, H, T, 2 T).
+    """Scores for distances from -left to right, extended to distances from -T to T - 1 by repeating the
+    outermost: (B, H, T, 2 T).
 
-    By copies and not by an index, whose gradient would add up hundreds of numbers in bf16, in any order.
+    Copies, not an index: the gradient of an index would add up hundreds of bf16 numbers in any order.
     """
     B, H, T, K = scores_BHTK.shape
     before, after = T - left, T - 1 - right
@@ -182,17 +184,17 @@ def unclipped(scores_BHTK: Tensor, left: int, right: int) -> Tensor:
 
 
 def by_pair(scores_BHTR: Tensor) -> Tensor:
-    """Scores of queries by how much later a key is, from -T to T - 1, to those by key: (B, H, T, T), a view.
+    """Scores by distance from query to key (-T to T - 1), turned into scores by key: (B, H, T, T), a view.
 
-    In memory each query's row is 2 T long, and its first key one place earlier than that of the row before.
+    In memory each query's row is 2 T long, and its first key stands one place earlier than in the row before.
     """
     B, H, T, _ = scores_BHTR.shape
     return scores_BHTR.flatten(2)[..., T:].view(B, H, T, 2 * T - 1)[..., :T]
 
 
 class FixedBatchNorm(nn.Module):
-    """A batch norm that keeps the statistics it was pre-trained with, in training too: those of a few padded
-    clips would make each depend on the others. Where nothing was pre-trained it only scales and shifts."""
+    """A batch norm that keeps its pre-trained statistics in training too: statistics of a few padded clips
+    would make each clip depend on the others. Without pre-trained statistics it only scales and shifts."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -210,7 +212,7 @@ class FixedBatchNorm(nn.Module):
 
 
 class ConvModule(nn.Module):
-    """A gate, a convolution of each channel over time, a norm, an activation, and a mixture of channels."""
+    """Gated linear unit, depthwise convolution over time, norm, activation, pointwise projection."""
 
     def __init__(self, config: EncoderConfig, spec: Conformer) -> None:
         super().__init__()
@@ -225,7 +227,7 @@ class ConvModule(nn.Module):
         nn.init.kaiming_normal_(self.depthwise)
 
     def forward(self, x_BTD: Tensor, valid_BT1: Tensor) -> Tensor:
-        """Invalid frames are zero before the convolution can see them: (B, T, D)."""
+        """(B, T, D) to (B, T, D). Invalid frames are zeroed before the convolution."""
         reach = self.depthwise.shape[2] - 1
         x_BTD = F.glu(self.gated(x_BTD * valid_BT1), dim=-1)
         if self.causal:
@@ -237,8 +239,8 @@ class ConvModule(nn.Module):
 
 
 class ConformerBlock(nn.Module):
-    """Half a feed-forward, attention, a convolution, the other half; each on a norm of what the last gave,
-    and added to it. A norm at the end."""
+    """Half-step feed-forward, attention, convolution, half-step feed-forward: each pre-norm with a residual
+    connection. A final norm."""
 
     def __init__(self, config: EncoderConfig, spec: Conformer) -> None:
         super().__init__()

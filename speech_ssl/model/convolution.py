@@ -1,4 +1,4 @@
-"""Convolution over time on (B, T, C) tensors, and its exact frame arithmetic."""
+"""Convolution over time on (B, T, C) tensors, and the number of frames it gives."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def conv_over_time(
     padding: int = 0,
     groups: int = 1,
 ) -> Tensor:
-    """A 1-D convolution whose input and output are both (B, T, C).
+    """A 1-D convolution with input and output as (B, T, C).
 
-    It runs as a 2-D convolution in channels-last layout. Compared with conv1d on (B, C, T) this
-    needs no transposes around the layer norms, and took a quarter of the time for the forward and
-    backward pass of the `tiny` front end in bf16 on two CPU cores.
+    It runs as a 2-D convolution in channels-last layout. Unlike conv1d on (B, C, T) this needs no transposes
+    around the layer norms; it took a quarter of the time for the forward and backward pass of the `tiny`
+    front end in bf16 on two CPU cores.
 
-    Out of one channel it is a matrix product of the samples under the kernel: for such a convolution oneDNN
-    compiles a kernel for each new length, which takes up to 90 ms, more than the whole pass of a short clip.
+    With one input channel it is a matrix product over unfolded samples. Here oneDNN would compile a kernel
+    for each new length, which takes up to 90 ms: more than the whole pass of a short clip.
     """
     if x_BTC.shape[2] == 1 and not padding and x_BTC.device.type == "cpu":
         return F.linear(x_BTC[:, :, 0].unfold(1, weight_OCK.shape[2], stride), weight_OCK[:, 0], bias_O)
@@ -37,14 +37,14 @@ def conv_over_time(
 
 
 def start_bias_(bias_O: Tensor, fan_in: int) -> None:
-    """As nn.Conv1d does, and so fairseq and transformers: not with zeros, of which a silent stretch would
-    stay zero in all layers, where each layer norm multiplies the gradient by 1 / sqrt(eps). Convolutions
-    without a bias leave that to the bias of their norm."""
+    """Initialise as nn.Conv1d does, and so fairseq and transformers. With a zero bias, silence would stay
+    zero in all layers, and each layer norm would multiply the gradient by 1 / sqrt(eps). For convolutions
+    without a bias this sets the bias of their norm."""
     nn.init.uniform_(bias_O, -(fan_in**-0.5), fan_in**-0.5)
 
 
 def output_length(lengths: Lengths, kernel: int, stride: int) -> Lengths:
-    """Frames that a convolution without padding makes of `lengths` samples; 0 where it makes none."""
+    """Frames from `lengths` samples, without padding; 0 for clips shorter than the kernel."""
     if isinstance(lengths, int):
         return max((lengths - kernel) // stride + 1, 0)
     return ((lengths - kernel).div(stride, rounding_mode="floor") + 1).clamp(min=0)

@@ -34,9 +34,9 @@ class ScaleGradient(torch.autograd.Function):
 class Encoder(nn.Module):
     """wav2vec 2.0 encoder (Baevski et al. 2020, section 2).
 
-    A row's frames do not depend on the other rows of its batch or on their padding: every statistic
-    is taken over valid samples, and invalid frames are zeroed before they could leak through the
-    positional convolution or attention.
+    A row's frames do not depend on the other rows of its batch or on their padding: every statistic is taken
+    over valid samples, and invalid frames are zeroed before they can leak through the positional convolution
+    or attention.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -80,7 +80,7 @@ class Encoder(nn.Module):
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one frame sees: the shortest clip that has a frame."""
+        """Samples that one frame sees, and so the length of the shortest clip with a frame."""
         return self.frontend.receptive_field
 
     def frame_count(self, lengths: Lengths) -> Lengths:
@@ -93,8 +93,8 @@ class Encoder(nn.Module):
             self.positions.fold_()
 
     def convolve(self, wave_BS: Tensor, lengths_B: Tensor, levels: Levels = ()) -> Frames:
-        """The front end's output (B, T, C), not normalised; gradients scaled as the config says. levels: of
-        the clips that rows are windows of, as the front end needs them."""
+        """The front end's output (B, T, C), before `feature_norm`; gradients are scaled as the config says.
+        levels: for rows that are windows of longer clips, the clips' moments (see `frontends.levels`)."""
         scale = self.config.feature_grad_scale
         if scale == 0:
             with torch.no_grad():
@@ -105,18 +105,18 @@ class Encoder(nn.Module):
         return Frames(ScaleGradient.apply(frames.x_BTD, scale), frames.lengths_B)  # type: ignore[no-untyped-call]
 
     def contextualize(self, features: Frames, *, hidden_BT: Tensor | None = None) -> Frames:
-        """Features (B, T, C) after `feature_norm` to context vectors (B, T, D); `hidden` frames are
-        replaced by the learned vector first."""
+        """From features (B, T, C), after `feature_norm`, to context vectors (B, T, D). `hidden` frames are
+        first replaced by the learned vector."""
         *_, x_BTD = self.blockwise(features, hidden_BT)
         return Frames(x_BTD, features.lengths_B)
 
     def blockwise(
         self, features: Frames, hidden_BT: Tensor | None = None, hidden_BD: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """Yield what enters the first block, then each block's output; the last one is final: (B, T, D).
+        """Yield the first block's input, then each block's output; the last one is final: (B, T, D).
 
-        Invalid frames are zero in the first and the final one. hidden_BT: frames that are replaced by the
-        learned vector, before positions are added; hidden_BD: channels that are zero throughout a row.
+        Invalid frames are zero in the first and the last state. hidden_BT: frames to replace by the learned
+        vector before positions are added. hidden_BD: channels to zero throughout a row.
         """
         yield from self.blockwise_from(self.entering(features, hidden_BT, hidden_BD))
 
@@ -163,10 +163,7 @@ class Encoder(nn.Module):
         Raises ValueError for an encoder whose blocks need each frame's neighbours or place. Waits for the
         device: K is a number.
         """
-        if isinstance(self.config.block, Conformer) or self.relative is not None:
-            raise ValueError(
-                "only a transformer with convolutional positions can encode visible frames alone"
-            )
+        self.check_visible()
         x_BTD = self.entering(features, hidden_BT).x_BTD
         visible_BT = features.valid_BT & ~hidden_BT
         lengths_B = visible_BT.sum(1)
@@ -175,9 +172,15 @@ class Encoder(nn.Module):
         *_, x_BKD = self.blockwise_from(Frames(x_BKD, lengths_B))
         return Frames(x_BKD, lengths_B), position_BK
 
+    def check_visible(self) -> None:
+        """Raises ValueError where `visible` would."""
+        if isinstance(self.config.block, Conformer) or self.relative is not None:
+            raise ValueError(
+                "only a transformer with convolutional positions can encode visible frames alone"
+            )
+
     def _dropped_layers(self) -> list[bool]:
-        """LayerDrop (Fan et al. 2019): which blocks are skipped, not computed, in this pass. One draw
-        on the CPU, so that a GPU need not wait."""
+        """LayerDrop (Fan et al. 2019): the blocks to skip. Drawn on the CPU, so that a GPU need not wait."""
         if not self.training or self.config.layer_drop == 0:
             return [False] * len(self.blocks)
         draws = torch.rand(len(self.blocks), device="cpu")
@@ -187,14 +190,14 @@ class Encoder(nn.Module):
         return Frames(self.feature_norm(features.x_BTD), features.lengths_B)
 
     def forward(self, wave_BS: Tensor, lengths_B: Tensor, *, hidden_BT: Tensor | None = None) -> Frames:
-        """Waves (B, S) with their true lengths (B,) in samples to context vectors (B, T, D)."""
+        """From waves (B, S) and their true lengths (B,) in samples to context vectors (B, T, D)."""
         return self.contextualize(self.normalized(self.convolve(wave_BS, lengths_B)), hidden_BT=hidden_BT)
 
     def hidden_states(
         self, wave_BS: Tensor, lengths_B: Tensor, *, last: int | None = None, levels: Levels = ()
     ) -> list[Tensor]:
-        """All L + 1 states (B, T, D): 0 is what enters the first block, -1 the final output. With
-        `last`, the blocks after that state are not computed."""
+        """All L + 1 states (B, T, D): 0 enters the first block, -1 is final. `last`: stop after this
+        state."""
         states = []
         for i, state in enumerate(self.blockwise(self.normalized(self.convolve(wave_BS, lengths_B, levels)))):
             states.append(state)

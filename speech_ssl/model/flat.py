@@ -1,5 +1,5 @@
-"""The config of an encoder before it had parts: one flat mapping, as artifacts of format version 1 and runs
-of that time have it. Its words live on in what a model's hash is made of, which must not change."""
+"""The encoder config before it had parts: one flat mapping, as in artifacts of format version 1 and runs of
+that time. A model's hash is still computed from these names, since it must not change."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from speech_ssl.model.config import (
 )
 
 MEL_STEP, MEL_WINDOW = 160, 400
-"""What stands for log-mel bins in the words of convolutions."""
+"""Make the kernel and stride that the flat config has for a log-mel front end."""
 REQUIRED: dict[str, Any] = {
     "conv_channels": [512] * 7,
     "conv_kernels": [10, 3, 3, 3, 3, 2, 2],
@@ -50,7 +50,7 @@ REQUIRED: dict[str, Any] = {
     "feature_grad_scale": 0.1,
     "init": "published",
 }
-"""Fields that every flat config has, with what a hash does not tell."""
+"""Fields of every flat config. A hash leaves out those with these values."""
 LATER: dict[str, Any] = {
     "activation": "gelu",
     "conv_activation": "gelu",
@@ -71,13 +71,13 @@ LATER: dict[str, Any] = {
     "wave_eps": 1e-7,
     "causal": False,
 }
-"""Fields that the first ones do not have, with what they mean where they are missing."""
+"""Fields that the oldest flat configs lack, with their values there."""
 SAME = (
     *("width", "depth", "heads", "ffn_width", "activation", "conv_activation", "norm_eps"),
     *("dropout", "attention_dropout", "activation_dropout", "feature_dropout", "layer_drop"),
     *("feature_norm", "feature_grad_scale", "init"),
 )
-"""Fields that are the same in both."""
+"""Fields with the same name in both forms."""
 FRONTEND = {
     **{name: f"conv_{name}" for name in ("channels", "kernels", "strides", "norm", "bias")},
     **{name: name for name in ("normalize_wave", "wave_eps")},
@@ -90,7 +90,7 @@ TRANSFORMER = {name: name for name in ("pre_norm", "adapter_width", "causal")}
 
 
 def stored_config(values: Mapping[str, Any]) -> EncoderConfig:
-    """The config that is stored in `values`: in parts, or flat. Raises ValueError that names a field."""
+    """Read a stored config, flat or in parts. Raises ValueError naming the field at fault."""
     return _of_flat(values) if is_flat(values) else EncoderConfig.from_dict(values)
 
 
@@ -117,7 +117,7 @@ def _of_flat(values: Mapping[str, Any]) -> EncoderConfig:
         )
     except TypeError as error:
         raise ValueError(f"a field of the encoder config has the wrong type: {error}") from None
-    for name, value in flat_of(config).items():  # else one that has no part would be passed over
+    for name, value in flat_of(config).items():  # a value that no part holds must not be ignored
         if (type(flat[name]), flat[name]) != (type(value), value) and name != "position_groups":
             raise ValueError(f"{name} must be {value!r} beside the other fields, not {flat[name]!r}")
     return config
@@ -155,14 +155,14 @@ def _in_words(part: Part, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def hashed(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model's hash tells of a flat config: not what training alone sees, nor what is as usual."""
+    """The fields of a flat config that enter a model's hash: no training-only fields, no default values."""
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in flat.items()}
     usual = REQUIRED | LATER
     return {k: v for k, v in values.items() if not k.endswith(OF_TRAINING) and v != usual[k]}
 
 
 def flat_of(config: EncoderConfig) -> dict[str, Any]:
-    """The fields that a config of this kind has a meaning for, in the flat one's words."""
+    """The flat fields that apply to a config of this kind."""
     flat = {name: getattr(config, name) for name in SAME}
     match config.frontend:
         case LogMel(bins=bins, stacked=stacked):

@@ -14,16 +14,16 @@ from speech_ssl.model.frontends.wave import ACTIVATIONS
 from speech_ssl.types import Frames
 
 ROUNDED = 32
-"""Frames, to a multiple of which clips are lengthened by zeros: for each new length oneDNN compiles the wide
-convolution anew, which on a processor with AVX2 takes three times as long as to compute it."""
+"""Clips are padded with zeros to a multiple of this many frames. For each new length, oneDNN compiles the
+wide convolution anew, which on a processor with AVX2 takes three times as long as computing it."""
 
 
 class ConvPositions(nn.Module):
-    """Grouped convolution over time, weight-normalised per tap, activation; adds nothing itself.
+    """Grouped convolution over time, weight norm per tap, activation. The caller adds the residual.
 
-    weight = scale_1K1 * direction / ||direction||, the norm over all but the taps. It is computed in
-    fp32 whatever the precision around it, since bf16 and fp16 kernels of torch's own weight norm
-    were missing or wrong in several releases. `fold_` replaces the pair by the plain weight.
+    weight = scale_1K1 * direction / ||direction||, the norm over all dimensions but the taps. It is computed
+    in fp32 at any precision, since bf16 and fp16 kernels of torch's own weight norm were missing or wrong in
+    several releases. `fold_` replaces scale and direction by the weight.
     """
 
     def __init__(
@@ -52,18 +52,18 @@ class ConvPositions(nn.Module):
 
     @torch.no_grad()
     def fold_(self) -> None:
-        """Compute the weight once. For inference: training on would leave the parameters behind."""
+        """Compute the weight once, for inference: training would no longer update scale and direction."""
         self.folded = self.weight().to(self.direction.dtype)
 
     def forward(self, frames: Frames) -> Tensor:
-        """Of frames that are zero where they are invalid: (B, T, D)."""
+        """(B, T, D) to (B, T, D). Invalid frames must be zero."""
         x_BTD = frames.x_BTD
         weight = self.weight().to(x_BTD.dtype)
         return self.activation(_same_size(x_BTD, weight, self.bias, self.groups, causal=self.causal))
 
 
 class PositionLayer(nn.Module):
-    """One of data2vec's convolutions: grouped, then a norm without parameters, activation."""
+    """One of data2vec's convolutions: grouped convolution, norm without parameters, activation."""
 
     def __init__(self, width: int, kernel: int, groups: int, activation: Activation) -> None:
         super().__init__()
@@ -79,9 +79,9 @@ class PositionLayer(nn.Module):
 
 
 class StackedPositions(nn.Module):
-    """Several narrow convolutions, one on the other (Baevski et al. 2022, data2vec, arXiv 2202.03555).
+    """Several narrow convolutions in sequence (data2vec: Baevski et al. 2022, arXiv 2202.03555).
 
-    What each makes of invalid frames is zeroed before the next, which sees the same as for the clip alone.
+    Invalid frames are zeroed after each, so that the next one sees the same as for the clip alone.
     """
 
     def __init__(self, width: int, spec: StackedConvolutions, activation: Activation) -> None:
@@ -91,10 +91,10 @@ class StackedPositions(nn.Module):
         )
 
     def fold_(self) -> None:
-        """There is no weight norm to fold."""
+        """Nothing to do: there is no weight norm."""
 
     def forward(self, frames: Frames) -> Tensor:
-        """(B, T, D)."""
+        """(B, T, D) to (B, T, D)."""
         x_BTD, valid_BT1 = frames.x_BTD, frames.valid_BT[:, :, None]
         for layer in self.layers:
             x_BTD = layer(x_BTD) * valid_BT1
@@ -102,10 +102,10 @@ class StackedPositions(nn.Module):
 
 
 class BatchNormPositions(nn.Module):
-    """A batch norm, then the wide convolution as it is, activation.
+    """A batch norm, then the wide convolution without weight norm, activation.
 
-    The norm's statistics are those of the pre-training and stay so, in training too: with statistics of a
-    batch, a clip's frames would depend on its neighbours.
+    The norm keeps its pre-trained statistics in training too: with the batch's statistics, a clip's frames
+    would depend on its neighbours.
     """
 
     def __init__(self, width: int, kernel: int, groups: int, activation: Activation) -> None:
@@ -122,10 +122,10 @@ class BatchNormPositions(nn.Module):
         self.register_buffer("variance", torch.ones(width))
 
     def fold_(self) -> None:
-        """There is no weight norm to fold."""
+        """Nothing to do: there is no weight norm."""
 
     def forward(self, frames: Frames) -> Tensor:
-        """(B, T, D)."""
+        """(B, T, D) to (B, T, D)."""
         scale_D = self.norm_weight * (self.variance + 1e-5).rsqrt()
         x_BTD = (frames.x_BTD - self.mean) * scale_D + self.norm_bias
         x_BTD = (x_BTD * frames.valid_BT[:, :, None]).to(frames.x_BTD.dtype)
@@ -133,7 +133,7 @@ class BatchNormPositions(nn.Module):
 
 
 def conv_positions(config: EncoderConfig) -> ConvPositions | StackedPositions | BatchNormPositions | None:
-    """Those that the config asks for."""
+    """The positional convolution that the config asks for, if any."""
     match config.convolution:
         case StackedConvolutions() as spec:
             return StackedPositions(config.width, spec, config.conv_activation)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from speech_ssl.model.config import Convolutions, EncoderConfig, Transformer
+from dataclasses import replace
+
+from speech_ssl.model.config import Convolutions, EncoderConfig, StackedConvolutions, Transformer
 
 
 def tiny() -> EncoderConfig:
-    """4.2 M parameters, for two CPU cores: the front end starts narrow, where frames are many."""
+    """4.2 M parameters, for two CPU cores: the first convolutions, with the most frames, are narrow."""
     return EncoderConfig(
         frontend=Convolutions(
             channels=(64, 64, 128, 128, 256, 256, 256), norm="layer", bias=True, normalize_wave=True
@@ -23,6 +25,12 @@ def tiny() -> EncoderConfig:
         feature_grad_scale=1.0,
         init="smooth",
     )
+
+
+def tiny_near() -> EncoderConfig:
+    """`tiny`, but with positions that reach a quarter of a second. In short crops those of `tiny` tell each
+    frame how far the ends are, and a teacher that follows its student may end up saying nothing else."""
+    return replace(tiny(), positions=StackedConvolutions(layers=3, kernel=9))
 
 
 def small() -> EncoderConfig:
@@ -48,6 +56,17 @@ def small() -> EncoderConfig:
 def base() -> EncoderConfig:
     """wav2vec 2.0 BASE: 94.4 M parameters, 95.0 M with the pre-training heads."""
     return EncoderConfig()
+
+
+def data2vec_base() -> EncoderConfig:
+    """data2vec's Base, also that of DinoSR and SpidR: layer norms in front, positions by several
+    convolutions."""
+    return EncoderConfig(
+        frontend=Convolutions(norm="layer", normalize_wave=True),
+        positions=StackedConvolutions(),
+        feature_dropout=0.0,
+        feature_grad_scale=1.0,
+    )
 
 
 def large() -> EncoderConfig:

@@ -16,21 +16,21 @@ class Quantized(NamedTuple):
     codes_NG: Tensor
     """Index of the chosen entry in each codebook."""
     probs_NGV: Tensor
-    """Softmax of the logits, without noise: what the diversity loss averages."""
+    """Softmax of the logits, without noise; the diversity loss averages it."""
 
 
 class GumbelQuantizer(nn.Module):
-    """`groups` codebooks of `entries` vectors each; one entry of each is chosen per frame.
+    """`groups` codebooks of `entries` vectors each; each frame gets one entry of each.
 
-    In training the choice is the argmax of logits plus Gumbel noise, and its gradient that of the
-    softmax at `temperature` (Jang et al. 2016); in evaluation it is the argmax of the logits.
+    In training the choice is the argmax of logits plus Gumbel noise, with the gradient of the softmax at
+    `temperature` (Jang et al. 2016). In evaluation it is the argmax of the logits.
     """
 
     def __init__(
         self, inputs: int, *, groups: int = 2, entries: int = 320, width: int = 256, logit_std: float = 1.0
     ) -> None:
-        """logit_std: of the initial weights. 1, as in fairseq, makes logits of about sqrt(inputs): the
-        choice is then all but hard from the start, and noise and diversity loss have little hold on it."""
+        """logit_std: of the initial weights. With 1, as in fairseq, logits are about sqrt(inputs): the choice
+        is nearly hard from the start, and noise and diversity loss have little effect on it."""
         super().__init__()
         if width % groups:
             raise ValueError(f"the quantizer's width {width} must be a multiple of its groups {groups}")

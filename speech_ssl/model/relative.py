@@ -1,4 +1,4 @@
-"""WavLM's positions in attention: a bias by distance, let through by a gate of each query."""
+"""WavLM's relative positions in attention: a bias by distance, scaled by a gate for each query."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 GATE_PARTS = 4
-"""Outputs of the gate's projection that are added up to one gate, as in WavLM's published weights."""
+"""The gate's projection has this many outputs per gate, which are summed, as in WavLM's published weights."""
 
 
 def distance_buckets(distances: Tensor, buckets: int, furthest: int) -> Tensor:
     """The bucket of each distance from a query to a key, any shape, as in T5 (Raffel et al. 2020).
 
-    Half of the buckets are for keys that come later. Of each half, half hold one distance each, and the
-    others grow with the logarithm up to `furthest`, from where on all share the last.
+    Half of the buckets are for later keys. In each half, the first half hold one distance each; the others
+    grow logarithmically up to `furthest`. All further distances share the last bucket.
     """
     half = buckets // 2
     single = half // 2
@@ -39,8 +39,8 @@ class RelativeBias(nn.Module):
         self.table = nn.Parameter(torch.empty(buckets, heads).normal_(std=0.02))
 
     def forward(self, frames: int) -> Tensor:
-        """Of each query and key among so many frames: (H, T, T)."""
-        # On the CPU wherever the weights are: a logarithm that rounds otherwise would move a bucket.
+        """The bias of each query and key among this many frames: (H, T, T)."""
+        # Always on the CPU: a logarithm that rounds differently elsewhere would change a bucket.
         distances = torch.arange(1 - frames, frames, device="cpu")
         chosen = distance_buckets(distances, self.buckets, self.furthest).to(self.table.device)
         bias_HR = F.embedding(chosen, self.table).T
@@ -48,7 +48,7 @@ class RelativeBias(nn.Module):
 
 
 class GatedBias(NamedTuple):
-    """What is added to the scores of attention: the product of both, which is large."""
+    """A bias for attention scores, as its two factors: their product is large."""
 
     gate_BHT1: Tensor
     bias_HTT: Tensor
@@ -59,10 +59,10 @@ class GatedBias(NamedTuple):
 
 
 class PositionGate(nn.Module):
-    """How much of the bias a query lets through: 2 + a * (b * constant - 1), with a and b in (0, 1) from
-    its part of the block's input. (WavLM, section III-A; the constant is one a head.)
+    """How much of the bias a query lets through: 2 + a * (b * constant - 1), with a and b in (0, 1) computed
+    from the query's part of the block's input (WavLM, section III-A; one constant per head).
 
-    The projection is held as plain parameters, and so stays out of what is made of `nn.Linear`s.
+    The projection is held as plain parameters: whatever initialises or quantises every `nn.Linear` skips it.
     """
 
     def __init__(self, heads: int, head_width: int) -> None:

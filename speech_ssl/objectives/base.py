@@ -1,4 +1,4 @@
-"""What every objective is, what those with labels share, and the statistics that tell a collapse."""
+"""The base of all objectives, the base of those trained on labels, and statistics that reveal a collapse."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Objective(nn.Module):
 
     encoder: Encoder
     best_by = "loss"
-    """The reported number by which the best checkpoint is chosen; of equals, the one with the least loss."""
+    """The reported number that chooses the best checkpoint; of equal ones, the lowest loss wins."""
     higher_is_better = False
     adds = True
     """Whether the loss of two batches is the sum of theirs. False: rows are compared across the batch of a
@@ -75,24 +75,24 @@ class Objective(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FineTuneConfig:
-    """How an encoder is trained further, with labels (wav2vec 2.0, section 4.3 and appendix B).
+    """How an encoder is fine-tuned with labels (wav2vec 2.0, section 4.3 and appendix B).
 
     Defaults: the paper's for ten hours of transcribed speech (table 6).
     """
 
     head_only: float = 0.5
-    """Share of the run in which the encoder stays as it is; 1 leaves it as it is for good."""
+    """Share of the run in which only the head is trained; 1 keeps the encoder frozen for good."""
     train_frontend: bool = False
-    """The convolutions too: for an encoder that was not pre-trained."""
+    """Train the front end too: for an encoder that was not pre-trained."""
     hidden_share: float = 0.65
-    """As `hide_spans` takes it: the paper's 0.065, the probability that a span begins, times the span."""
+    """As in `hide_spans`: the paper's probability that a span begins, 0.065, times the span."""
     hidden_span: int = 10
     channel_share: float = 0.256
     channel_span: int = 64
-    """A quarter of a narrow encoder's channels at most: with all of them hidden nothing would be heard, and a
-    row of zeros has no direction for a norm."""
+    """Channels per hidden span, limited to a quarter of a narrow encoder's channels: with all of them hidden
+    no input would be left, and a norm cannot scale a row of zeros."""
     dropout: float = 0.1
-    """In the head."""
+    """Dropout in the head."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.head_only <= 1:
@@ -100,7 +100,7 @@ class FineTuneConfig:
 
 
 class Tuned(Objective):
-    """An encoder and a head that are trained with labels."""
+    """An encoder and a head trained on labels."""
 
     def __init__(self, encoder: Encoder, head: nn.Module, tuning: FineTuneConfig) -> None:
         super().__init__()
@@ -113,11 +113,11 @@ class Tuned(Objective):
 
     @property
     def frozen(self) -> bool:
-        """Whether the encoder leaves the run as it came in."""
+        """Whether the run leaves the encoder unchanged."""
         return self.tuning.head_only == 1
 
     def train(self, mode: bool = True) -> Tuned:
-        """A frozen encoder has no dropout either: it is what it will be in use."""
+        """A frozen encoder stays in eval mode, without dropout, as it will be used."""
         super().train(mode)
         if self.frozen:
             self.encoder.eval()
@@ -127,7 +127,7 @@ class Tuned(Objective):
         self.trains_encoder = not self.frozen and progress >= self.tuning.head_only
 
     def outputs(self, batch: Batch, generator: torch.Generator) -> Frames:
-        """The head's outputs (B, T, O); in training with hidden time spans and channels."""
+        """The head's outputs (B, T, O); in training with time spans and channels hidden."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_encoder):
             features = self.encoder.normalized(self.encoder.convolve(batch.wave_BS, batch.lengths_B))
             hidden = self._hidden(features, generator) if self.training else ()
@@ -135,7 +135,7 @@ class Tuned(Objective):
         return Frames(self.head(states), features.lengths_B)
 
     def _hidden(self, features: Frames, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Frames (B, T) and channels (B, D) to hide."""
+        """Frames (B, T) and channels (B, D) to hide, bool."""
         tuning, (B, T, _) = self.tuning, features.x_BTD.shape
         D = self.encoder.config.width
         hidden_BT = hide_spans(
@@ -164,15 +164,15 @@ def perplexity(p_GV: Tensor) -> Tensor:
 
 
 def moments(x_BMD: Tensor, weight_BM: Tensor) -> dict[str, Tensor]:
-    """First and second moments as sums over the weighted rows, to be reduced by `effective_rank`."""
+    """First and second moments as weighted sums over the rows, for `effective_rank`."""
     x_ND = x_BMD.detach().float().flatten(0, 1)
     weighted_ND = x_ND * weight_BM.flatten()[:, None]
     return {"moment_1": weighted_ND.sum(0), "moment_2": weighted_ND.T @ x_ND}
 
 
 def effective_rank(mean_D: Tensor, second_DD: Tensor) -> float:
-    """exp of the entropy of the covariance's normalised eigenvalues (Roy & Vetterli 2007): how many
-    directions the vectors really use, between 1 and D. 0 where they do not vary at all."""
+    """exp of the entropy of the covariance's normalised eigenvalues (Roy & Vetterli 2007): the number of
+    directions that the vectors really use, from 1 to D. 0 if they do not vary at all."""
     covariance_DD = second_DD.double().cpu() - torch.outer(mean_D, mean_D).double().cpu()
     eigenvalues_D = torch.linalg.eigvalsh(covariance_DD).clamp(min=0)
     total = eigenvalues_D.sum()

@@ -1,7 +1,7 @@
-"""CTC: transcribe, from few labels, with a pre-trained encoder.
+"""CTC: fine-tune a pre-trained encoder for transcription with few labels.
 
-The loss: Graves et al. 2006. The fine-tuning: Baevski et al. 2020, arXiv 2006.11477, section 4.3 and
-appendix B: a frozen front end, the new head alone at first, and hidden time steps and channels.
+The loss: Graves et al. 2006. The fine-tuning: Baevski et al. 2020, arXiv 2006.11477, section 4.3 and appendix
+B: a frozen front end, only the new head trained at first, time steps and channels hidden.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from speech_ssl.types import Batch, Frames, LossSum, least_frames, valid_mask
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CTCConfig(FineTuneConfig):
     vocabulary: tuple[str, ...] = ()
-    """The blank, then characters. A recipe leaves it empty: it is made from the manifest."""
+    """The blank, then the characters. Recipes leave it empty: it is made from the manifest."""
 
     @property
     def spec(self) -> CTCSpec:
@@ -34,19 +34,19 @@ class CTCConfig(FineTuneConfig):
 
 
 class CTC(Tuned):
-    """Encoder and head. A batch's `targets_BU` holds units from 1 on, padded with anything."""
+    """Encoder and CTC head. A batch's `targets_BU` holds units from 1 on; the padding may hold anything."""
 
-    best_by = "cer"  # word errors of few clips and little training are all near 1, and say less
+    best_by = "cer"  # word error rates after little training are all near 1, and tell less
 
     def __init__(self, encoder: Encoder, config: CTCConfig) -> None:
         super().__init__(encoder, config.spec.build(encoder.config, config.dropout), config)
         self.space = config.vocabulary.index(" ") if " " in config.vocabulary else None
 
     def forward(self, batch: Batch, *, generator: torch.Generator) -> LossSum:
-        """The sum of the negative log-likelihoods in nats, over as many targets as there are units.
+        """The summed negative log-likelihood in nats; count: the number of target units.
 
-        A row whose units do not fit into its frames has no alignment and an infinite loss: it is left
-        out, and its units are counted as `impossible`. Raises ValueError if the batch has no targets.
+        A row with more units than fit into its frames has no alignment and an infinite loss. It is left out,
+        and its units are counted as `impossible`. Raises ValueError if the batch has no targets.
         """
         if batch.targets_BU is None or batch.target_lengths_B is None:
             raise ValueError("CTC needs targets: the manifest has no text")
@@ -60,7 +60,7 @@ class CTC(Tuned):
             target_lengths_B,
             blank=0,
             reduction="sum",
-            zero_infinity=True,  # in the gradient too, which a mask on the loss would leave no number
+            zero_infinity=True,  # also for the gradient: a mask on the loss would leave it NaN
         )
         said_BU = valid_mask(target_lengths_B, targets_BU.shape[1])
         possible_B = least_frames(targets_BU * said_BU) <= outputs.lengths_B
@@ -76,8 +76,8 @@ class CTC(Tuned):
         return LossSum(total, count, {k: v.detach() for k, v in metrics.items()})
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """Held out, adds `cer` and `wer`: character and word errors of the best path, over all that is
-        said; 1 and more if nothing is right."""
+        """In evaluation, adds `cer` and `wer`: character and word error rates of the best path over the whole
+        set; they can exceed 1."""
         reported = {"spoken": float(means["spoken"]), "impossible": float(means["impossible"])}
         if "unit_errors" in means:
             reported["cer"] = float(means["unit_errors"])
@@ -88,7 +88,7 @@ class CTC(Tuned):
         return {
             "spoken": Floor(
                 0.01,
-                "nearly every frame is a blank: the plateau on which CTC may stay for ever. Raise the peak "
+                "nearly every frame is a blank: a plateau that CTC may never leave. Raise the peak "
                 "learning rate or the steps, and check that the texts belong to the audio",
             )
         }
@@ -115,7 +115,7 @@ class CTC(Tuned):
 
 
 def _distance(reference: Sequence[object], hypothesis: Sequence[object]) -> int:
-    """Edits that turn one into the other (Levenshtein)."""
+    """Levenshtein distance."""
     from torchaudio.functional import edit_distance
 
     return int(edit_distance(reference, hypothesis))

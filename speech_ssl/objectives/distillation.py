@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.base import Floor, Objective, effective_rank, moments
+from speech_ssl.objectives.masking import take
 from speech_ssl.types import Batch, Frames, LossSum
 
 
@@ -59,7 +60,7 @@ def at_frames_of(student: Encoder, size: int, teacher: Encoder, states: Frames) 
     before_BT = at_BT.long()
     after_BT = torch.minimum(before_BT + 1, last_B1)
     share_BT1 = (at_BT - before_BT)[:, :, None].to(states.x_BTD.dtype)
-    return torch.lerp(_take(states.x_BTD, before_BT), _take(states.x_BTD, after_BT), share_BT1)
+    return torch.lerp(take(states.x_BTD, before_BT), take(states.x_BTD, after_BT), share_BT1)
 
 
 class Distance(NamedTuple):
@@ -192,7 +193,3 @@ def _mean_over(x_BTD: Tensor, weight_BT: Tensor) -> Tensor:
     """Of each row, (B, 1, D)."""
     weight_BT1 = weight_BT[:, :, None]
     return (x_BTD * weight_BT1).sum(1, keepdim=True) / weight_BT1.sum(1, keepdim=True).clamp(min=1)
-
-
-def _take(x_BTD: Tensor, at_BT: Tensor) -> Tensor:
-    return x_BTD.gather(1, at_BT[:, :, None].expand(-1, -1, x_BTD.shape[2]))

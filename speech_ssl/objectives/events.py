@@ -1,8 +1,8 @@
-"""Sound events: which of some labels a clip has, and when.
+"""Sound events: the labels of a clip, and their times.
 
-Clip labels alone teach where to listen too, by attentive pooling (Kong et al. 2019, arXiv 1903.00765);
-with timed events each frame is taught by itself. Augmentation: mixup (Zhang et al. 2018, arXiv 1710.09412),
-noise, gain and shifts of the wave, and hidden spans of time and channels.
+With clip labels alone, attentive pooling learns which frames matter (Kong et al. 2019, arXiv 1903.00765);
+timed events give each frame its own targets. Augmentation: mixup (Zhang et al. 2018, arXiv 1710.09412),
+noise, gain and shifts of the wave, hidden time spans and channels.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from speech_ssl.objectives.views import add_noise, mixup, random_gain, time_shif
 from speech_ssl.types import SAMPLE_RATE, Batch, Frames, LossSum
 
 BINS, FARTHEST = 1024, 20.0
-"""Of logits, from -FARTHEST to FARTHEST: as fine for scores next to 1 as for those next to 0."""
+"""Bins of logits from -FARTHEST to FARTHEST: scores near 1 are resolved as finely as scores near 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EventsConfig(FineTuneConfig):
     labels: tuple[str, ...] = ()
-    """A recipe leaves it empty: they are read off the manifest."""
+    """Recipes leave it empty: the labels are taken from the manifest."""
     exclusive: bool = True
-    """Each clip has exactly one label. Else any number of them."""
+    """True: exactly one label per clip. False: any number."""
     timed: bool = False
-    """Targets are events with their times, (label, start, end) in milliseconds; else labels of clips."""
+    """True: targets are events (label, start, end) in milliseconds. False: labels of clips."""
     pooling: EventPooling = "attentive"
     hidden: int = 256
-    """Width of the head's inner layer. 0: a linear head; with pooling 'mean' it starts as a linear probe."""
+    """Width of the head's hidden layer. 0: a linear head; with pooling 'mean' it starts as a linear probe."""
     class_weights: tuple[float, ...] = ()
-    """One a label, on its share of the loss; empty: all 1."""
+    """A weight per label for its share of the loss; empty: all 1."""
     label_smoothing: float = 0.0
 
     mixup: float = 0.0
-    """Share of the rows that are mixed with another."""
+    """Share of the rows that are mixed with another row."""
     mixup_alpha: float = 0.4
     noise: float = 0.0
-    """Share of the rows that noise is added to."""
+    """Share of the rows that get noise."""
     noise_snr_db: tuple[float, float] = (5.0, 30.0)
     gain_db: float = 0.0
     shift_s: float = 0.0
@@ -55,11 +55,11 @@ class EventsConfig(FineTuneConfig):
         FineTuneConfig.__post_init__(self)
         if self.timed and (self.exclusive or self.mixup or self.shift_s or self.pooling != "max"):
             raise ValueError(
-                "timed events overlap, must not be moved, and teach no attention: exclusive, mixup and "
-                "shift_s must be off, and pooling 'max'"
+                "timed events may overlap, must not be shifted and train no attention: turn exclusive, "
+                "mixup and shift_s off, and set pooling to 'max'"
             )
         if self.class_weights and len(self.class_weights) != len(self.labels):
-            raise ValueError("class_weights must have one weight a label")
+            raise ValueError("class_weights needs one weight per label")
 
     @property
     def spec(self) -> EventsSpec:
@@ -76,14 +76,14 @@ class EventsConfig(FineTuneConfig):
 
 
 class _Heard(NamedTuple):
-    """Logits and targets of all that is judged: clips, or valid frames."""
+    """Logits and targets of everything that is scored: clips, or valid frames."""
 
     logits_NK: Tensor
     targets_NK: Tensor
 
 
 class Events(Tuned):
-    """Encoder and head. `targets_BU` holds the labels of a row; or, timed, triples of label, start, end."""
+    """Encoder and head. `targets_BU` holds a row's labels or, if timed, triples of label, start and end."""
 
     higher_is_better = True
 
@@ -97,9 +97,10 @@ class Events(Tuned):
         self.register_buffer("class_weights_K", weights, persistent=False)
 
     def forward(self, batch: Batch, *, generator: torch.Generator) -> LossSum:
-        """Cross-entropies in nats, over as many targets as there are clips; or frames, with `timed`.
+        """Summed cross-entropy in nats; count: the number of clips or, with `timed`, of frames.
 
-        Raises ValueError if the batch has no targets."""
+        Raises ValueError if the batch has no targets.
+        """
         if self.config.timed:
             outputs = self.outputs(self._augmented(batch, generator), generator)
             heard = self._frames(outputs, self._given(batch))
@@ -116,11 +117,11 @@ class Events(Tuned):
 
     @property
     def starts_linear(self) -> bool:
-        """Whether `start_linear` can set the head."""
+        """Whether `start_linear` can initialise the head."""
         return self.spec.hidden == 0 and self.spec.pooling == "mean" and not self.config.timed
 
     def measure(self, batches: Iterable[Batch]) -> None:
-        """Let the head see each channel of each layer standardised, by what it is in these batches."""
+        """Measure, on these batches, the statistics that standardise each channel of each layer."""
         training = self.training
         self.eval()
         assert isinstance(self.head, EventsHead)
@@ -128,7 +129,7 @@ class Events(Tuned):
         self.train(training)
 
     def start_linear(self, training: Iterable[Batch], valid: Iterable[Batch]) -> float:
-        """Set the head as `fit_linear` does, and return the held-out loss. Call `measure` first."""
+        """Initialise the head with `fit_linear`; returns the held-out loss. Call `measure` first."""
         mode = self.training
         self.eval()
         assert isinstance(self.head, EventsHead) and self.starts_linear
@@ -160,8 +161,9 @@ class Events(Tuned):
             yield list(self.encoder.blockwise(features)), features.valid_BT, batch
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """`accuracy` and `balanced_accuracy` (the mean recall of labels) of exclusive labels; else
-        `mean_ap`: the mean of the labels' average precisions, of scores in bins; NaN where none was shown."""
+        """For exclusive labels `accuracy` and `balanced_accuracy` (the mean recall of labels). Otherwise
+        `mean_ap`: the mean over labels of average precision, computed from binned scores; NaN if no label
+        occurred."""
         if self.config.exclusive:
             shown_K = means["shown_K"]
             recall_K = means["hits_K"] / shown_K.clamp(min=1e-12)
@@ -207,13 +209,13 @@ class Events(Tuned):
         return Frames(batch.targets_BU, batch.target_lengths_B)
 
     def _targets_of(self, batch: Batch) -> Tensor:
-        """Labels of each row, as 0 and 1: (B, K)."""
+        """Labels of each row as 0 and 1: (B, K)."""
         targets, labels = self._given(batch), len(self.spec.labels)
         hits_BUK = F.one_hot(targets.x_BTD.clamp(0, labels - 1), labels) * targets.valid_BT[:, :, None]
         return hits_BUK.sum(1).clamp(max=1).float()
 
     def _frames(self, outputs: Frames, targets: Frames) -> _Heard:
-        """A frame has an event if the event is on at the frame's middle."""
+        """A frame has an event if the event is active at the frame's middle."""
         B, T = outputs.valid_BT.shape
         logits_BTK = frame_logits(outputs.x_BTD, self.spec)
         events_BE3 = targets.x_BTD.view(B, -1, 3)
@@ -247,9 +249,9 @@ class Events(Tuned):
         return {"shown_K": shown_NK.sum(0), "hits_K": (shown_NK * (meant_N == said_N)[:, None]).sum(0)}
 
     def _histograms(self, heard: _Heard) -> dict[str, Tensor]:
-        """Logits of clips or frames that have the label, and of those that have not: (K, bins) each."""
+        """Histograms of the logits of clips or frames with the label, and without: (K, bins) each."""
         labels = len(self.spec.labels)
-        logits_NK = heard.logits_NK.nan_to_num(0.0)  # of a step that is skipped
+        logits_NK = heard.logits_NK.nan_to_num(0.0)  # a skipped step may have NaN
         place_NK = ((logits_NK + FARTHEST) * (BINS / (2 * FARTHEST))).clamp(0, BINS - 1).long()
         bin_NK = place_NK + BINS * torch.arange(labels, device=place_NK.device)
         present_NK = heard.targets_NK >= 0.5
@@ -261,8 +263,8 @@ class Events(Tuned):
 
 
 def mean_average_precision(present_KN: Tensor, absent_KN: Tensor) -> float:
-    """From how many scores of positives and negatives fall into each bin, lowest first. Labels without a
-    positive are left out; without any it is not a number."""
+    """From histograms of the scores of positives and negatives, lowest bin first. Labels without a positive
+    are left out; NaN if no label has one."""
     hits_KN = present_KN.flip(1).cumsum(1)
     heard_KN = hits_KN + absent_KN.flip(1).cumsum(1)
     precision_KN = hits_KN / heard_KN.clamp(min=1e-12)

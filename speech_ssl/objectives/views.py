@@ -1,15 +1,16 @@
-"""Other views of padded waves: louder, noisier, shifted, mixed. On the batch's device.
+"""Augmentations of padded waves, on the batch's device: gain, noise, shifts, mixup.
 
-All chance comes from the generator, so that the same step of a resumed run sees the same bits. Padding
-stays zero. What is drawn depends on the batch's shape, never on what is in it.
+All randomness comes from the generator, so that a resumed run repeats a step bit for bit. Padding stays zero.
+What is drawn depends on the batch's shape, never on its contents.
 
-torchaudio's transforms do not fit but for the mixing at a given ratio, which is taken from it: `Vol` clips
-and gives all rows one gain, `Speed` changes the lengths, `SpecAugment` works on spectrograms (hidden spans
-are `masking.hide_spans`), and none takes a generator.
+Of torchaudio only the mixing at a given SNR is used; its transforms do not fit: `Vol` clips and gives all
+rows one gain, `Speed` changes the lengths, `SpecAugment` works on spectrograms (hidden spans are in
+`masking.hide_spans`), and none takes a generator.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,29 +19,55 @@ from torch import Tensor
 from speech_ssl.types import SAMPLE_RATE, valid_mask
 
 LOWEST_HZ = 20.0
-"""Below it coloured noise is flat: else half of a pink noise's energy could not be heard."""
+"""Coloured noise is flat below this; otherwise half of the energy of pink noise would be inaudible."""
 
 VOICES = 3
-"""Other rows in a babble, at most: Kaldi's recipes take 3 to 7."""
+"""Most rows in a babble; Kaldi's recipes take 3 to 7."""
 
 SILENT = 1e-6
-"""A row of a smaller 2-norm is silent: its energy cannot be matched."""
+"""A row with a smaller 2-norm is silent: its energy cannot be matched."""
 
 LEAST_ALPHA = 0.01
-"""Below it the gammas that make a beta are too small even for double precision."""
+"""Below this the gamma variates that make a beta variate underflow even in double precision."""
 
 
 class Mixed(NamedTuple):
-    """Row i holds `weight_B[i]` of itself and the rest of row `partner_B[i]`; so should its targets.
-    A row left alone has weight 1 and itself as its partner."""
+    """Row i is `weight_B[i]` of itself plus the rest of row `partner_B[i]`; mix its targets likewise. A row
+    that was not mixed has weight 1 and itself as its partner."""
 
     wave_BS: Tensor
     partner_B: Tensor
     weight_B: Tensor
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mixing:
+    """Utterance mixing: speech or noise added to a part of some rows of the encoder's input, with targets of
+    the clean wave (WavLM, Chen et al. 2021, arXiv 2110.13900, section III-B, algorithm 1)."""
+
+    share: float = 0.2
+    """Share of the rows that are mixed."""
+    noise: float = 0.5
+    """Share of the mixed rows that get noise; the others get another row of the batch. Noise is synthetic,
+    between white and pink, where the paper uses recordings; this share is ours."""
+    longest: float = 0.5
+    """Longest mixed part, as a share of the row; its length is uniform."""
+    speech_db: tuple[float, float] = (-5.0, 5.0)
+    noise_db: tuple[float, float] = (-5.0, 20.0)
+    """Ratios of the row's energy to that of what is added, each over the whole row: uniform in dB."""
+
+    def __post_init__(self) -> None:
+        for name in ("share", "noise", "longest"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} of Mixing is within 0 and 1, not {getattr(self, name)}")
+        for name in ("speech_db", "noise_db"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} of Mixing must be (lowest, highest), not {low, high}")
+
+
 def random_gain(wave_BS: Tensor, *, most_db: float, generator: torch.Generator) -> Tensor:
-    """Each row by up to `most_db` louder or quieter, uniformly in dB. Nothing is clipped.
+    """Scale each row by up to `most_db` up or down, uniform in dB. Nothing is clipped.
 
     No effect on an encoder that normalises its waves.
     """
@@ -61,9 +88,9 @@ def add_noise(
 ) -> Tensor:
     """Add noise to a share of the rows, at signal-to-noise ratios uniform in dB over the row's length.
 
-    A share `babble` of the noises are other rows of the batch, up to three of equal energy, cut or
-    repeated to the row's length; where there are none that can be heard, and for all the rest, it is
-    noise between white and pink. Silent rows stay silent.
+    A share `babble` of the noises is babble: up to three other rows of the batch with equal energy, cut or
+    repeated to the row's length. The rest, and all where the other rows are silent, is noise between white
+    and pink. Silent rows stay silent.
     """
     low, high = snr_db
     if low > high:
@@ -76,15 +103,15 @@ def add_noise(
     babbling_B = _chosen(B, babble, generator)
     coloured_BS = coloured_noise(B, S, generator)
     others_BS = _babble(wave_BS, lengths_B, generator)
-    babbling_B &= _norm(others_BS) > 0  # torchaudio's scale for a silent noise is no number
+    babbling_B &= _norm(others_BS) > 0  # torchaudio's scale for a silent noise is NaN
     noise_BS = torch.where(babbling_B[:, None], others_BS, coloured_BS)
     noise_BS = noise_BS.masked_fill(~valid_mask(lengths_B, S), 0.0)
     return torch.where(noisy_B[:, None], mix(wave_BS, noise_BS, snr_db_B), wave_BS)
 
 
 def time_shift(wave_BS: Tensor, lengths_B: Tensor, *, most_s: float, generator: torch.Generator) -> Tensor:
-    """Roll each row within its own length by up to `most_s` either way: what leaves at one end enters
-    at the other."""
+    """Roll each row within its own length by up to `most_s` in either direction; samples leaving at one end
+    enter at the other."""
     if most_s < 0:
         raise ValueError(f"most_s must be at least 0, not {most_s}")
     B, S = wave_BS.shape
@@ -147,12 +174,12 @@ def band_pass(wave_BS: Tensor, lengths_B: Tensor, low_hz_B: Tensor, high_hz_B: T
 def mixup(
     wave_BS: Tensor, lengths_B: Tensor, *, alpha: float, share: float, generator: torch.Generator
 ) -> Mixed:
-    """Mix a share of the rows with another one each: weight * row + (1 - weight) * partner.
+    """Mix a share of the rows with one other row each: weight * row + (1 - weight) * partner.
 
-    The weight is drawn from Beta(alpha, alpha) (Zhang et al. 2018, arXiv 1710.09412). The partner is
-    cut or repeated to the row's length and brought to its energy first, so that the weight says what is
-    heard (Tokozume et al. 2018, arXiv 1711.10282, but for their A-weighting and final scaling); where
-    either is silent it is taken as it is. A batch of one is left alone.
+    The weight is drawn from Beta(alpha, alpha) (Zhang et al. 2018, arXiv 1710.09412). The partner is first
+    cut or repeated to the row's length and scaled to its energy, so that the weight is what is heard
+    (Tokozume et al. 2018, arXiv 1711.10282, without their A-weighting and final scaling); it is not scaled if
+    either is silent. A batch of one is not mixed.
     """
     if alpha < LEAST_ALPHA:
         raise ValueError(f"alpha must be at least {LEAST_ALPHA}, not {alpha}; share=0 mixes nothing")
@@ -171,11 +198,45 @@ def mixup(
     return Mixed(mixed_BS, partner_B, weight_B)
 
 
+def mix_utterances(
+    wave_BS: Tensor, lengths_B: Tensor, mixing: Mixing | None, generator: torch.Generator
+) -> Tensor:
+    """Waves (B, S) mixed as `mixing` says; None leaves them alone. The part begins anywhere in the row, and
+    what is added anywhere in the other row, which is repeated if it is too short. Silent rows stay silent. A
+    row alone in its batch gets noise or nothing. Nothing is clipped."""
+    if mixing is None:
+        return wave_BS
+    B, S = wave_BS.shape
+    mixed_B, noisy_B = _chosen(B, mixing.share, generator), _chosen(B, mixing.noise, generator)
+    ratio_B = _rand(B, generator)
+    (lowest, highest), (low, high) = mixing.noise_db, mixing.speech_db
+    ratio_db_B = torch.where(noisy_B, lowest + (highest - lowest) * ratio_B, low + (high - low) * ratio_B)
+
+    own_B = torch.arange(B, device=wave_BS.device)
+    step_B = torch.randint(1, max(B, 2), (B,), device=wave_BS.device, generator=generator)
+    partner_B = (own_B + step_B) % max(B, 1)
+    other_BS = torch.where(
+        noisy_B[:, None],
+        coloured_noise(B, S, generator),
+        _cut_or_repeated(wave_BS, lengths_B, partner_B, _rand(B, generator)),
+    ).masked_fill(~valid_mask(lengths_B, S), 0.0)
+    mixed_B = mixed_B & (noisy_B | (partner_B != own_B))
+
+    part_B = (_rand(B, generator) * (mixing.longest * lengths_B).floor()).long() + 1
+    first_B = (_rand(B, generator) * (lengths_B - part_B + 1)).long()
+    at_S = torch.arange(S, device=wave_BS.device)
+    inside_BS = (at_S >= first_B[:, None]) & (at_S < (first_B + part_B)[:, None])
+    norm_B = _norm(other_BS)
+    gain_B = torch.where(norm_B > SILENT, _norm(wave_BS) / norm_B.clamp(min=SILENT), 0.0)
+    gain_B = gain_B * 10 ** (-ratio_db_B / 20)
+    return torch.where(inside_BS & mixed_B[:, None], wave_BS + gain_B[:, None] * other_BS, wave_BS)
+
+
 def beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
     """Draws from Beta(alpha, alpha): (count,) float32.
 
-    By the kernel of torch.distributions.Beta, which hands it no generator. In double precision, as the
-    CPU's works anyway: in single, both gammas of a small alpha are often too small for a number.
+    Uses the kernel under torch.distributions.Beta, which itself takes no generator. In double precision, as
+    the CPU kernel computes anyway: in single, both gamma variates of a small alpha often underflow.
     """
     alphas_B2 = torch.full((count, 2), alpha, dtype=torch.float64, device=generator.device)
     draws_B2: Tensor = torch._sample_dirichlet(alphas_B2, generator=generator)
@@ -183,9 +244,10 @@ def beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
 
 
 def coloured_noise(rows: int, samples: int, generator: torch.Generator) -> Tensor:
-    """Gaussian noise (rows, samples) whose power falls as 1 / f^e, e uniform between 0 (white) and 1 (pink).
+    """Gaussian noise (rows, samples) with a power spectrum of 1 / f^e, e uniform between 0 (white) and 1
+    (pink).
 
-    Drawn in the frequency domain (Timmer & Koenig 1995). The scale is of no meaning.
+    Drawn in the frequency domain (Timmer & Koenig 1995). The scale is arbitrary.
     """
     size = 1 << (samples - 1).bit_length()
     device = generator.device
@@ -198,7 +260,7 @@ def coloured_noise(rows: int, samples: int, generator: torch.Generator) -> Tenso
 
 
 def _babble(wave_BS: Tensor, lengths_B: Tensor, generator: torch.Generator) -> Tensor:
-    """Up to VOICES other rows on top of each other, each of 2-norm 1 if it is not silent."""
+    """The sum of up to VOICES other rows, each scaled to a 2-norm of 1 unless it is silent."""
     B = len(wave_BS)
     draws_BB = torch.rand(B, B, device=wave_BS.device, generator=generator).fill_diagonal_(2.0)
     others_BB = draws_BB.argsort(dim=1)
@@ -211,10 +273,16 @@ def _babble(wave_BS: Tensor, lengths_B: Tensor, generator: torch.Generator) -> T
     return babble_BS
 
 
-def _cut_or_repeated(wave_BS: Tensor, lengths_B: Tensor, partner_B: Tensor) -> Tensor:
-    """Each row's partner, as long as the row; zeros after that."""
+def _cut_or_repeated(
+    wave_BS: Tensor, lengths_B: Tensor, partner_B: Tensor, start_B: Tensor | None = None
+) -> Tensor:
+    """Each row's partner, cut or repeated to the row's length, then zeros. start_B: where in the partner to
+    begin, as a share of its length."""
     S = wave_BS.shape[1]
-    at_BS = torch.arange(S, device=wave_BS.device) % lengths_B[partner_B][:, None].clamp(min=1)
+    length_B1 = lengths_B[partner_B][:, None].clamp(min=1)
+    at_BS = torch.arange(S, device=wave_BS.device) % length_B1
+    if start_B is not None:
+        at_BS = (at_BS + (start_B[:, None] * length_B1).long()) % length_B1
     return wave_BS[partner_B].gather(1, at_BS).masked_fill(~valid_mask(lengths_B, S), 0.0)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.quantizers import GumbelQuantizer
 from speech_ssl.objectives.base import Floor, Objective, effective_rank, moments, perplexity
-from speech_ssl.objectives.masking import hidden_positions, hide_spans, most_hidden
+from speech_ssl.objectives.masking import hidden_positions, hide_spans, most_hidden, take
+from speech_ssl.objectives.views import Mixing, mix_utterances
 from speech_ssl.types import Batch, LossSum
 
 
@@ -32,16 +33,19 @@ class Wav2Vec2Config:
     groups: int = 2
     entries: int = 320
     logit_std: float = 1.0
-    """Of the quantizer's initial weights, see `GumbelQuantizer`."""
+    """Standard deviation of the quantizer's initial weights, see `GumbelQuantizer`."""
     code_width: int = 256
     final_width: int = 256
     diversity_weight: float = 0.1
     feature_penalty: float = 10.0
     temperature: tuple[float, float] = (2.0, 0.5)
-    """Of the Gumbel softmax: first and lowest."""
+    """Temperature of the Gumbel softmax: first and lowest."""
     temperature_decay: float = 0.999995**400_000
-    """Factor on the temperature over the whole run: BASE's rate per step times its 400,000 steps."""
+    """Factor on the temperature over the whole run: BASE's factor per step, over its 400,000 steps."""
     target_dropout: float = 0.1
+    mixing: Mixing | None = None
+    """Utterance mixing of the encoder's input in training. Targets are of the clean wave: a second pass of
+    the front end."""
 
     def build(self, encoder: Encoder) -> Wav2Vec2:
         return Wav2Vec2(encoder, self)
@@ -63,13 +67,13 @@ def draw_distractors(chosen_BM: Tensor, number: int, generator: torch.Generator)
 
 
 class Contrast(NamedTuple):
-    """What came of each hidden frame."""
+    """The result for each hidden frame."""
 
     loss_BM: Tensor
     won_BM: Tensor
     """Whether the target was more similar than every distractor."""
     chance_BM: Tensor
-    """The probability of that by guessing: short rows have fewer distinct distractors than were drawn."""
+    """The probability of winning by guessing; short rows have fewer distinct distractors than were drawn."""
 
 
 def contrastive_loss(
@@ -77,17 +81,17 @@ def contrastive_loss(
 ) -> Contrast:
     """Equation 3 for every frame.
 
-    The distractors are frames of the same row, so that all similarities are one matrix product per
-    row, and a distractor drawn n times is one term with weight n. Nothing of size M x K x D is made,
-    and unlike a gather its backward pass adds in a fixed order. A distractor with the target's own
-    code is no distractor: its weight is 0.
+    The distractors are frames of the same row, so all similarities are one matrix product per row, and a
+    distractor drawn n times is one term with weight n. Nothing of size M x K x D is created, and unlike that
+    of a gather, the backward pass adds in a fixed order. A distractor with the target's own code has weight
+    0.
     """
     context_BMD = F.normalize(context_BMD.float(), dim=-1)
     target_BMD = F.normalize(target_BMD.float(), dim=-1)
     logits_BMM = context_BMD @ target_BMD.transpose(1, 2) / kappa
     weight_BMM = times_BMM * (code_BM[:, :, None] != code_BM[:, None, :])
     positive_BM = logits_BMM.diagonal(dim1=1, dim2=2)
-    with torch.no_grad():  # without any distractor left nothing is won, or a collapse would look perfect
+    with torch.no_grad():  # a frame without distractors never wins: otherwise a collapse would look perfect
         best_BM = logits_BMM.masked_fill(weight_BMM == 0, -torch.inf).amax(-1)
         won_BM = (positive_BM > best_BM) & best_BM.isfinite()
         chance_BM = 1 / (1 + (weight_BMM > 0).sum(-1))
@@ -97,7 +101,7 @@ def contrastive_loss(
 
 
 class Wav2Vec2(Objective):
-    """Encoder, quantizer and the two projections that meet in the contrastive loss."""
+    """Encoder, quantizer and the two projections whose outputs the contrastive loss compares."""
 
     best_by = "contrastive"  # section 4.2: the checkpoint is chosen by the contrastive loss alone
 
@@ -123,21 +127,25 @@ class Wav2Vec2(Objective):
         self.temperature.fill_(max(first * self.config.temperature_decay**progress, lowest))
 
     def forward(self, batch: Batch, *, generator: torch.Generator) -> LossSum:
-        """Raises ValueError if the batch is too short for a frame. The diversity loss and the feature
-        penalty are means over this batch, weighted by its count: they add like the rest."""
+        """Raises ValueError if the batch is too short for a frame. The diversity loss and the feature penalty
+        are means over this batch, weighted by its count, so that they add up like the contrastive loss."""
         config = self.config
-        raw = self.encoder.convolve(batch.wave_BS, batch.lengths_B)
-        features = self.encoder.normalized(raw)
+        mixing = config.mixing if self.training else None
+        wave_BS = mix_utterances(batch.wave_BS, batch.lengths_B, mixing, generator)
+        raw = self.encoder.convolve(wave_BS, batch.lengths_B)
+        features = clean = self.encoder.normalized(raw)
+        if mixing is not None:
+            clean = self.encoder.normalized(self.encoder.convolve(batch.wave_BS, batch.lengths_B))
         size = features.x_BTD.shape[1]
         spans = {"share": config.hidden_share, "span": config.hidden_span}
         hidden_BT = hide_spans(features.lengths_B, size, generator=generator, **spans)  # type: ignore[arg-type]
         position_BM, chosen_BM = hidden_positions(hidden_BT, most_hidden(size, **spans))  # type: ignore[arg-type]
-        chosen_BM = chosen_BM & (chosen_BM.sum(1, keepdim=True) > 1)  # one frame has no distractor
+        chosen_BM = chosen_BM & (chosen_BM.sum(1, keepdim=True) > 1)  # a single frame has no distractor
 
         context = self.encoder.contextualize(features, hidden_BT=hidden_BT)
-        context_BMD = _take(context.x_BTD, position_BM)
+        context_BMD = take(context.x_BTD, position_BM)
         quantized = self.quantizer(
-            self.target_dropout(_take(features.x_BTD, position_BM)),
+            self.target_dropout(take(clean.x_BTD, position_BM)),
             temperature=self.temperature,
             generator=generator,
         )
@@ -173,9 +181,9 @@ class Wav2Vec2(Objective):
         return LossSum(contrastive + extra * count, count, {k: v.detach() for k, v in metrics.items()})
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """Adds `code_perplexity`: of the codes chosen, summed over the codebooks, of at most G * V;
-        `worst_codebook`: that of the codebook with the least, of at most V; `prob_perplexity`: of the
-        mean softmax; `effective_rank` of the context vectors."""
+        """Adds `code_perplexity`: of the chosen codes, summed over the codebooks, at most G * V;
+        `worst_codebook`: the lowest perplexity of one codebook, at most V; `prob_perplexity`: of the mean
+        softmax; `effective_rank` of the context vectors."""
         return super().report(means) | {
             "code_perplexity": float(perplexity(means["codes"])),
             "worst_codebook": min(float(perplexity(p_V[None])) for p_V in means["codes"]),
@@ -195,7 +203,7 @@ class Wav2Vec2(Objective):
             ),
             "worst_codebook": Floor(
                 0.02 * config.entries,
-                "one codebook chooses nearly always the same entries, so that the other carries all. Raise "
+                "one codebook nearly always chooses the same entries, so the other carries everything. Raise "
                 "diversity_weight, or lower the peak learning rate",
             ),
             "effective_rank": Floor(
@@ -206,12 +214,8 @@ class Wav2Vec2(Objective):
         }
 
 
-def _take(x_BTD: Tensor, position_BM: Tensor) -> Tensor:
-    return x_BTD.gather(1, position_BM[:, :, None].expand(-1, -1, x_BTD.shape[2]))
-
-
 def _single_index(codes_BMG: Tensor, entries: int) -> Tensor:
-    """The codes of all groups as one number, equal only where all are."""
+    """The codes of all groups as one number: equal only if all are equal."""
     index_BM = codes_BMG[..., 0]
     for group in range(1, codes_BMG.shape[-1]):
         index_BM = index_BM * entries + codes_BMG[..., group]

@@ -231,7 +231,7 @@ def comparison(*variants: Callable[[], ComparisonPlan], doc: str | None) -> Main
 def _chosen(
     plan: ComparisonPlan, only: Sequence[str], seeds: Sequence[int], budget_s: float | None
 ) -> ComparisonPlan:
-    """The plan with what the command line asks of it. Raises ValueError for a method that it does not have."""
+    """The plan with what the command line asks of it. Raises ValueError for an unknown method."""
     names = [run.name for run in plan.methods]
     if unknown := sorted(set(only) - set(names)):
         raise ValueError(f"there is no method {unknown[0]!r}: it is one of {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""Numbers of a run that may change when it is resumed: `--resume --set NAME=VALUE`."""
+"""Numbers of a run that may change on resume: `--resume --set NAME=VALUE`."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from speech_ssl.precision import Float
 from speech_ssl.training.config import TrainConfig
 
 FIXED: Mapping[str, str] = {
-    "steps": "the rate and all that goes by the progress of the run follow from it",
-    "batches_per_step": "the order of the batches follows from it",
-    "seed": "all chance in the run follows from it",
-    "betas": "the optimizer's moments were gathered with them",
-    "valid_at_start": "the start is over",
+    "steps": "the learning rate and all else that follows the run's progress depend on it",
+    "batches_per_step": "the order of the batches depends on it",
+    "seed": "all randomness in the run depends on it",
+    "betas": "the optimizer's moments were computed with them",
+    "valid_at_start": "the run has already started",
 }
-"""What a run cannot change, and why."""
+"""Numbers that a run must keep, and why."""
 
 CHANGEABLE: Mapping[str, Any] = {
     name: kind for name, kind in get_type_hints(TrainConfig).items() if name not in FIXED
 }
-"""What may change, and its type."""
+"""Numbers that may change, and their types."""
 
 
 def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
-    """From texts NAME=VALUE. Raises ValueError for an unknown number, for one that a run cannot change, and
-    for a value of the wrong type."""
+    """Parses NAME=VALUE texts. Raises ValueError for an unknown number, one that a run must keep, or a value
+    of the wrong type."""
     changes = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE, not {text!r}")
         if name in FIXED:
-            raise ValueError(f"--set {name}: a run keeps it, since {FIXED[name]}; begin another run")
+            raise ValueError(f"--set {name}: a run must keep it: {FIXED[name]}; start a new run")
         if name not in CHANGEABLE:
-            raise ValueError(f"--set {name}: there is no such number; there are {', '.join(CHANGEABLE)}")
+            raise ValueError(f"--set {name}: no such number; choose from {', '.join(CHANGEABLE)}")
         changes[name] = _value(name, value)
     return changes
 
 
 def changed(config: TrainConfig, changes: Mapping[str, Any], here: Float) -> TrainConfig:
-    """here: what precision "auto" stands for. Raises ValueError for numbers that are not valid together."""
+    """here: the precision that "auto" means here. Raises ValueError if the numbers do not fit together."""
     if changes.get("precision") == "auto":
         changes = {**changes, "precision": here}
     return replace(config, **changes)

@@ -1,4 +1,4 @@
-"""A run's state on disk: safetensors with a JSON header, written so that a crash leaves the old file."""
+"""A run's state on disk: safetensors with a JSON header, written so that the old file survives a crash."""
 
 from __future__ import annotations
 
@@ -17,29 +17,28 @@ from speech_ssl.files import write_atomically
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 FAIRSEQ2_STEPS = "checkpoints/step_*/trainer"
-"""What fairseq2 saves of each step beside the model and the optimizer."""
+"""What fairseq2 saves at each step beside the model and the optimizer."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or does not fit."""
+    """A checkpoint that cannot be read or does not fit the model."""
 
 
 @dataclass(slots=True)
 class RunState:
-    """How far a run has come. Everything else follows from this and the run's numbers."""
+    """The progress of a run. Everything else follows from this and the run's numbers."""
 
     step: int = 0
     loader: dict[str, Any] | None = None
     best: float | None = None
     best_loss: float | None = None
-    """The loss of the best validation, which breaks ties."""
+    """The loss at the best validation; breaks ties."""
     stale: int = 0
     """Validations since the best one."""
     below: dict[str, int] | None = None
-    """For each kind of log line and each watched number: for how many lines in a row it has been below its
-    floor."""
+    """For each kind of log line and watched number: lines in a row below its floor."""
     guard: dict[str, float] | None = None
-    """As `Guard.numbers` returned them. Only in files: during a run they are on its device."""
+    """As returned by `Guard.numbers`. Only in files; during a run these numbers are on the device."""
 
 
 def save_checkpoint(
@@ -55,8 +54,7 @@ def save_checkpoint(
 
 
 def last_step(out: Path) -> int:
-    """The step from which the run in this folder would continue. Raises CheckpointError if a file is
-    damaged."""
+    """The step from which a run in this folder resumes. Raises CheckpointError for a damaged file."""
     steps = [int(path.parent.name.removeprefix("step_")) for path in out.glob(FAIRSEQ2_STEPS)]
     if (out / LAST).exists():
         steps.append(_read(out / LAST, tensors=False)[0]["step"])
@@ -72,13 +70,15 @@ def load_checkpoint(
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} is of another model: {str(error).splitlines()[1].strip()}") from None
+        raise CheckpointError(
+            f"{path} belongs to another model: {str(error).splitlines()[1].strip()}"
+        ) from None
     if optimizer is not None:
         _load_optimizer(optimizer, tensors)
     try:
         return RunState(**header)
     except TypeError as error:
-        raise CheckpointError(f"{path} is of another version of this program: {error}") from None
+        raise CheckpointError(f"{path} belongs to another version of this program: {error}") from None
 
 
 def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:

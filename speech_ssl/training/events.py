@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class TrainingBegun:
-    """done: steps taken before a resume. steps: of the whole run."""
+    """done: steps taken before a resume. steps: in the whole run."""
 
     done: int
     steps: int
@@ -32,7 +32,7 @@ class StepLogged:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """kind: "collapse", or "bad_step" for one that was skipped."""
+    """kind: "collapse", or "bad_step" for a skipped step."""
 
     kind: str
     step: int
@@ -41,7 +41,7 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSaved:
-    """path: of the last state, or of the best weights so far."""
+    """path: the last state, or the best weights so far."""
 
     path: Path
     step: int
@@ -49,7 +49,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True, slots=True)
 class TrainingEnded:
-    """The end: by the last step, a signal or an error."""
+    """The end of training: by the last step, a signal or an error."""
 
     step: int
 
@@ -58,4 +58,4 @@ TrainingEvent: TypeAlias = TrainingBegun | StepTaken | StepLogged | Alarm | Chec
 
 
 def silent(event: object) -> None:
-    """A listener that ignores all events."""
+    """A listener that ignores every event."""

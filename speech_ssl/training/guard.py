@@ -1,5 +1,5 @@
-"""Steps with a loss or gradients that are not finite: skipped on the device, reported a step later. Too many
-in a row end the run."""
+"""Bad steps: those with a non-finite loss or gradients. They are skipped on the device and reported one step
+later. Too many in a row end the run."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from speech_ssl.types import Batch
 BAD_STEPS = "bad_steps.jsonl"
 
 Clips = tuple[str, ...]
-"""For a batch: the source of each row."""
+"""The source of each row of a batch."""
 
 
 class _Judged(NamedTuple):
-    """A step, counted from 1 as in the logs; this rank's batches; and the verdict, on its way to the host."""
+    """A step, counted from 1 as in the logs; this rank's batches; the verdict, on its way to the host."""
 
     step: int
     batches: tuple[Clips, ...]
@@ -39,7 +39,7 @@ class _Judged(NamedTuple):
 class Guard:
     """Judges each step before it is taken, identically on all ranks.
 
-    in_a_row: bad steps in a row, up to the one reported last.
+    in_a_row: bad steps in a row, up to the last report.
     """
 
     def __init__(self, config: TrainConfig, state: RunState, ranks: Ranks, out: Path) -> None:
@@ -54,14 +54,16 @@ class Guard:
         self._judged: _Judged | None = None
 
     def heard(self, batch: Batch, loss: Tensor) -> None:
-        """Notes one of this rank's batches of the current step."""
+        """Records one of this rank's batches of the current step."""
         self._batches.append(batch.names)
         self._finite.append(loss.isfinite())
 
     def judge(self, loss: Tensor, norm: Tensor, step: int) -> Tensor:
-        """Whether the step (counted from 0) must be skipped: a bool, on the device. loss, norm: of all ranks.
+        """Whether the step (counted from 0) must be skipped: a bool, on the device. loss, norm: over all
+        ranks.
 
-        Bad is a step that no smaller scale of the loss could have saved."""
+        A step is bad if no smaller loss scale could have saved it.
+        """
         loss_finite = loss.isfinite()
         skip = ~(loss_finite & norm.square().isfinite())  # Adam squares the gradients
         bad = skip & ~self.scale.adapt(skip, loss_finite)
@@ -74,34 +76,34 @@ class Guard:
         return skip
 
     def tell(self, logs: Logs) -> None:
-        """Report the audio of the step that was judged last, if it was bad. Waits for that step, not for what
-        was queued after it. Raises NonFinite if it was the last of too many in a row."""
+        """Report the audio of the last judged step if it was bad. Waits for that step, not for what was
+        queued after it. Raises NonFinite if it completes too many bad steps in a row."""
         if self._judged is None:
             return
         step, batches, verdict = self._judged
         self._judged = None
         in_a_row, bad, loss_finite, *finite = verdict.read().tolist()
         self.in_a_row = int(in_a_row)
-        if bad:  # where a loss is to blame, the batches of the others are not; else any may be
+        if bad:  # a bad loss blames its own batch; bad gradients could be from any
             blamed = {n: clips for n, clips in enumerate(batches) if loss_finite or not finite[n]}
             self._names.add(step, blamed, bool(loss_finite), logs)
         if self.in_a_row >= self._config.max_bad_steps:
             raise NonFinite(step, self._config, in_a_row=self.in_a_row, heard=BAD_STEPS)
 
     def report(self) -> dict[str, float]:
-        """For the log. Waits for the device."""
+        """The numbers to log. Waits for the device."""
         scale = {"loss_scale": self.scale.numbers()["scale"]} if self.scale.active else {}
         return {"skipped_steps": int(self._skipped), **scale}
 
     def numbers(self) -> dict[str, float]:
-        """What a checkpoint keeps. Waits for the device."""
+        """The numbers to keep in a checkpoint. Waits for the device."""
         counts = {"in_a_row": float(self._in_a_row), "skipped": float(self._skipped)}
         return {**counts, **self.scale.numbers()}
 
 
 class BadSteps:
     """Writes the audio of bad steps to a file, and the first few to stderr. Each rank adds its own batches;
-    those from before a resume are not written again."""
+    those written before a resume are not repeated."""
 
     told, clips_told = 5, 3
 
@@ -111,18 +113,18 @@ class BadSteps:
         self._fresh_line = "\n" if before and not before.endswith("\n") else ""
         self._known: set[tuple[int, int, int]] = set()
         for line in before.splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # a line that a crash cut off
+            with suppress(ValueError, KeyError, TypeError):  # a line truncated by a crash
                 entry = json.loads(line)
                 self._known.add((entry["step"], entry["rank"], entry["batch"]))
 
     def add(self, step: int, blamed: Mapping[int, Clips], loss_finite: bool, logs: Logs) -> None:
-        """blamed: this rank's batches, by their number within the step."""
+        """blamed: this rank's batches, by their index within the step."""
         for number, clips in blamed.items():
             self._write(step, number, clips)
         self._count += 1
         what = "gradients are" if loss_finite else "loss is"
         audio = f"; {self._path.name} names its audio{self._some(blamed)}"
-        last = ". Further ones are told only in the files" if self._count == self.told else ""
+        last = ". Further ones are listed only in the files" if self._count == self.told else ""
         line = f"step {step} was skipped: its {what} not finite{audio}{last}"
         aloud = self._count <= self.told
         logs.event("bad_step", step, line, aloud=aloud)

@@ -1,4 +1,4 @@
-"""The collapse watch: reports that a run has stopped learning, and what to change, while it still runs."""
+"""The collapse watch: reports, during a run, that it has stopped learning, and what to change."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from speech_ssl.training.config import TrainConfig
 
 
 class Collapsed(RuntimeError):
-    """A watched number stayed below its floor, and the run was configured to stop then."""
+    """A watched number stayed below its floor, and the run was configured to stop on that."""
 
 
 class NonFinite(RuntimeError):
-    """The loss or the gradients are infinite or not a number.
+    """The loss or the gradients are infinite or NaN.
 
     step: the last such step, counted from 1. in_a_row: how many there were; none of them changed a weight.
-    heard: where its audio is named.
+    heard: where their audio is listed.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class NonFinite(RuntimeError):
 
 
 def fallen(reported: Mapping[str, float], floors: Mapping[str, Floor]) -> list[str]:
-    """The names of the numbers that are below their floors."""
+    """The names of the numbers below their floors."""
     return [name for name, floor in floors.items() if reported[name] < floor.minimum]
 
 
@@ -44,10 +44,10 @@ def watch(
     below: dict[str, int],
     patience: int,
 ) -> list[str]:
-    """Count log lines of a kind below each floor in `below`; returns the warnings of those that just reached
+    """Count log lines of a kind below each floor in `below`; return the warnings of counts that just reached
     `patience`.
 
-    Each fall is reported once: a number must rise above its floor before it is reported again.
+    A fall is reported once: a number must rise above its floor before it is reported again.
     """
     now_below = fallen(reported, floors)
     warnings = []

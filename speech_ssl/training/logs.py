@@ -1,4 +1,4 @@
-"""What a run reports while it trains: JSON lines, TensorBoard, and events."""
+"""Reports of a run during training: JSON lines, TensorBoard, and events."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _tensorboard(folder: Path, done: int) -> _Writer | None:
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run will repeat, and a line that a crash cut off."""
+    """Drop the lines of steps that a resumed run will repeat, and a line truncated by a crash."""
     if not path.exists():
         return
     kept = []
@@ -47,7 +47,7 @@ def _forget_after(path: Path, step: int) -> None:
 
 
 class Logs:
-    """Writes `log.jsonl` and `tensorboard/` in the run's folder, and sends events; only on the first rank."""
+    """Writes `log.jsonl` and `tensorboard/` in the run's folder, sends events; only on the first rank."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Logs:
             self._tell(StepTaken(self._step))
 
     def numbers(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
-        """`kind`: "train", "valid" or "probe"."""
+        """kind: "train", "valid" or "probe"."""
         if not self.active:
             return
         self._write({"kind": kind, "step": step, **numbers})

@@ -33,12 +33,12 @@ from speech_ssl.training.optim import (
 from speech_ssl.training.ranks import Ranks
 from speech_ssl.types import Batch, LossSum
 
-VALIDATION = 2**32  # a step number that no training step has: validation draws the same spans each time
+VALIDATION = 2**32  # not a step of training: validation draws the same spans each time
 
 LoaderState = dict[str, Any]
 Batches = Callable[[LoaderState | None], Generator[tuple[Batch, LoaderState], None, None]]
-"""Given a saved state (None: from the start), this rank's batches without end, each with the state from which
-to continue after it. Closing the generator ends the processes that read."""
+"""Given a saved state (None: the start), this rank's batches, endless, each with the state to resume from
+after it. Closing the generator ends the reading processes."""
 
 
 class Stopped(RuntimeError):
@@ -50,7 +50,7 @@ class Stopped(RuntimeError):
 
 
 Probe = Callable[[Objective], Mapping[str, float]]
-"""Evaluates what is being trained now and then, without changing it."""
+"""Evaluates the objective now and then, without changing it."""
 
 
 def train(  # noqa: PLR0913 - each is a part of the run
@@ -64,10 +64,10 @@ def train(  # noqa: PLR0913 - each is a part of the run
     probe: Probe | None = None,
     tell: Callable[[TrainingEvent], None] = silent,
 ) -> RunState:
-    """Train, from the checkpoint in `out` if there is one, until the last step or the end of patience.
+    """Train, from the checkpoint in `out` if there is one, until the last step or until patience runs out.
 
-    Every random number is a function of (seed, step, number of the batch), so that a resumed run, and
-    a run on another number of ranks, takes the same steps. Raises Stopped, Collapsed or NonFinite.
+    Every random number is a function of (seed, step, batch index), so that a resumed run, and a run on
+    another number of ranks, takes the same steps. Raises Stopped, Collapsed or NonFinite.
     """
     config = replace(config, precision=ranks.from_first(resolve(config.precision, ranks.device)))
     objective.to(ranks.device)
@@ -89,7 +89,7 @@ def train(  # noqa: PLR0913 - each is a part of the run
             sums = accumulate(model, stream, state, config, ranks, meter, guard)
             per_target, total, asked_now = over_ranks(sums, bool(caught), ranks)
             scale_gradients(parameters, guard.scale.unscaled(per_target))
-            guard.tell(logs)  # of the step before, as the next line: the device has both by now
+            guard.tell(logs)  # about the step before, as the next line: both have arrived by now
             stopping, asked = bool(asked.read()), OnItsWay(asked_now)
             norm = clip_gradients(parameters, config.clip_norm)
             skip = guard.judge(total, norm, state.step)
@@ -124,7 +124,7 @@ def save_last(  # noqa: PLR0913 - each is a part of the run
     *,
     always: bool,
 ) -> None:
-    """Save the checkpoint to resume from; after a bad step only if `always`, at the end of the run."""
+    """Save the checkpoint to resume from. After a bad step, save only if `always`, at the end of the run."""
     guard.tell(logs)
     if logs.active and (always or not guard.in_a_row):
         save_checkpoint(out / LAST, replace(state, guard=guard.numbers()), objective, optimizer)
@@ -159,17 +159,17 @@ def accumulate(  # noqa: PLR0913 - each is a part of the run
 
 
 def over_ranks(sums: LossSum, flag: bool, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
-    """For a step, in one sum and without waiting: the factor that turns its gradients into those of the mean,
-    its total loss, and on how many ranks the flag is true."""
+    """For a step, in one reduction and without waiting: the factor that turns its gradients into those of the
+    mean, its total loss, and the number of ranks with the flag set."""
     mine = torch.stack([sums.count, sums.total, sums.count.new_full((), flag)])
     count, total, flags = ranks.all_sum(mine)
-    return ranks.world / count.clamp(min=1), total, flags  # DDP has divided by world already
+    return ranks.world / count.clamp(min=1), total, flags  # DDP has already divided by world
 
 
 def report_training(
     objective: Objective, numbers: Mapping[str, float], state: RunState, config: TrainConfig, logs: Logs
 ) -> None:
-    """Log the means since the last report, and look for a collapse in them, if any step was taken."""
+    """Log the means since the last report, and check them for a collapse if any step was taken."""
     logs.numbers("train", state.step, numbers)
     if "loss" in numbers:
         look_for_collapse("train", objective, numbers, state, config, logs)
@@ -186,7 +186,7 @@ def look_for_collapse(
     if state.step < config.watch_after * config.steps:
         return
     state.below = state.below or {}
-    # A validation is a mean over many batches, without the noise of training: one is enough.
+    # A validation averages many batches, without the noise of training: one is enough.
     patience = config.watch_patience if kind == "train" else 1
     for warning in watch(kind, numbers, objective.floors(), state.below, patience):
         logs.event("collapse", state.step, warning)
@@ -198,12 +198,12 @@ def look_for_collapse(
 def evaluate(
     objective: Objective, batches: Iterable[Batch], config: TrainConfig, ranks: Ranks
 ) -> dict[str, float]:
-    """The reported numbers over held-out batches, shared among the ranks; empty if there are none."""
+    """The reported numbers over held-out batches, which the ranks share; empty if there are none."""
     objective.eval()
     sums: LossSum | None = None
     for number, batch in enumerate(batches):
         mine = number % ranks.world == ranks.rank
-        if not mine and number > 0:  # each rank computes the first: all need a sum, if of nothing
+        if not mine and number > 0:  # every rank computes the first: each needs a sum, even of nothing
             continue
         generator = seeded(config.seed, VALIDATION, number, ranks.device)
         with autocast(config, ranks.device):
@@ -224,7 +224,8 @@ def validate(  # noqa: PLR0913 - each is a part of the run
     out: Path,
     ranks: Ranks,
 ) -> None:
-    """Evaluate, log, and keep the best weights. Collapsed ones are never best, however good their loss."""
+    """Evaluate, log, and keep the best weights. Collapsed ones are never the best, however good their
+    loss."""
     numbers = evaluate(objective, batches, config, ranks)
     if not numbers:
         return
@@ -249,12 +250,12 @@ def is_better(objective: Objective, score: float, loss: float, state: RunState) 
 
 
 def is_over(state: RunState, config: TrainConfig) -> bool:
-    """Whether `patience` is used up: the best weights are too long ago to expect better ones."""
+    """Whether `patience` is used up: the best weights are too old to expect better ones."""
     return config.patience is not None and state.best is not None and state.stale >= config.patience
 
 
 def last_state(out: Path, objective: Objective, optimizer: torch.optim.Optimizer, ranks: Ranks) -> RunState:
-    """The state of the checkpoint in `out`, which is loaded, or of a new run."""
+    """The state of the checkpoint in `out`, loaded into the objective and optimizer, or of a new run."""
     state = load_checkpoint(out / LAST, objective, optimizer) if (out / LAST).exists() else RunState()
     check_same_start(state, out, ranks)
     return state
@@ -264,12 +265,12 @@ def check_same_start(state: RunState, out: Path, ranks: Ranks) -> None:
     """Raises ValueError if a process does not see the first one's checkpoint."""
     mine = torch.tensor(float(state.step), device=ranks.device)
     if ranks.any(float(ranks.all_sum(mine.clone())) != ranks.world * state.step):
-        raise ValueError(f"the processes do not begin at the same step: all need the same folder {out}")
+        raise ValueError(f"the processes do not start at the same step: all need the same folder {out}")
 
 
 def seeded(seed: int, step: int, number: int, device: torch.device) -> torch.Generator:
-    """A generator for batch `number` of a step; torch's global state, which dropout draws from, is
-    seeded by the same numbers."""
+    """A generator for batch `number` of a step. Also seeds torch's global state, from which dropout draws,
+    with the same numbers."""
     first, second = np.random.SeedSequence([seed, step, number]).generate_state(2, np.uint64)
     torch.manual_seed(int(first))
     return torch.Generator(device).manual_seed(int(second))
@@ -282,8 +283,7 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Catch SIGTERM and SIGINT: the list holds the signals received. A second one ends the process at
-    once."""
+    """Catch SIGTERM and SIGINT into a list. A second signal ends the process at once."""
     caught: list[int] = []
 
     def note(number: int, frame: object) -> None:

@@ -1,4 +1,4 @@
-"""What happened since the last report, summed on the device and read only on demand."""
+"""Statistics since the last report, summed on the device and read only on demand."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from speech_ssl.types import SAMPLE_RATE, Batch, LossSum
 
 
 def summarize(sums: LossSum, objective: Objective) -> dict[str, float]:
-    """Means over all targets, as the objective reports them."""
+    """Means over all targets, in the form that the objective reports."""
     count = sums.count.clamp(min=1)
     means = {name: metric / count for name, metric in sums.metrics.items()}
     return {"loss": float(sums.total / count), **objective.report(means)}
 
 
 class OnItsWay:
-    """A small tensor on its way to the host while the device continues. Reading it waits for what was queued
-    there before it, not for what came after."""
+    """A small tensor copied to the host while the device continues. Reading it waits only for what was queued
+    before the copy."""
 
     def __init__(self, value: Tensor) -> None:
         self._value, self._arrived = value.detach(), None
@@ -29,7 +29,7 @@ class OnItsWay:
             self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
             self._value.copy_(value.detach(), non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            # Of its own device: the current one may be another, and have nothing to wait for.
+            # On the tensor's own device: the current one may be another, with nothing to wait for.
             self._arrived.record(torch.cuda.current_stream(value.device))
 
     def read(self) -> Tensor:
@@ -39,8 +39,7 @@ class OnItsWay:
 
 
 class Meter:
-    """Sums of losses and metrics, gradient norms, and the amount of audio. Skipped steps count only for the
-    audio."""
+    """Sums of losses and metrics, gradient norms, and seconds of audio. Skipped steps count only as audio."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
@@ -58,7 +57,7 @@ class Meter:
         self._samples += int(batch.lengths_B.sum())
 
     def add(self, sums: LossSum, norm: Tensor, skip: Tensor) -> None:
-        """Adds a step. norm: of the gradients, the same on all ranks. skip: a bool, on the device."""
+        """Adds a step. norm: of the gradients, equal on all ranks. skip: a bool, on the device."""
         sums = sums.map(lambda value: value.masked_fill(skip, 0))
         self._sums = sums if self._sums is None else self._sums + sums
         self._norm = torch.where(skip, self._norm, norm)
@@ -66,8 +65,7 @@ class Meter:
         self._taken = self._taken + ~skip
 
     def flush(self, objective: Objective) -> dict[str, float]:
-        """The numbers since the last call, over all ranks; those of the loss and its gradients only if a step
-        was taken."""
+        """The numbers since the last call, over all ranks; loss and norms only if a step was taken."""
         assert self._sums is not None
         sums = self._sums.map(self._ranks.all_sum)
         samples = self._ranks.all_sum(torch.tensor(float(self._samples), device=self._ranks.device))

@@ -12,7 +12,7 @@ from speech_ssl.training.config import TrainConfig
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """At step 0, 1, ...: linear up to the peak at the end of the warm-up, constant, and down at the end."""
+    """At step 0, 1, ...: linear warm-up to the peak, constant, then decay."""
     warmup = math.ceil(config.warmup * config.steps)
     if step < warmup:
         return config.peak_lr * (step + 1) / warmup
@@ -26,7 +26,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
-    """Set it for this step; returns it."""
+    """Set the learning rate for this step and return it."""
     rate = learning_rate(step, config)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -34,8 +34,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, config: Train
 
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters that are not frozen. Biases, norms and other vectors have no weight decay
-    unless `decay_vectors` says so."""
+    """AdamW over all trainable parameters. Biases, norms and other vectors get no weight decay unless
+    `decay_vectors` is set."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     vectors = config.weight_decay if config.decay_vectors else 0.0
     groups = [
@@ -62,13 +62,13 @@ def scale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> None:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], most: float | None) -> Tensor:
-    """Clip the global norm to `most` (None: only measure it); the norm before clipping."""
+    """Clip the global norm to `most` (None: only measure it). Returns the norm before clipping."""
     return torch.nn.utils.clip_grad_norm_(list(parameters), math.inf if most is None else most)
 
 
 def take_step(optimizer: torch.optim.AdamW, skip: Tensor) -> None:
-    """Take a step, then free the gradients. skip: a bool on the device; if it is true nothing changes, not
-    even the optimizer's moments and counts, without waiting for its value."""
-    optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # what torch.amp.GradScaler sets
+    """Take a step, then free the gradients. skip: a bool on the device; if true, nothing changes, not even
+    the optimizer's moments and counts. Does not wait for its value."""
+    optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler does
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

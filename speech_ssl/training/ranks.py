@@ -1,4 +1,4 @@
-"""The processes of a run: one, or as many as torchrun started."""
+"""The processes of a run: one, or those that torchrun started."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Ranks:
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true on any rank. Waits for all."""
+        """Whether the flag is true on any rank. Waits for all."""
         if self.world == 1:
             return flag
         return bool(self.all_sum(torch.tensor(float(flag), device=self.device)).item() > 0)
@@ -54,7 +54,7 @@ class Ranks:
         self.any(False)
 
     def share(self, batches: int) -> int:
-        """How many of a step's batches are this rank's. Raises ValueError if they cannot be shared evenly."""
+        """How many of a step's batches this rank takes. Raises ValueError if they cannot be shared evenly."""
         if batches % self.world:
             raise ValueError(
                 f"batches_per_step is {batches}: start a number of processes that divides it, not "
@@ -63,14 +63,14 @@ class Ranks:
         return batches // self.world
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """DDP if there are several ranks. LayerDrop leaves parameters unused, so DDP must look for them."""
+        """DDP if there are several ranks. It must look for unused parameters, which LayerDrop leaves."""
         if self.world == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
 
     def without_sync(self, module: nn.Module) -> AbstractContextManager[None]:
-        """For all micro-batches but the last: gradients stay local."""
+        """For all micro-batches but the last: gradients are not reduced."""
         return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
@@ -99,7 +99,7 @@ def alone(device: str = "auto") -> Ranks:
 
 @contextmanager
 def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
-    """Join the process group that torchrun's environment variables name, if they are there."""
+    """Join the process group given by torchrun's environment variables, if they are set."""
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if world == 1:
         yield alone(device)
@@ -109,12 +109,12 @@ def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
     try:
         yield Ranks(rank, world, chosen)
     finally:
-        gc.collect()  # DDP is in cycles, and would keep the group's threads alive into the interpreter's end
+        gc.collect()  # DDP is in cycles, and would keep the group's threads alive until exit
         dist.destroy_process_group()
 
 
 def _taken(device: torch.device, index: int) -> torch.device:
-    """Make it CUDA's current device, which calls without a device use."""
+    """Make it CUDA's current device, which calls without a device argument use."""
     if device.type == "cuda":
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)

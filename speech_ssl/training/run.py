@@ -1,4 +1,4 @@
-"""A run: all the numbers that make it, and the folder it lives in."""
+"""A run: all the numbers that define it, and its folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from speech_ssl.training.config import TrainConfig
 
 RUN_FILE = "run.json"
 BEFORE: Mapping[str, Any] = {"decay_vectors": False}
-"""The values in runs that began before these numbers could be chosen."""
+"""Values for runs that began before these numbers existed."""
 
 
 class ObjectiveConfig(Protocol):
@@ -34,7 +34,7 @@ class ObjectiveConfig(Protocol):
 
 
 class DataNumbers(Protocol):
-    """A frozen dataclass; training need not know more of it."""
+    """A frozen dataclass; training needs to know no more about it."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -66,13 +66,13 @@ def open_run_folder(
     here: Float,
     changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> TrainConfig:
-    """Make the folder and its `run.json`; or, to resume, check that nothing in it has changed. Returns the
-    numbers to train with: those that the run began with, with later changes.
+    """Create the folder and its `run.json`, or, to resume, check that nothing in it has changed. Returns the
+    numbers to train with: the run's original ones with later changes applied.
 
-    `inputs`: what else decides the result, such as a fingerprint of the manifest. `here`: what precision
-    "auto" stands for when a run begins. `changes`: numbers that change from the last checkpoint on; they are
+    `inputs`: what else decides the result, such as a fingerprint of the manifest. `here`: the precision that
+    "auto" means when a run begins. `changes`: numbers that change from the last checkpoint on; they are
     recorded. Raises ValueError if the folder holds a run and `resume` is false, or if a number differs. A run
-    without a checkpoint does not count: its folder is used as a new one.
+    without a checkpoint does not count: its folder is reused.
     """
     path = out / RUN_FILE
     fresh = not path.exists() or not any(any(out.glob(kept)) for kept in (LAST, BEST, FAIRSEQ2_STEPS))
@@ -102,15 +102,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise _damaged(path, error) from None
     if not isinstance(described, dict) or not isinstance(described.get("train"), dict):
         raise _damaged(path, "it describes no training")
-    try:  # runs were begun when the encoder's config had no parts
+    try:  # runs from before the encoder's config had parts
         return {**described, "encoder": stored_config(described["encoder"]).to_dict()}
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from None
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    """Raises ValueError for a number that differs. What "auto" stands for, and numbers that the folder's run
-    does not know, stay as they were there."""
+    """Raises ValueError for a number that differs. The meaning of "auto", and numbers that the old run lacks,
+    stay as they were there."""
     train = {k: v for k, v in now["train"].items() if k in before["train"]}
     if train.get("precision") == "auto":
         train["precision"] = before["train"]["precision"]
@@ -123,7 +123,7 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) ->
 
 
 def _in_effect(described: Mapping[str, Any], path: Path) -> TrainConfig:
-    """The numbers of training that a run has now."""
+    """The training numbers that are now in effect."""
     try:
         now = {change["name"]: change["now"] for change in described.get("changes", [])}
         begun = {**BEFORE, **described["train"]}

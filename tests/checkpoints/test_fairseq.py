@@ -211,15 +211,18 @@ HOLDS_ITSELF.model = HOLDS_ITSELF
 @pytest.mark.parametrize(
     "given, said",
     [
-        ({"cfg": [1]}, "no options by their names"),
-        ({"args": "text"}, "no options by their names"),
+        ({"cfg": [1]}, "does not hold options by name"),
+        ({"args": "text"}, "does not hold options by name"),
         ({"cfg": {"model": {"dropout": "much"}}}, "'dropout' is 'much'"),
         ({"cfg": {"model": {"layer_norm_first": 1}}}, "'layer_norm_first' is 1"),
         ({"cfg": {"model": {"conv_feature_layers": [1]}}}, "'conv_feature_layers' is"),
-        ({"cfg": {"model": {"conv_feature_layers": "[(16, 10, 5)] * 50 * 50 * 50"}}}, "no list of layers"),
-        ({"cfg": {"model": {"conv_feature_layers": "+".join(["[(1, 1, 1)]"] * 5000)}}}, "no list of layers"),
-        ({"cfg": {"model": {"conv_feature_layers": "(" * 300}}}, "no list of layers"),
-        ({"cfg": {"model": {"conv_feature_layers": "[(16, '10', 5)]"}}}, "no list of layers"),
+        ({"cfg": {"model": {"conv_feature_layers": "[(16, 10, 5)] * 50 * 50 * 50"}}}, "not a list of layers"),
+        (
+            {"cfg": {"model": {"conv_feature_layers": "+".join(["[(1, 1, 1)]"] * 5000)}}},
+            "not a list of layers",
+        ),
+        ({"cfg": {"model": {"conv_feature_layers": "(" * 300}}}, "not a list of layers"),
+        ({"cfg": {"model": {"conv_feature_layers": "[(16, '10', 5)]"}}}, "not a list of layers"),
         ({"cfg": {"model": {"w2v_path": "/gone", "w2v_args": None}}}, "'w2v_args' is missing"),
         ({"args": HOLDS_ITSELF}, "is missing|known"),
     ],
@@ -237,7 +240,7 @@ def test_a_dictionary_in_another_encoding(tmp_path: Path) -> None:
     torch.save({"model": state, "cfg": {"model": {"w2v_args": {"model": options(model)}}}}, tmp_path / "f.pt")
     (tmp_path / "dict.ltr.txt").write_bytes("Ä 1".encode("latin-1"))
     artifact = convert(tmp_path / "f.pt", tmp_path / "out")
-    assert not artifact.heads and artifact.heads_left_out["ctc"] == "dict.ltr.txt: not a text in UTF-8"
+    assert not artifact.heads and artifact.heads_left_out["ctc"] == "dict.ltr.txt: not UTF-8 text"
 
 
 def test_nothing_is_said_in_between(tmp_path: Path) -> None:
@@ -276,5 +279,5 @@ def test_weights_without_options(tmp_path: Path, layered: bool, bare: bool) -> N
 
 def test_a_conformer_without_options() -> None:
     state = {"encoder.layers.0.conv_module.depthwise_conv.weight": drawn(4, 1, 3)}
-    with pytest.raises(ArtifactError, match="field 'cfg' is missing, which tells a Conformer's"):
+    with pytest.raises(ArtifactError, match="field 'cfg' is missing, which gives the positions"):
         read({"model": state}, "f.pt", "f")

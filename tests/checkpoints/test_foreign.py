@@ -248,7 +248,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     for source, said in (
         ("list.pt", "not a checkpoint of fairseq, fairseq2 or torchaudio"),
         ("other.pt", "not a checkpoint of fairseq, fairseq2 or torchaudio"),
-        ("empty", "no checkpoint that is known here"),
+        ("empty", "no known checkpoint"),
         ("shards", "the model is in 2 files"),
     ):
         with pytest.raises(ArtifactError, match=said):

@@ -58,19 +58,19 @@ def check_left_out(folder: Path, head: str, said: str, encoder: dict[str, torch.
 
 
 OF_CTC: dict[str, tuple[Damage, str]] = {
-    "no vocabulary": (lambda folder: (folder / "vocab.json").unlink(), "vocab.json: there is none"),
+    "no vocabulary": (lambda folder: (folder / "vocab.json").unlink(), "vocab.json: missing"),
     "no JSON": (text("vocab.json", "{"), "vocab.json: not valid JSON"),
     "a list": (text("vocab.json", "[1]"), "vocab.json: not a JSON object"),
     "ids that are none": (vocabulary(A="x"), "the unit of 'A' is 'x'"),
-    "a delimiter and a space": (vocabulary(**{" ": 5}), "two units of the tokenizer say ' '"),
+    "a delimiter and a space": (vocabulary(**{" ": 5}), "two units of the tokenizer stand for ' '"),
     "two cases in one": (
         lambda folder: [
             vocabulary(**{"a": 5})(folder),
             field("tokenizer_config.json", do_lower_case=True)(folder),
         ],
-        "two units of the tokenizer say 'a'",
+        "two units of the tokenizer stand for 'a'",
     ),
-    "our blank's name": (vocabulary(**{"<blank>": 5}), "two units of the tokenizer say '<blank>'"),
+    "our blank's name": (vocabulary(**{"<blank>": 5}), "two units of the tokenizer stand for '<blank>'"),
     "no such language": (
         lambda folder: write_json(folder / "vocab.json", {"deu": VOCABULARY}),
         "none for 'eng'",
@@ -95,7 +95,7 @@ OF_CTC: dict[str, tuple[Damage, str]] = {
             field(pad_token_id=70)(folder),
             field("tokenizer_config.json", pad_token="<none>")(folder),
         ],
-        "'pad_token_id' is 70: no unit",
+        "'pad_token_id' is 70, which is no unit",
     ),
 }
 
@@ -144,11 +144,11 @@ OF_LABELS: dict[str, tuple[str, Damage, str]] = {
         "the same label twice",
     ),
     "fewer labels": ("ForSequenceClassification", field(id2label={"0": "a", "1": "b"}), "names 2 labels"),
-    "labels in a list": ("ForSequenceClassification", field(id2label=["a", "b", "c"]), "by their numbers"),
+    "labels in a list": ("ForSequenceClassification", field(id2label=["a", "b", "c"]), "labels by number"),
     "labels by no numbers": (
         "ForSequenceClassification",
         field(id2label={"x": "a", "1": "b", "2": "c"}),
-        "by their numbers",
+        "labels by number",
     ),
     "no weights of layers": (
         "ForSequenceClassification",
@@ -192,7 +192,7 @@ def test_it_is_said_when_it_is_converted_and_when_it_is_asked(
 ) -> None:
     folder = saved(speech[0], tmp_path / "model")
     vocabulary(**{" ": 5})(folder)
-    why = "vocab.json: two units of the tokenizer say ' '"
+    why = "vocab.json: two units of the tokenizer stand for ' '"
     status, out, err = run("convert", folder, tmp_path / "artifact")
     assert (status, err) == (0, "") and f"; without its head ctc, {why}; left out: lm_head.bias" in out
     assert load_artifact(tmp_path / "artifact").heads_left_out == {"ctc": why}

@@ -72,8 +72,8 @@ def test_which_file_is_believed(
     "options, said",
     [
         ({"sampling_rate": 8000}, "'sampling_rate' is 8000"),
-        ({"feature_extractor_type": "WhisperFeatureExtractor"}, "such a model is fed by Wav2Vec2Feature"),
-        ({"feature_extractor_type": "SeamlessM4TFeatureExtractor"}, "such a model is fed by Wav2Vec2Feature"),
+        ({"feature_extractor_type": "WhisperFeatureExtractor"}, "such a model needs Wav2Vec2Feature"),
+        ({"feature_extractor_type": "SeamlessM4TFeatureExtractor"}, "such a model needs Wav2Vec2Feature"),
     ],
 )
 def test_what_models_here_do_not_hear_is_refused(

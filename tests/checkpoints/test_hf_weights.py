@@ -81,7 +81,10 @@ def test_a_config_may_name_the_file(folder: Path, tmp_path: Path) -> None:
     save_file(tensors, folder / "best.safetensors")
     change_json(folder / "config.json", transformers_weights="best.safetensors")
     assert same(folder, tmp_path / "plain")
-    for name, said in (("../x.safetensors", "no safetensors"), ("other.safetensors", "has no other.safe")):
+    for name, said in (
+        ("../x.safetensors", "not a safetensors file"),
+        ("other.safetensors", "has no other.safe"),
+    ):
         change_json(folder / "config.json", transformers_weights=name)
         with pytest.raises(ArtifactError, match=said):
             open_checkpoint(folder)
@@ -142,7 +145,7 @@ def test_what_peft_trained_is_no_model(folder: Path, tmp_path: Path, run: Run) -
     for path in (alone, beside):
         status, out, err = run("convert", path, tmp_path / "artifact")
         assert (status, out) == (2, "") and len(err.splitlines()) == 1
-        assert "PEFT trained (LORA) on facebook/wav2vec2-base" in err and "merge_and_unload()" in err
+        assert "PEFT adapter (LORA) for facebook/wav2vec2-base" in err and "merge_and_unload()" in err
         with pytest.raises(ArtifactError, match="merge_and_unload"):
             speech_ssl.load(path)
     shutil.copytree(folder, tmp_path / "whole")

@@ -61,12 +61,12 @@ def test_what_peft_trained_is_named(asked: Asked, tmp_path: Path) -> None:
     """By the model's name, not by a folder of the cache; convert looks for a pickle first."""
     lora(tmp_path / "snapshot")
     for attempt in (speech_ssl.load, lambda name: convert(name, tmp_path / "artifact")):
-        with pytest.raises(ArtifactError, match=r"someone/tuned: holds what PEFT trained \(LORA\)"):
+        with pytest.raises(ArtifactError, match=r"someone/tuned: holds a PEFT adapter \(LORA\)"):
             attempt("someone/tuned")
     saved(made("Wav2Vec2", "Model"), tmp_path / "snapshot")
     (tmp_path / "snapshot" / "model.safetensors").unlink()
     asked.clear()
-    with pytest.raises(ArtifactError, match=r"someone/tuned: holds what PEFT trained"):
+    with pytest.raises(ArtifactError, match=r"someone/tuned: holds a PEFT adapter"):
         convert("someone/tuned", tmp_path / "artifact")
     assert "pytorch_model*.bin" in asked[-1]["allow_patterns"]
 

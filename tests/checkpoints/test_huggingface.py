@@ -193,7 +193,7 @@ def test_pickles_are_read_by_convert_alone_and_never_run(tmp_path: Path) -> None
     assert all(torch.equal(read[key], whole[key]) for key in whole)
     for save in (torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))):
         save({"lm_head.bias": Runs(tmp_path / "made")}, folder / "pytorch_model.bin")
-        with pytest.raises(ArtifactError, match="not a (file of weights alone|whole file)") as refused:
+        with pytest.raises(ArtifactError, match="not a (file of weights only|whole file)") as refused:
             convert(folder, tmp_path / "other")
         assert "\n" not in str(refused.value)
         assert not (tmp_path / "made").exists() and not (tmp_path / "other").exists()

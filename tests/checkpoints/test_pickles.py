@@ -187,7 +187,7 @@ def test_no_patch_of_sources_is_written(tmp_path: Path, monkeypatch: pytest.Monk
     whose = changed(dump_patches=b"\x88", __name__=text("made"))
     program = b"\x80\x02(" + text("module") + whose + text("a.py") + text("other") + b"tQ."
     Path("f.pt").write_bytes(old_file(program))
-    with pytest.raises(ArtifactError, match="it changes a function"):
+    with pytest.raises(ArtifactError, match="it modifies a function"):
         read_pickle(Path("f.pt"))
     same = b"\x80\x02(" + text("module") + REBUILD + text("a.py") + text("other") + b"tQ."
     Path("f.pt").write_bytes(old_file(same))
@@ -240,7 +240,7 @@ def with_records(path: Path, changes: dict[str, bytes | None], compression: int 
         ({"data/0": None}, "record data/0 is missing"),
         ({"data/0": b"short"}, "record data/0 is too short"),
         ({"data.pkl": None}, "TorchScript, or another archive"),
-        ({"byteorder": b"big"}, "another order of bytes"),
+        ({"byteorder": b"big"}, "another byte order"),
         ({"data.pkl": b"\x80\x02cos\nmkdir"}, "not a whole file"),
     ],
 )

@@ -54,7 +54,7 @@ def message(*pieces: tuple[str, int | None]) -> bytes:
     [
         (b"", "has 0 pieces"),
         (message(("<s>", 3)), "has 1 pieces"),
-        (message(("<s>", 3), ("▁the", None)), "'▁the': read are those of characters"),
+        (message(("<s>", 3), ("▁the", None)), "'▁the': only models of characters"),
         (message(("<s>", 3), ("a", None), ("a", 1)), "a piece occurs twice"),
         (b"\x0a\x05ab", "not a SentencePiece model"),
         (b"\xff" * 40, "not a SentencePiece model"),

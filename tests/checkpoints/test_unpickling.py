@@ -126,13 +126,13 @@ STEPS = {
     "copies too much": MANY + b"\x94" + b"".join([b"c__builtin__\ntuple\nh\x00\x85R0"] * 200) + b"N.",
     "copies too": b"(" + b"K\x01" * 1000 + b"t\x94" + b"".join([b"ca\nb\nh\x00R0"] * 200) + b"N.",
     "calls something without arguments": b"ca\nb\nNR.",
-    "calls what is no function": b"N)R.",
+    "calls something that is not a function": b"N)R.",
     "makes a container of something else": b"c__builtin__\nset\nK\x05\x85R.",
     "makes a dict of something else": b"ccollections\nOrderedDict\n](K\x01e\x85R.",
-    "changes a function": b"c__builtin__\nset\n}b.",
-    "appends to what is no list": b"\x8fNa.",
-    "sets items of what is no dict": b"]NNs.",
-    "adds to what is no set": b"](N\x90.",
+    "modifies a function": b"c__builtin__\nset\n}b.",
+    "appends to something that is not a list": b"\x8fNa.",
+    "sets items of something that is not a dict": b"]NNs.",
+    "adds to something that is not a set": b"](N\x90.",
     "a step EXT1": b"\x82\x01.",
     "a step INST": b"(ios\nmkdir\n.",
     "a step OBJ": b"(cos\nmkdir\no.",
@@ -208,7 +208,7 @@ def test_archives_of_two_minds(tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "g.pt", "w") as archive:
             for name, content in {**records, extra: b"N."}.items():
                 archive.writestr(name, content)
-        with pytest.raises(ArtifactError, match="records of one name, or several folders"):
+        with pytest.raises(ArtifactError, match="records with the same name, or several folders"):
             read_pickle(tmp_path / "g.pt")
 
 
@@ -250,8 +250,8 @@ def many(times: int) -> Any:
         ({"activation_fn": many(40)}, "'activation_fn' is "),
         ({"activation_fn": "y" * 1_000_000}, "'activation_fn' is "),
         ({"encoder_attention_heads": 10**6}, "must be a multiple of heads|from 1 to"),
-        ({"conv_feature_layers": "'x'*100*100*100*100*5"}, "no list of layers"),
-        ({"conv_feature_layers": "(1,)*100*100*100*90"}, "no list of layers"),
+        ({"conv_feature_layers": "'x'*100*100*100*100*5"}, "not a list of layers"),
+        ({"conv_feature_layers": "(1,)*100*100*100*90"}, "not a list of layers"),
         ({"conv_feature_layers": f"[(16, 10, {10**30})] + [(16, 3, 2)] * 6"}, "strides .* from 1 to 1048576"),
     ],
 )

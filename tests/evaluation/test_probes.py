@@ -193,7 +193,7 @@ def test_mistakes_are_named() -> None:
         probe(x_NLD, labels, np.full_like(x_NLD, np.nan), labels)
     with pytest.raises(ValueError, match="no fold to test: 20 folds, 20 of them with a single class"):
         cross_validate(x_NLD, labels, [str(i) for i in range(20)])
-    with pytest.raises(ValueError, match="one of each a clip"):
+    with pytest.raises(ValueError, match="one of each per clip"):
         folds(["a"], [])
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from itertools import count
 from pathlib import Path
@@ -18,6 +21,7 @@ from speech_ssl.extraction.decoding import Decoded, Decoders, DecodeTask, Failed
 from speech_ssl.inference.chunking import Chunker
 from speech_ssl.inference.windows import Piece
 
+ROOT = Path(__file__).parents[2]
 CHUNKER = Chunker(320, 400, window=100, context=10)
 
 
@@ -29,8 +33,11 @@ def exists(pid: int) -> bool:
     return True
 
 
-def pids(decoders: Decoders) -> list[int]:
-    return [worker._process.pid for worker in decoders._workers if worker._process.pid]
+def pids() -> list[int]:
+    """Of the decoders of this process."""
+    below = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    found = [int(pid) for path in below for pid in path.read_text().split()]
+    return [pid for pid in found if b"sandbox.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def two_minutes(folder: Path) -> str:
@@ -79,12 +86,12 @@ def test_a_dead_decoder_fails_its_file_and_is_replaced(prompts: Path, tmp_path: 
         first: list[int] = []
         for event in decoders:
             if event.clip == 1 and not first:
-                first = pids(decoders)
+                first = pids()
                 os.kill(first[0], signal.SIGKILL)
             if not isinstance(event, Piece):
                 ends[event.clip] = event
             if event.clip == 2:
-                second = pids(decoders)
+                second = pids()
     assert isinstance(ends[1], Failed) and ends[1].code == "decoder_died" and "SIGKILL" in ends[1].reason
     assert all(isinstance(ends[number], Decoded) for number in (0, 2, 3))
     assert second != first and not exists(second[0])
@@ -98,7 +105,7 @@ def test_a_decoder_that_hangs_is_given_up(prompts: Path, tmp_path: Path, monkeyp
     with Decoders(jobs, CHUNKER, workers=1, ahead_s=10.0) as decoders:
         for number, event in enumerate(decoders):
             if number == 0:
-                os.kill(pids(decoders)[0], signal.SIGSTOP)
+                os.kill(pids()[0], signal.SIGSTOP)
             ends[event.clip] = event
     assert isinstance(ends[0], Failed) and ends[0].code == "stalled"
     assert isinstance(ends[1], Decoded)
@@ -117,6 +124,35 @@ def test_leaving_early_ends_the_processes(tmp_path: Path):
     path = two_minutes(tmp_path)
     jobs = (DecodeTask(number, path) for number in count())
     with Decoders(jobs, CHUNKER, workers=2, ahead_s=5.0) as decoders:
-        next(event for event in decoders if len(pids(decoders)) == 2)
-        running = pids(decoders)
+        next(event for event in decoders if len(pids()) == 2)
+        running = pids()
     assert len(running) == 2 and not any(map(exists, running))
+
+
+SCRIPT = """
+from speech_ssl.extraction.decoding import Decoded, Decoders, DecodeTask
+from speech_ssl.inference.chunking import Chunker
+
+with Decoders([DecodeTask(0, "a.flac")], Chunker(320, 400, 100, 10), workers=1, ahead_s=9.0) as events:
+    print(type([*events][-1]).__name__)
+"""
+
+
+def test_decoders_run_nothing_of_the_working_directory(prompts: Path, tmp_path: Path):
+    """In a script without `if __name__ == "__main__":`, which has a path that is relative."""
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    shutil.copy(next((prompts / "audio").glob("*.flac")), folder / "a.flac")
+    for name in ("json", "signal", "numpy"):
+        (folder / f"{name}.py").write_text("open('mark', 'w')\nraise SystemExit(9)\n")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    ran = subprocess.run(
+        [sys.executable, tmp_path / "script.py"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (0, "Decoded\n"), ran.stderr
+    assert not (folder / "mark").exists()

@@ -16,10 +16,11 @@ import soundfile
 
 import speech_ssl
 from speech_ssl.data.manifest import Utterance, read_manifest, write_manifest
-from speech_ssl.extraction import decoding, extract
+from speech_ssl.extraction import extract
 from speech_ssl.extraction.extract import Extraction
 from speech_ssl.extraction.parquet import Shard, read_rows
 from speech_ssl.inference import Runtime
+from speech_ssl.sandbox.process import DecoderProcess, Part
 from tests import warm
 
 NAMES = 24  # prompts that the small data set holds
@@ -179,19 +180,19 @@ def test_a_decoder_killed_by_a_signal_costs_one_clip(
     """The process is killed when it gets a certain file, as a crash in a codec would kill it."""
     utterances = read_manifest(prompts / "manifest.tsv")[:6]
     os.mkfifo(tmp_path / "crash.wav")
-    started: list[decoding._Worker] = []
-    answers = decoding._Worker.answers
+    used: list[DecoderProcess] = []
+    blocks = DecoderProcess.blocks
 
-    def killing(worker: decoding._Worker, job: decoding.DecodeTask):
-        started.append(worker)
-        if job.path.endswith("crash.wav"):
-            worker.kill()
-        return answers(worker, job)
+    def killing(decoder: DecoderProcess, part: Part, *options: object):
+        used.append(decoder)
+        if part.path.endswith("crash.wav"):
+            decoder.popen.kill()
+        return blocks(decoder, part, *options)
 
-    monkeypatch.setattr(decoding._Worker, "answers", killing)
+    monkeypatch.setattr(DecoderProcess, "blocks", killing)
     write_manifest(tmp_path / "m.tsv", [*utterances, Utterance(tmp_path / "crash.wav", 1.0, "")])
     summary = Extraction(runtime, workers=1).run(tmp_path / "m.tsv", tmp_path / "out")
-    assert (summary.clips, summary.failures) == (6, 1) and len({id(worker) for worker in started}) == 2
+    assert (summary.clips, summary.failures) == (6, 1) and len({id(decoder) for decoder in used}) == 2
     (failure,) = failures(tmp_path / "out" / "failures.jsonl")
     assert (failure["id"], failure["code"]) == ("crash.wav", "decoder_died")
 

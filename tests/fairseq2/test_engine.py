@@ -308,7 +308,7 @@ def test_what_is_not_finite_stops_it_before_it_is_saved(manifest, monkeypatch, t
         ({"valid_every": 3, "log_every": 2}, "fairseq2", "valid_every is 3: .*a multiple of log_every, 2"),
         ({"save_every": 5, "log_every": 2}, "fairseq2", "save_every is 5: .*a multiple of log_every, 2"),
         ({"precision": "fp16"}, "fairseq2", "fp16 needs the loss scaling of our own loop"),
-        ({}, "fairseq2-fsdp2", "one process has nothing to share out"),
+        ({}, "fairseq2-fsdp2", "FSDP2 needs several processes"),
     ],
 )
 def test_what_it_cannot_do_is_said(manifest, tmp_path, change, engine, said):
@@ -320,4 +320,4 @@ def test_what_it_cannot_do_is_said(manifest, tmp_path, change, engine, said):
 def test_fsdp2_on_the_cpu_refuses_layer_drop(manifest, tmp_path):
     line = command(manifest, tmp_path / "run", "dropping", "--engine", "fairseq2-fsdp2", processes=2)
     done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode != 0 and "error: with FSDP2 all processes must skip the same layers" in done.stderr
+    assert done.returncode != 0 and "error: FSDP2 needs all processes to skip the same layers" in done.stderr

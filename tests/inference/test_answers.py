@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speech_ssl.inference import labels
+from speech_ssl.inference import answers
 from speech_ssl.inference.answers import (
     Choice,
     Clock,
@@ -20,8 +20,8 @@ from speech_ssl.inference.answers import (
     transcribe,
 )
 from speech_ssl.inference.card import check_tasks
+from speech_ssl.inference.outputs import WindowOutput
 from speech_ssl.inference.units import dense
-from speech_ssl.inference.window_output import WindowOutput
 from speech_ssl.model.heads import head
 from speech_ssl.model.heads.specs import CTCSpec, EventPooling, EventsSpec
 
@@ -239,19 +239,21 @@ def test_answers_are_what_was_trained(pooling: EventPooling, exclusive: bool) ->
     outputs_TO = outputs_TO.astype(np.float32)
     outputs_1TO = torch.from_numpy(outputs_TO)[None]
     clip_1K = head.clip_logits(outputs_1TO, torch.ones(1, 50, dtype=torch.bool), spec)
-    clip_K = labels.clip_logits(outputs_TO, spec)
+    clip_K = answers.clip_logits(outputs_TO, spec)
     assert clip_K.dtype == np.float32
     np.testing.assert_allclose(clip_K, clip_1K[0].numpy(), rtol=1e-5, atol=1e-5)
-    frames_TK = labels.frame_logits(outputs_TO, spec)
+    frames_TK = answers.frame_logits(outputs_TO, spec)
     np.testing.assert_array_equal(frames_TK, head.frame_logits(outputs_1TO, spec)[0].numpy())
     expected = torch.from_numpy(frames_TK)
     expected = expected.softmax(-1) if exclusive else expected.sigmoid()
-    np.testing.assert_allclose(labels.probabilities(frames_TK, spec), expected.numpy(), rtol=1e-5, atol=1e-30)
+    np.testing.assert_allclose(
+        answers.probabilities(frames_TK, spec), expected.numpy(), rtol=1e-5, atol=1e-30
+    )
 
 
 def test_far_logits_are_no_error() -> None:
     logits = np.array([[0.0, 1000.0], [-1000.0, 0.0]], dtype=np.float32)
     both = EventsSpec(labels=("a", "b"), exclusive=False)
-    np.testing.assert_array_equal(labels.probabilities(logits, both), [[0.5, 1.0], [0.0, 0.5]])
+    np.testing.assert_array_equal(answers.probabilities(logits, both), [[0.5, 1.0], [0.0, 0.5]])
     one = EventsSpec(labels=("a", "b"))
-    np.testing.assert_array_equal(labels.probabilities(logits, one), [[0.0, 1.0], [0.0, 1.0]])
+    np.testing.assert_array_equal(answers.probabilities(logits, one), [[0.0, 1.0], [0.0, 1.0]])

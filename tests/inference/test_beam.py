@@ -254,8 +254,8 @@ def test_nothing_said_and_nothing_possible() -> None:
     [
         ([], "the lexicon has no words"),
         (["", ""], "the lexicon has no words"),
-        (["BAND", "ROAD"], "can spell none of the lexicon's 2 words, as 'BAND'"),
-        (["new york"], "'new york': give one word a line"),
+        (["BAND", "ROAD"], "can spell none of the lexicon's 2 words, such as 'BAND'"),
+        (["new york"], "'new york': give one word per line"),
         (Path("no/words.txt"), "no/words.txt: the lexicon cannot be read"),
     ],
 )
@@ -269,10 +269,10 @@ def test_a_lexicon_that_cannot_be_used(lexicon: Path | list[str], message: str) 
     ("content", "message"),
     [
         (None, "cannot be read .No such file"),
-        (b"", "no ARPA file"),
-        (b"the band\nplayed on\n", "no ARPA file"),
-        (b"\x7fELF" + bytes(range(256)) * 9, "no ARPA file"),
-        (b"\\data\\\nngram 1=9\nngram 2=9\n\n\\1-grams:\n-1\ta\t0\n", "no ARPA file"),
+        (b"", "neither an ARPA file"),
+        (b"the band\nplayed on\n", "neither an ARPA file"),
+        (b"\x7fELF" + bytes(range(256)) * 9, "neither an ARPA file"),
+        (b"\\data\\\nngram 1=9\nngram 2=9\n\n\\1-grams:\n-1\ta\t0\n", "neither an ARPA file"),
         (b"\x1f\x8b\x08\x00", "is compressed: unpack it"),
     ],
 )
@@ -290,7 +290,7 @@ def test_a_language_model_in_capitals_is_noticed(tmp_path: Path) -> None:
     pytest.importorskip("kenlm")
     write_arpa(["THE BAND PLAYED ON"], tmp_path / "lm.arpa")
     for lexicon in (None, ["the", "band"]):
-        with pytest.raises(ValueError, match="knows no word that can be said here"):
+        with pytest.raises(ValueError, match="knows no word that this vocabulary can spell"):
             BeamSearch(LETTERS, lm=tmp_path / "lm.arpa", lexicon=lexicon)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speech_ssl.inference.windows import Pool
+from speech_ssl.inference.outputs import Pool
 from speech_ssl.types import Features
 
 

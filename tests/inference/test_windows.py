@@ -11,9 +11,9 @@ import torch
 
 from speech_ssl.inference.answers import Choice, Clock, classify
 from speech_ssl.inference.chunking import Window
+from speech_ssl.inference.outputs import NO_FRAMES, Stitcher, WindowOutput
 from speech_ssl.inference.units import TopUnits, dense
-from speech_ssl.inference.window_output import NO_FRAMES, WindowOutput
-from speech_ssl.inference.windows import Stitcher, WindowedPass, pieces
+from speech_ssl.inference.windows import WindowedPass, pieces
 from speech_ssl.model.heads.head import clip_logits
 from speech_ssl.model.heads.specs import EventPooling, EventsSpec
 from speech_ssl.types import Pooling, Waveform

@@ -180,8 +180,8 @@ def test_a_frozen_encoder_has_no_gradients_and_no_trainable_weights() -> None:
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ({"timed": True}, "timed events overlap"),
-        ({"class_weights": (1.0,)}, "one weight a label"),
+        ({"timed": True}, "timed events may overlap"),
+        ({"class_weights": (1.0,)}, "one weight per label"),
         ({"head_only": 1.5}, "head_only is a share"),
     ],
 )

@@ -6,7 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speech_ssl.objectives.masking import hidden_positions, hide_spans, most_hidden
+from speech_ssl.objectives.masking import (
+    all_but_blocks,
+    hidden_positions,
+    hide_spans,
+    highest,
+    most_hidden,
+    take,
+)
 from speech_ssl.types import valid_mask
 
 WAV2VEC2 = {"share": 0.65, "span": 10}
@@ -65,3 +72,30 @@ def test_positions_are_the_hidden_frames_in_order(lengths: list[int], seed: int)
     assert position_BM.shape == (len(lengths), most)
     for hidden_T, position_M, chosen_M in zip(hidden_BT, position_BM, chosen_BM, strict=True):
         assert position_M[chosen_M].tolist() == hidden_T.nonzero().flatten().tolist()
+
+
+def test_what_stays_visible_has_its_exact_number_and_stays_in_blocks() -> None:
+    lengths_B = torch.tensor([200, 131, 20, 2, 1])
+    hidden_BT = all_but_blocks(
+        lengths_B, 210, share=0.8, block=5, adjust=0.07, generator=torch.Generator().manual_seed(0)
+    )
+    assert not (hidden_BT & ~valid_mask(lengths_B, 210)).any()
+    assert hidden_BT.sum(1).tolist() == [160, 131 - 26, 16, 1, 0]
+    visible_T = (~hidden_BT[0, :200]).tolist()
+    neighbours = sum(a and b for a, b in zip(visible_T, visible_T[1:], strict=False))
+    assert neighbours > 20  # 8 of 40 frames by chance, 32 if all stood in blocks of five
+
+
+def test_the_highest_are_chosen_and_of_equal_ones_any() -> None:
+    rank_BT = torch.tensor([[2.0, 0.0, 1.0, 1.0, 1.0, 1.0]]).expand(300, -1)
+    chosen_BT = highest(
+        rank_BT, torch.full((300,), 2), torch.full((300,), 5), torch.Generator().manual_seed(0)
+    )
+    assert chosen_BT[:, 0].all() and not chosen_BT[:, [1, 5]].any() and (chosen_BT.sum(1) == 2).all()
+    assert chosen_BT[:, 2:5].any(0).all()
+
+
+def test_frames_are_taken_at_their_places() -> None:
+    x_BTD, position_BM = torch.randn(2, 5, 3), torch.tensor([[4, 0], [1, 1]])
+    found_BMD = take(x_BTD, position_BM)
+    assert all(torch.equal(found_BMD[b, m], x_BTD[b, position_BM[b, m]]) for b in range(2) for m in range(2))

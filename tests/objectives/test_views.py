@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from speech_ssl.objectives.views import add_noise, beta, coloured_noise, mixup, random_gain, time_shift
+from speech_ssl.objectives.views import (
+    Mixing,
+    add_noise,
+    beta,
+    coloured_noise,
+    mix_utterances,
+    mixup,
+    random_gain,
+    time_shift,
+)
 from speech_ssl.types import valid_mask
 
 pytestmark = pytest.mark.numerical
@@ -42,9 +51,13 @@ def mix(wave_BS: Tensor, lengths_B: Tensor, generator: torch.Generator) -> Tenso
     return mixup(wave_BS, lengths_B, alpha=0.5, share=1.0, generator=generator).wave_BS
 
 
+def overlay(wave_BS: Tensor, lengths_B: Tensor, generator: torch.Generator) -> Tensor:
+    return mix_utterances(wave_BS, lengths_B, Mixing(share=1.0), generator)
+
+
 ALONE = [gain, noise, shift]
 """Views of a row that have nothing to do with the other rows."""
-VIEWS = [*ALONE, partial(noise, babble=1.0), mix]
+VIEWS = [*ALONE, partial(noise, babble=1.0), mix, overlay]
 
 
 def batch(lengths: list[int], padding: int = 0, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -221,6 +234,63 @@ def test_a_silent_row_is_mixed_with_what_its_partner_is() -> None:
     torch.testing.assert_close(mixed.wave_BS[1], mixed.weight_B[1] * wave_BS[1])
 
 
+def mixed_with(mixing: Mixing, wave_BS: Tensor, lengths_B: Tensor, seed: int = 0) -> Tensor:
+    return mix_utterances(wave_BS, lengths_B, mixing, seeded(seed))
+
+
+def test_only_a_part_of_some_rows_is_mixed() -> None:
+    """Of a share of them; at most half of each, anywhere, and of any length up to that."""
+    wave_BS, lengths_B = batch([400] * 3_000, padding=30)
+    added_BS = mixed_with(Mixing(share=0.3), wave_BS, lengths_B) != wave_BS
+    rows_B = added_BS.any(1)
+    assert float(rows_B.float().mean()) == pytest.approx(0.3, abs=0.03)
+    touched_BS = added_BS[rows_B].double()
+    first_B, last_B = touched_BS.argmax(1), 429 - touched_BS.flip(1).argmax(1)
+    part_B = (last_B - first_B + 1).numpy()
+    assert stats.kstest(part_B, stats.uniform(0, 200).cdf).pvalue > 0.01
+    assert part_B.max() <= 200 and first_B.min() == 0 and last_B.max() == 399
+    middle_B = (first_B + last_B) / 2
+    assert float(middle_B.double().mean()) == pytest.approx(199.5, abs=10)
+
+
+@pytest.mark.parametrize(("noise", "low", "high"), [(0.0, -5.0, 5.0), (1.0, -5.0, 20.0)])
+def test_ratios_of_energies_are_uniform_in_decibels(noise: float, low: float, high: float) -> None:
+    """What is added is seen whole where a row may be mixed all over: where the part is nearly the row."""
+    wave_BS, lengths_B = batch([2_000] * 1_500)
+    mixing = Mixing(share=1.0, noise=noise, longest=1.0)
+    added_BS = mixed_with(mixing, wave_BS, lengths_B) - wave_BS
+    whole_B = (added_BS != 0).sum(1) > 500
+    power_B = added_BS.double().square().sum(1) / (added_BS != 0).sum(1)
+    own_B = wave_BS.double().square().mean(1)
+    decibels = 10 * (own_B / power_B).log10()[whole_B].numpy()
+    assert decibels.mean() == pytest.approx((low + high) / 2, abs=0.6)
+    assert decibels.std() == pytest.approx((high - low) / 12**0.5, rel=0.12)
+
+
+def test_what_is_added_is_a_stretch_of_another_row() -> None:
+    """Rows of one value each: by the ratio of 0 dB all are as loud as the row that they are added to."""
+    wave_BS = torch.tensor([[1.0], [2.0], [3.0], [4.0]]) * torch.ones(4, 50)
+    lengths_B = torch.tensor([50, 50, 50, 50])
+    mixing = Mixing(share=1.0, noise=0.0, speech_db=(0.0, 0.0))
+    added_BS = mixed_with(mixing, wave_BS, lengths_B) - wave_BS
+    for row_S, added_S in zip(wave_BS, added_BS, strict=True):
+        torch.testing.assert_close(added_S[added_S != 0], row_S[added_S != 0])
+    ramp_BS = torch.stack([torch.zeros(50) + 1.0, torch.arange(1.0, 51.0)])
+    added_S = (mixed_with(mixing, ramp_BS, lengths_B[:2]) - ramp_BS)[0]
+    heard_S = added_S[added_S != 0]
+    steps_S = heard_S.diff() / (ramp_BS[0].norm() / ramp_BS[1].norm())
+    assert len(heard_S) > 2 and ((steps_S - 1).abs() < 1e-3).sum() >= len(steps_S) - 1  # it may begin again
+
+
+def test_a_row_alone_is_mixed_with_noise_or_nothing() -> None:
+    wave_BS, lengths_B = batch([300])
+    assert torch.equal(mixed_with(Mixing(share=1.0, noise=0.0), wave_BS, lengths_B), wave_BS)
+    assert not torch.equal(mixed_with(Mixing(share=1.0, noise=1.0), wave_BS, lengths_B), wave_BS)
+    silent_BS = torch.zeros(2, 300)
+    assert not mixed_with(Mixing(share=1.0), silent_BS, torch.tensor([300, 300])).any()
+    assert mix_utterances(wave_BS, lengths_B, None, seeded()) is wave_BS
+
+
 @pytest.mark.parametrize("alpha", [0.01, 0.4, 1.0, 8.0])
 def test_weights_follow_the_beta_distribution(alpha: float) -> None:
     draws = beta(alpha, 20_000, seeded()).double().numpy()
@@ -253,5 +323,9 @@ def test_what_cannot_be_asked_for() -> None:
         time_shift(wave_BS, lengths_B, most_s=-0.1, generator=seeded())
     with pytest.raises(ValueError, match="alpha must be at least 0.01"):
         mixup(wave_BS, lengths_B, alpha=0.0, share=1.0, generator=seeded())
+    with pytest.raises(ValueError, match="longest of Mixing is within 0 and 1"):
+        Mixing(longest=1.2)
+    with pytest.raises(ValueError, match="speech_db of Mixing must be"):
+        Mixing(speech_db=(3.0, 2.0))
     with pytest.raises(ValueError, match="share must be within 0 and 1"):
         mixup(wave_BS, lengths_B, alpha=1.0, share=1.5, generator=seeded())

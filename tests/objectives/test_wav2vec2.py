@@ -14,6 +14,7 @@ from speech_ssl.model import presets
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.quantizers import GumbelQuantizer
 from speech_ssl.objectives.base import effective_rank, moments, perplexity
+from speech_ssl.objectives.views import Mixing
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config, contrastive_loss, draw_distractors
 from speech_ssl.types import Batch
 
@@ -148,3 +149,27 @@ def test_statistics_of_collapse_in_closed_form() -> None:
     assert effective_rank(sums["moment_1"] / 400, sums["moment_2"] / 400) == pytest.approx(7, rel=1e-3)
     sums = moments(torch.ones(1, 400, 8), weight_BM)
     assert effective_rank(sums["moment_1"] / 400, sums["moment_2"] / 400) == 0
+
+
+def test_mixed_rows_are_heard_and_clean_ones_are_the_targets() -> None:
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(entries=8, code_width=8, final_width=8, target_dropout=0.0)
+    encoder = Encoder(presets.tiny().changed(frontend={"channels": (16,) * 7}, width=32, depth=1, heads=2))
+    plain, mixed = config.build(encoder), replace(config, mixing=Mixing(share=1.0)).build(encoder)
+    batch = Batch(torch.randn(3, 8_000), torch.tensor([8_000, 8_000, 6_000]))
+    quantized: list[Tensor] = []
+    mixed.quantizer.register_forward_pre_hook(lambda _, inputs: quantized.append(inputs[0]))
+    heard: list[Tensor] = []
+    contextualize = encoder.contextualize
+    encoder.contextualize = lambda features, **how: (  # type: ignore[method-assign]
+        heard.append(features.x_BTD) or contextualize(features, **how)  # type: ignore[func-returns-value]
+    )
+    generator = torch.Generator()
+    mixed(batch, generator=generator.manual_seed(0)).total.backward()
+    with torch.no_grad():
+        clean_BTD = encoder.normalized(encoder.convolve(batch.wave_BS, batch.lengths_B)).x_BTD
+    assert float(torch.cdist(quantized[0].detach(), clean_BTD).amin(2).max()) < 1e-3
+    assert float((heard[0].detach() - clean_BTD).abs().amax((1, 2)).min()) > 1e-2
+    mixed.load_state_dict(plain.state_dict())
+    losses = [o.eval()(batch, generator=generator.manual_seed(0)).total for o in (plain, mixed)]
+    assert torch.equal(*losses), "held-out audio is heard as it is"

@@ -105,7 +105,7 @@ def test_a_changed_number_holds_from_its_step_on_and_resumes_to_the_same_bits(
     assert rates[4] == pytest.approx(2e-4 * 3 / 5)
     before = (out / LAST).read_bytes(), recorded(out)
     line = refusal(main, *run, out, "--resume", "--set", "seed=1")
-    assert "--set seed: a run keeps it" in line
+    assert "--set seed: a run must keep it" in line
     assert before == ((out / LAST).read_bytes(), recorded(out))
 
 
@@ -117,7 +117,7 @@ def test_a_changed_number_holds_from_its_step_on_and_resumes_to_the_same_bits(
     [
         (("--set", "peak_lr=1"), "--set changes a run that is resumed: give --resume too"),
         (("--resume", "--set", "peak_lr"), "--set takes NAME=VALUE, not 'peak_lr'"),
-        (("--resume", "--set", "batches_per_step=2"), "--set batches_per_step: a run keeps it"),
+        (("--resume", "--set", "batches_per_step=2"), "--set batches_per_step: a run must keep it"),
     ],
 )
 def test_what_set_does_not_take_is_one_line(

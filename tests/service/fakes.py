@@ -20,7 +20,7 @@ from service.server import serve
 from service.settings import Settings
 from speech_ssl.inference.card import ModelCard
 from speech_ssl.inference.chunking import Chunker
-from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.inference.outputs import WindowOutput
 from speech_ssl.types import Levels
 
 RATE, HOP, FIELD = 16_000, 320, 400

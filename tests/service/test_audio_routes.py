@@ -18,7 +18,7 @@ from service.models.model import _run
 from service.v1.partial_text import Settling
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime
-from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.inference.outputs import WindowOutput
 from tests.service.fakes import FakeRuntime
 from tests.service.support import error_of, serving, until
 

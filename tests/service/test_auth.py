@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from service.auth import Keys, made
-from service.edge.origins import OPEN
+from service.edge.guards import OPEN
 from tests.service.fakes import FakeRuntime
 from tests.service.support import ROOT, encoded, error_of, serving, tone, until
 

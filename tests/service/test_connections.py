@@ -15,8 +15,7 @@ import uvicorn
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.edge.connections import protocols
-from service.edge.pace import Pace
+from service.edge.connections import Pace, protocols
 from service.settings import Settings
 from tests.service.fakes import FakeRuntime
 from tests.service.support import encoded, serving, tone, until

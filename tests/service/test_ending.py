@@ -50,7 +50,7 @@ def test_nothing_holds_it_up_and_nothing_is_left(start: Start, tmp_path: Path) -
         gate.touch()
         process.popen.send_signal(signal.SIGHUP)
         until(lambda: len(of_models(process)) == 4)
-        decoders = [pid for pid in children(process.popen.pid) if b"service.decoding.decoder" in command(pid)]
+        decoders = [pid for pid in children(process.popen.pid) if b"sandbox.decoder" in command(pid)]
         assert len(decoders) == 2
         for pid in decoders:
             os.kill(pid, signal.SIGSTOP)

@@ -117,7 +117,7 @@ def resident(pids: list[int]) -> int:
 
 def decodes(pid: int) -> bool:
     """Those are replaced now and then, and so is what they hold."""
-    return b"service.decoding.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b"speech_ssl.sandbox.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def open_files(pid: int) -> int:

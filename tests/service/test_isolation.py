@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from service import isolation
-from service.decoding import decoder
-from service.decoding.sandbox import Sandbox
 from speech_ssl.audio import AudioError, Limits
+from speech_ssl.sandbox import decoder, isolation
+from speech_ssl.sandbox.pool import Sandbox
 from tests.service.support import ROOT, encoded, tone
 
 NAMES = ("json", "selectors", "signal", "socket", "struct", "numpy", "soundfile", "typing")
@@ -34,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("path", ["", ".", os.pathsep, f"{ROOT}{os.pathsep}", f".{os.pathsep}{ROOT}"])
 def test_a_decoder_imports_nothing_from_it(folder: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setenv("PYTHONPATH", path)
-    box = Sandbox(1, 1 << 30, 60.0, lambda: None)
+    box = Sandbox(1, 1 << 30, 60.0)
     box.start()
     try:
         assert sum(map(len, box.stream(encoded(tone(1.0)), limits=Limits()))) == 16_000
@@ -47,7 +46,7 @@ def test_a_decoder_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = ("SPEECH_SSL_API_KEYS", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "OTEL_EXPORTER_OTLP_HEADERS")
     for name in secrets:
         monkeypatch.setenv(name, "hunter2")
-    box = Sandbox(1, 1 << 30, 60.0, lambda: None)
+    box = Sandbox(1, 1 << 30, 60.0)
     box.start()
     try:
         (one,) = [box._free.get()]
@@ -70,6 +69,9 @@ def test_what_a_decoder_says_is_not_believed(monkeypatch: pytest.MonkeyPatch) ->
         decoder.HEAD.pack(decoder.BLOCK, 1 << 31),
         decoder.HEAD.pack(decoder.ERROR, 1 << 31),
         decoder.HEAD.pack(b"?", 4) + b"what",
+        decoder.HEAD.pack(decoder.BLOCK, 7) + b"samples",
+        decoder.HEAD.pack(decoder.ERROR, 4) + b"what",
+        decoder.HEAD.pack(decoder.WARNING, 9) + b"truncated"[::-1],
     ]
     for lie in lies:
         began = decoder.HEAD.pack(decoder.STARTED, 0)
@@ -77,8 +79,8 @@ def test_what_a_decoder_says_is_not_believed(monkeypatch: pytest.MonkeyPatch) ->
         program = f"import os; os.write(1, {began!r}); {lied}"
         lying = partial(_instead, subprocess.Popen, program)
         with monkeypatch.context() as patch:
-            patch.setattr("service.decoding.sandbox.subprocess.Popen", lying)
-            box = Sandbox(1, 1 << 30, 60.0, lambda: None)
+            patch.setattr("speech_ssl.sandbox.process.subprocess.Popen", lying)
+            box = Sandbox(1, 1 << 30, 60.0)
             box.start()
             with pytest.raises(AudioError, match="no sensible answer"):
                 list(box.stream(b"RIFF", limits=Limits()))

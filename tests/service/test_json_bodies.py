@@ -11,8 +11,8 @@ import httpx
 import numpy as np
 import pytest
 
+from service.v1.requests import MAX_FIELDS
 from service.v1.schemas_audio import MAX_NAMES
-from service.v1.uploads import MAX_FIELDS
 from tests.service.fakes import FakeRuntime
 from tests.service.support import encoded, error_of, serving, tone
 from tests.service.tensors import INFER, ask, files, samples, tensors

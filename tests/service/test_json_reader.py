@@ -16,9 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.errors import ServiceError
-from service.v1 import json_reader, uploads
+from service.v1 import json_reader, requests
 from service.v1.json_reader import LONG, MAX_DEPTH, MAX_NUMBER, MAX_VALUES, PIECE, Numbers, json_object
-from service.v1.uploads import unwrapped
+from service.v1.requests import unwrapped
 
 MIB, SIZE = 1 << 20, 1 << 18
 LIST = b"0.5," * 100
@@ -192,7 +192,7 @@ def test_memory_is_a_small_multiple_of_the_body(name: str) -> None:
     tracemalloc.start()
     try:
         with suppress(ServiceError, ValueError):
-            uploads._from_json({}, 64, json_object(data))
+            requests._from_json({}, 64, json_object(data))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -229,7 +229,7 @@ def test_base64_is_read_in_pieces(data: bytes, piece: int, seed: int) -> None:
     for _ in range(rng.choice((0, 0, 1, 2))):
         text[rng.randrange(len(text))] = rng.choice("=A*é\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uploads, "_BASE64_PIECE", piece)
+        patch.setattr(requests, "_BASE64_PIECE", piece)
         assert unwrapped(spaced, "input") == data
         damaged = "".join(text)
         bare = "".join(damaged.split())

@@ -232,7 +232,7 @@ def test_a_client_that_goes_while_sending_or_being_decoded(fake, monkeypatch):
         halfway.close()
         until(lambda: gauge(client, "in_flight_requests") == 0)
         with monkeypatch.context() as patch:
-            patch.setattr("service.decoding.sandbox.Sandbox.stream", endless)
+            patch.setattr("service.models.engine.Sandbox.stream", endless)
             decoding = open_request(client, WAV)
             until(lambda: gauge(client, "queued_audio_seconds") > 0)
             decoding.close()

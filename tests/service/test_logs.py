@@ -20,9 +20,9 @@ from websockets.sync.client import connect
 
 from service.auth import made
 from service.edge.logs import JsonFormatter, TextFormatter
-from service.edge.middleware import Observe
+from service.edge.observe import Observe
 from service.metrics import Metrics
-from service.record import Record, recording
+from service.record import Holding, Record, recording
 from tests.service.fakes import FakeRuntime
 from tests.service.support import ROOT, encoded, serving, tone, until
 
@@ -107,7 +107,7 @@ def test_a_failure_is_told_with_its_request(lines, fake):
         headers = {"content-type": "audio/wav", "x-request-id": "mine"}
         assert client.post(URL, content=LOUD, headers=headers).status_code == 500
         until(lines)
-    (request,), (failure,) = lines(), lines("service.edge.middleware")
+    (request,), (failure,) = lines(), lines("service.edge.observe")
     assert (request["status"], request["code"], request["request_id"]) == (500, "internal_error", "mine")
     assert failure["request_id"] == "mine" and "RuntimeError" in failure["exception"]
 
@@ -122,7 +122,7 @@ def observed(app: Any, scope: dict[str, Any], messages: list[Message]) -> list[M
     async def send(message: Message) -> None:
         sent.append(message)
 
-    engine: Any = SimpleNamespace(requests=0, streams=0, answering=0)
+    engine: Any = SimpleNamespace(requests=0, streams=0, answering=0, holding=Holding(0))
     whole = {"type": "http", "method": "POST", "path": "/", "headers": []} | scope
     asyncio.run(Observe(app, engine, Metrics())(whole, receive, send))
     assert engine.requests == engine.streams == 0
@@ -149,7 +149,7 @@ def test_an_answer_that_fails_midway_is_a_failure(lines):
 
     with pytest.raises(RuntimeError):
         observed(breaking, {}, [])
-    (request,), (failure,) = lines(), lines("service.edge.middleware")
+    (request,), (failure,) = lines(), lines("service.edge.observe")
     assert (request["status"], request["code"]) == (500, "internal_error")
     assert "midway" in failure["exception"]
 

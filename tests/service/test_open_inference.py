@@ -20,7 +20,7 @@ from service.settings import Settings
 from speech_ssl import audio
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.inference import Runtime
-from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.inference.outputs import WindowOutput
 from speech_ssl.types import Levels
 from tests.service.fakes import FakeRuntime
 from tests.service.support import encoded, serving, serving_app, tone, until

@@ -16,7 +16,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from service.auth import made
-from service.edge.origins import Hosts
+from service.edge.guards import Hosts
 from tests.service.browser import CHROMIUM, Page, browser
 from tests.service.fakes import FakeRuntime
 from tests.service.support import encoded, error_of, serving, tone

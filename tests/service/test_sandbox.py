@@ -18,9 +18,10 @@ import httpx
 import numpy as np
 import pytest
 
-from service.decoding import sandbox
-from service.decoding.sandbox import Sandbox
 from speech_ssl.audio import AudioError, AudioWarning, Limits, decode
+from speech_ssl.sandbox import pool as pooling
+from speech_ssl.sandbox.pool import Sandbox
+from speech_ssl.sandbox.process import DecoderProcess
 from tests.service.fakes import FakeRuntime
 from tests.service.support import ROOT, encoded, error_of, serving, tone, until
 
@@ -37,7 +38,7 @@ class Counted:
         self.sandbox = Sandbox(1, memory, timeout_s, self.count)
         self.sandbox.start()
 
-    def count(self) -> None:
+    def count(self, why: str) -> None:
         self.lost += 1
 
     @property
@@ -49,7 +50,7 @@ class Counted:
         return np.concatenate(list(self.sandbox.stream(source, limits=limits or Limits())))
 
 
-def iter_free(box: Sandbox) -> Iterator[sandbox.DecoderProcess]:
+def iter_free(box: Sandbox) -> Iterator[DecoderProcess]:
     """Those that have nothing to do, put back in their order."""
     decoders = []
     while not box._free.empty():
@@ -155,7 +156,7 @@ def test_what_is_left_early_costs_no_decoder(make: Make) -> None:
 def test_decoders_are_replaced_now_and_then_and_end_with_the_sandbox(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox, "FILES", 2)
+    monkeypatch.setattr(pooling, "FILES", 2)
     counted = make()
     first = counted.pid
     counted.decode(WAV)
@@ -173,10 +174,10 @@ def test_a_decoder_that_cannot_be_started_is_tried_again(make: Make, monkeypatch
     next(iter_free(counted.sandbox)).popen.wait(10)
     with monkeypatch.context() as patch:
 
-        def fails(memory: int) -> sandbox.DecoderProcess:
+        def fails(memory: int) -> DecoderProcess:
             raise OSError("too many processes")
 
-        patch.setattr(sandbox, "DecoderProcess", fails)
+        patch.setattr(pooling, "DecoderProcess", fails)
         for _ in range(2):
             with pytest.raises(OSError, match="too many processes"):
                 counted.decode(WAV)
@@ -184,11 +185,11 @@ def test_a_decoder_that_cannot_be_started_is_tried_again(make: Make, monkeypatch
 
 
 def test_a_decoder_ends_with_the_service_and_needs_no_torch() -> None:
-    code = "import sys, service.decoding.decoder; print('torch' in sys.modules)"
+    code = "import sys, speech_ssl.sandbox.decoder; print('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout == "False\n"
     alone = subprocess.Popen(
-        [sys.executable, "-m", "service.decoding.decoder", str(1024 * MIB)], cwd=ROOT, stdin=subprocess.PIPE
+        [sys.executable, "-m", "speech_ssl.sandbox.decoder", str(1024 * MIB)], cwd=ROOT, stdin=subprocess.PIPE
     )
     assert alone.stdin
     alone.stdin.close()
@@ -211,7 +212,7 @@ def children(name: str) -> list[int]:
 def test_killed_decoders_under_load_fail_nobody_elses_request() -> None:
     """Every few moments one is killed; whoever fails is told so in the error shape, and most do not."""
     with serving(FakeRuntime(), decode_threads=2, max_clip_s=4000.0) as client:
-        until(lambda: len(children("service.decoding.decoder")) == 2)
+        until(lambda: len(children("speech_ssl.sandbox.decoder")) == 2)
         killed = 0
 
         def ask(number: int) -> httpx.Response:
@@ -221,7 +222,7 @@ def test_killed_decoders_under_load_fail_nobody_elses_request() -> None:
         with ThreadPoolExecutor(4) as pool:
             answers = [pool.submit(ask, number) for number in range(60)]
             while not all(answer.done() for answer in answers):
-                if killed < 3 and (victims := children("service.decoding.decoder")):
+                if killed < 3 and (victims := children("speech_ssl.sandbox.decoder")):
                     os.kill(victims[0], signal.SIGKILL)
                     killed += 1
                 time.sleep(0.3)
@@ -233,4 +234,4 @@ def test_killed_decoders_under_load_fail_nobody_elses_request() -> None:
         assert ask(1).status_code == 200
         lost = re.search(r"^speech_ssl_lost_decoders_total (\S+)$", client.get("/metrics").text, re.MULTILINE)
         assert lost and 0 < float(lost[1]) <= killed
-    until(lambda: not children("service.decoding.decoder"))
+    until(lambda: not children("speech_ssl.sandbox.decoder"))

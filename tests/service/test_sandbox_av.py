@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("av")
 
-from service.decoding.sandbox import Sandbox
 from speech_ssl.audio import AudioError, Limits, decode
+from speech_ssl.sandbox.pool import Sandbox
 from tests.service.fakes import FakeRuntime
 from tests.service.support import encoded, error_of, serving, tone
 from tests.sounds_av import FORMATS_AV, encoded_av
@@ -26,7 +26,7 @@ class Box:
         self.sandbox = Sandbox(1, memory, 60.0, self.count)
         self.sandbox.start()
 
-    def count(self) -> None:
+    def count(self, why: str) -> None:
         self.lost += 1
 
     def decode(self, data: bytes, limits: Limits | None = None) -> np.ndarray:

@@ -18,7 +18,7 @@ import pytest
 from service.batcher import Away
 from service.models.worker import Threads, Worker, WorkerLost, context
 from speech_ssl.inference.card import ModelCard
-from speech_ssl.inference.window_output import WindowOutput
+from speech_ssl.inference.outputs import WindowOutput
 from tests.service import fakes
 from tests.service.support import Process, children, encoded, error_of, of_models, tone, until
 

@@ -238,7 +238,7 @@ def test_a_row_outlives_a_stop(tmp_path: Path) -> None:
 def test_only_the_first_few_are_told_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, Poisoned({4 * (step - 1) + 1: NAN for step in (1, 3, 4, 6, 8, 9, 11)}))
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bad_step: ")]
-    assert len(told) == BadSteps.told and told[-1].endswith("Further ones are told only in the files")
+    assert len(told) == BadSteps.told and told[-1].endswith("Further ones are listed only in the files")
     assert len(entries(tmp_path, "bad_step")) == len(named(tmp_path)) == 7
 
 

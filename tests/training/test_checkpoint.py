@@ -79,7 +79,7 @@ def test_a_truncated_file_is_refused_in_one_line(tmp_path: Path, keep: int) -> N
 def test_a_checkpoint_of_another_model_is_refused_and_says_where(tmp_path: Path) -> None:
     module, optimizer = stepped(0, 1)
     save_checkpoint(tmp_path / "last", STATE, module, optimizer)
-    with pytest.raises(CheckpointError, match=r"of another model: .*0\.weight") as caught:
+    with pytest.raises(CheckpointError, match=r"belongs to another model: .*0\.weight") as caught:
         load_checkpoint(tmp_path / "last", *stepped(0, 0, width=5))
     assert "\n" not in str(caught.value)
 

@@ -14,6 +14,8 @@ from torch import nn
 
 from recipes.pretrain_wav2vec2 import base, large, small, smoke, tiny
 from speech_ssl.model.flat import REQUIRED, flat_of
+from speech_ssl.objectives.views import Mixing
+from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
 from speech_ssl.precision import Float
 from speech_ssl.training import run as runs
 from speech_ssl.training.checkpoint import LAST, RunState, save_checkpoint
@@ -133,6 +135,19 @@ def test_a_run_begun_under_an_older_program_keeps_what_that_did(tmp_path: Path) 
     config = open_run_folder(tmp_path, run, INPUTS, resume=True)
     assert config.precision == "bf16" and not config.decay_vectors
     assert recorded(tmp_path) == older
+
+
+def test_a_run_begun_before_rows_were_mixed_goes_on_without(tmp_path: Path) -> None:
+    open_run_folder(tmp_path, SMOKE, INPUTS, resume=False)
+    (tmp_path / LAST).touch()
+    older = recorded(tmp_path)
+    del older["objective"]["mixing"]
+    (tmp_path / "run.json").write_text(json.dumps(older))
+    open_run_folder(tmp_path, SMOKE, INPUTS, resume=True)
+    assert isinstance(SMOKE.objective, Wav2Vec2Config)
+    mixed = replace(SMOKE, objective=replace(SMOKE.objective, mixing=Mixing()))
+    with pytest.raises(ValueError, match="objective.mixing was None, is now"):
+        open_run_folder(tmp_path, mixed, INPUTS, resume=True)
 
 
 def begun(out: Path, step: int, run: Run = SMOKE, **how: Any) -> None:

@@ -1,1 +1,1 @@
-"""Checkpoints of fairseq2: read, written, and our encoder as a model of it."""
+"""fairseq2: read and write its checkpoints, and offer our encoder as one of its models."""

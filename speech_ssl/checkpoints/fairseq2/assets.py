@@ -1,7 +1,7 @@
-"""Models that fairseq2 knows by name, its own, those of packages such as omnilingual_asr and of
-FAIRSEQ2_USER_ASSET_DIR: for `speech-ssl convert NAME OUT` in an environment with fairseq2.
+"""Models that fairseq2 knows by name: its own, those of packages such as omnilingual_asr, and those in
+FAIRSEQ2_USER_ASSET_DIR. For `speech-ssl convert NAME OUT` in an environment with fairseq2.
 
-fairseq2 finds the card and fetches the files; they are read as everywhere (`fairseq2.read`).
+fairseq2 finds the card and fetches the files; they are read like other files of fairseq2 (`fairseq2.read`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 from speech_ssl.checkpoints.conversion import ConversionError
 
 CHARACTERS = "char_tokenizer"
-"""fairseq2's family of tokenizers with a unit for each character."""
+"""fairseq2's tokenizer family with a unit for each character."""
 NONE = "no model that fairseq2 knows by this name (where it is installed: scripts/install-fairseq2)"
 
 
 @dataclass(frozen=True)
 class Asset:
-    """path: of the checkpoint. tokenizer: of the SentencePiece model of its characters. known: what the card
-    tells and weights do not, for `naming.config_of`."""
+    """path: the checkpoint. tokenizer: the SentencePiece model of its characters. known: fields for
+    `naming.config_of` that the card gives and the weights do not show."""
 
     path: Path
     tokenizer: Path | None
@@ -34,8 +34,8 @@ def is_name(name: str) -> bool:
 
 
 def fetched(name: str) -> Asset | None:
-    """None where fairseq2 is not installed or knows no such name. Raises ConversionError for a card of
-    another family, and for files that cannot be fetched."""
+    """The files of a named model; None if fairseq2 is not installed or knows no such name. Raises
+    ConversionError for a card of another family, and for files that cannot be fetched."""
     if find_spec("fairseq2") is None:
         return None
     from fairseq2.assets import AssetCardError, AssetDownloadError, AssetNotFoundError, get_asset_store
@@ -49,7 +49,7 @@ def fetched(name: str) -> Asset | None:
         return _of_card(card)
     except (AssetCardError, AssetDownloadError, AssetNotFoundError, OperationalError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConversionError(f"{name}: this asset of fairseq2 cannot be had ({reason})") from None
+        raise ConversionError(f"{name}: this asset of fairseq2 cannot be fetched ({reason})") from None
 
 
 def _of_card(card: Any) -> Asset:
@@ -60,10 +60,14 @@ def _of_card(card: Any) -> Asset:
     hubs = {"wav2vec2": get_wav2vec2_model_hub, "wav2vec2_asr": get_wav2vec2_asr_model_hub}
     family = card.field("model_family").as_(str)
     if family not in hubs:
-        raise ConversionError(f"{card.name}: of fairseq2's family {family!r}; read are {', '.join(hubs)}")
+        raise ConversionError(
+            f"{card.name}: of fairseq2's family {family!r}; supported are {', '.join(hubs)}"
+        )
     encoder = hubs[family]().get_model_config(card).encoder_config
     if encoder.use_conformer or encoder.use_fbank:
-        raise ConversionError(f"{card.name}: fairseq2's Conformers and models of log-mel input are not read")
+        raise ConversionError(
+            f"{card.name}: fairseq2's Conformers and models with log-mel input are not supported"
+        )
     files = get_asset_download_manager()
     path = Path(files.download_model(card.field("checkpoint").as_uri()))
     if (inner := card.maybe_get_field("checkpoint_path")) is not None:

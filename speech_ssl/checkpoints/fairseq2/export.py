@@ -1,4 +1,4 @@
-"""Our weights under fairseq2's names: for its `wav2vec2` family, version 0.8. Needs no fairseq2."""
+"""Export our weights under fairseq2's names, for its `wav2vec2` family, version 0.8. Needs no fairseq2."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ _RENAMED_BESIDE = {
 
 
 def write(artifact: Artifact, folder: str | Path) -> Path:
-    """A folder for fairseq2: `model.safetensors`, and the asset card `model.yaml` that points to it, which
-    fairseq2 finds where FAIRSEQ2_USER_ASSET_DIR names the folder.
+    """Write a folder for fairseq2: `model.safetensors`, and the asset card `model.yaml` that points to it.
+    fairseq2 finds the card if FAIRSEQ2_USER_ASSET_DIR names the folder.
 
-    Raises ValueError for a model that its wav2vec2 family does not have, or a folder that is not empty.
+    Raises ValueError for a model that the wav2vec2 family does not have, and for a folder that is not empty.
     """
     folder, config = Path(folder), artifact.encoder.config
     extra = load_extra(artifact.folder) if artifact.extra is None else artifact.extra
@@ -58,22 +58,22 @@ def write(artifact: Artifact, folder: str | Path) -> Path:
         "model_family": "wav2vec2",
         "model_config": model_config(state, config),
         "checkpoint": WEIGHTS,
-        "normalize_audio": frontend.normalize_wave,  # not fairseq2's model does that, but its data set
+        "normalize_audio": frontend.normalize_wave,  # fairseq2's data set does that, not its model
         "wave_eps": frontend.wave_eps,
     }
     check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
-    text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"  # JSON is YAML too
+    text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"  # JSON is valid YAML
     (folder / CARD).write_text(text, encoding="utf-8")
     return folder
 
 
 def write_fairseq2(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
-    """The state dict of fairseq2's Wav2Vec2Model for that of our wav2vec 2.0 objective; gradients by the same
-    names are mapped likewise.
+    """The state dict of fairseq2's Wav2Vec2Model from that of our wav2vec 2.0 objective. Gradients under the
+    same names are mapped likewise.
 
-    Raises ValueError that names the field or tensor for which it has no place.
+    Raises ValueError naming a field or tensor that has no place there.
     """
     frontend, *_ = check(config)
     named = {"quantizer.num_updates": torch.zeros((), dtype=torch.int64)}
@@ -92,7 +92,7 @@ def write_fairseq2(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[s
 
 
 def check(config: EncoderConfig) -> tuple[Convolutions, WideConvolution, Transformer]:
-    """The parts of the encoder. Raises ValueError for one that fairseq2's Wav2Vec2Model does not have."""
+    """The parts of the encoder. Raises ValueError for a part that fairseq2's Wav2Vec2Model does not have."""
     frontend, positions, block = config.frontend, config.positions, config.block
     asked = {
         "frontend": isinstance(frontend, Convolutions),
@@ -110,8 +110,8 @@ def check(config: EncoderConfig) -> tuple[Convolutions, WideConvolution, Transfo
             )
     if frontend.width == config.width:
         raise ValueError(
-            f"fairseq2's wav2vec2 projects no features that are as wide as the model, {config.width}: this "
-            "model does"
+            f"fairseq2's wav2vec2 has no projection of features as wide as the model, {config.width}: this "
+            "model has"
         )
     assert isinstance(frontend, Convolutions) and isinstance(positions, WideConvolution)
     assert isinstance(block, Transformer)
@@ -119,7 +119,7 @@ def check(config: EncoderConfig) -> tuple[Convolutions, WideConvolution, Transfo
 
 
 def model_config(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Any]:
-    """fairseq2's Wav2Vec2Config as an asset card holds it. Dropout is left out: it is no part of a model."""
+    """fairseq2's Wav2Vec2Config as in an asset card. Dropout is left out: it is no part of a model."""
     groups, entries, width = state["quantizer.codebook_GVD"].shape
     frontend, positions, block = check(config)
     shapes = zip(frontend.channels, frontend.kernels, frontend.strides, strict=True)
@@ -148,7 +148,7 @@ def model_config(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str
 def _of_encoder(
     name: str, value: Tensor, config: EncoderConfig, norm: ConvNorm
 ) -> Iterator[tuple[str, Tensor]]:
-    """A tensor of our encoder by its name or names there."""
+    """A tensor of our encoder under its name or names there."""
     if name.startswith("norm."):  # post-norm: before the first block; pre-norm: after the last
         part = "encoder.layer_norm." if config.block.pre_norm else "encoder_frontend.layer_norm."
         yield part + name.removeprefix("norm."), value

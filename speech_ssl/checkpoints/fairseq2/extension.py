@@ -1,7 +1,7 @@
 """Our encoder as a model of fairseq2: the entry point that fairseq2 0.8 calls when it starts.
 
 It adds the family `speech_ssl`, whose models are our `Encoder`, and an asset card for the packaged model and
-for each artifact that SPEECH_SSL_ARTIFACTS names. Without fairseq2 this is never called, and imports nothing.
+for each artifact in SPEECH_SSL_ARTIFACTS. Without fairseq2 this is never called, and imports nothing.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 FAMILY = "speech_ssl"
 DEFAULT = "speech_ssl_default"
 VARIABLE = "SPEECH_SSL_ARTIFACTS"
-"""Folders of artifacts, with `:` between them as in PATH."""
+"""Folders of artifacts, separated by `:` as in PATH."""
 
 
 @dataclass(kw_only=True)
 class ArtifactEncoderConfig:
-    """What a card's `model_config` holds. encoder: as in an artifact's `config.json`, of any version."""
+    """The `model_config` of a card. encoder: as in an artifact's `config.json` of any version."""
 
     encoder: dict[str, object] = field(default_factory=dict)
 
 
 def build(config: ArtifactEncoderConfig) -> Encoder:
-    """Raises ValueError for numbers that are missing or unknown."""
+    """The encoder for a config. Raises ValueError for missing or unknown fields."""
     from speech_ssl.model.encoder import Encoder
     from speech_ssl.model.flat import stored_config
 
@@ -39,7 +39,7 @@ def build(config: ArtifactEncoderConfig) -> Encoder:
 
 
 def card(folder: Path, name: str | None = None) -> dict[str, object]:
-    """The asset card of an artifact's encoder. Raises ValueError if the folder holds none."""
+    """The asset card of an artifact's encoder. Raises ValueError if the folder holds no artifact."""
     from speech_ssl.checkpoints.artifact import CONFIG, ENCODER
 
     try:
@@ -55,7 +55,7 @@ def card(folder: Path, name: str | None = None) -> dict[str, object]:
 
 
 def cards(warn: Callable[[str], object]) -> Iterator[dict[str, object]]:
-    """Of all artifacts that are known; what cannot be read is told and left out."""
+    """The cards of all known artifacts; those that cannot be read are reported and left out."""
     default = Path(str(files("speech_ssl") / "assets" / "default"))
     named = [Path(name) for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
     for folder, name in [(default, DEFAULT), *((folder, None) for folder in named)]:

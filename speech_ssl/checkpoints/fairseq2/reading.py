@@ -1,5 +1,5 @@
-"""Checkpoints of fairseq2's wav2vec 2.0: files, folders of its trainer, and what `fairseq2_export` writes.
-Among them are Omnilingual ASR's encoders and CTC models (arXiv 2511.09690). No fairseq2 is needed."""
+"""Read checkpoints of fairseq2's wav2vec 2.0: files, folders of its trainer, and what `fairseq2_export`
+writes. This includes Omnilingual ASR's encoders and CTC models (arXiv 2511.09690). Needs no fairseq2."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def recognises(content: Any) -> bool:
 
 
 def read(content: Any, where: str, name: str, tokenizers: Sequence[Path] = (), **known: Any) -> Converted:
-    """What weights do not tell is as in the published models, if it is not `known` (for `config_of`):
-    heads, strides, and that waves are normalised where the norms come first. tokenizers: of a model tuned for
-    CTC, the one SentencePiece model of its characters; without it its head has no meaning. Raises
-    ConversionError."""
+    """Convert a checkpoint. What the weights do not show is taken from the published models, unless it is in
+    `known` (for `config_of`): heads, strides, and that pre-norm models normalise waves. tokenizers: for a
+    model fine-tuned with CTC, the one SentencePiece model of its characters; without it the head has no
+    meaning. Raises ConversionError."""
     state = _state(content)
     pre_norm = "encoder.layer_norm.weight" in state
     if pre_norm and "encoder_frontend.layer_norm.weight" in state:
@@ -105,7 +105,7 @@ def read(content: Any, where: str, name: str, tokenizers: Sequence[Path] = (), *
 
 
 def read_file(path: Path, name: str, tokenizers: Sequence[Path], **known: Any) -> Converted:
-    """Raises ConversionError."""
+    """Convert a file. Raises ConversionError."""
     content = read_pickle(path)
     if not recognises(content):
         raise ConversionError(f"{path}: not a wav2vec 2.0 model of fairseq2")
@@ -133,8 +133,8 @@ def _heads(tensors: Tensors, tokenizers: Sequence[Path], config: EncoderConfig) 
 
 
 def read_folder(folder: Path) -> Converted:
-    """Of a step of its trainer, whole on one rank, or of `speech-ssl convert --to fairseq2`. Raises
-    ConversionError."""
+    """Convert the folder of a step of fairseq2's trainer, saved whole on one rank, or of `speech-ssl convert
+    --to fairseq2`. Raises ConversionError."""
     written = folder / WEIGHTS
     if written.is_file():
         try:
@@ -143,7 +143,7 @@ def read_folder(folder: Path) -> Converted:
             raise ConversionError(f"{written}: not a whole safetensors file ({error})") from None
     shards = sorted(path for path in folder.rglob("*.pt") if "model" in path.relative_to(folder).as_posix())
     if not shards:
-        raise ConversionError(f"{folder}: no checkpoint that is known here: it has no model in it")
+        raise ConversionError(f"{folder}: no known checkpoint: it has no model in it")
     if len(shards) > 1:
         raise ConversionError(
             f"{folder}: the model is in {len(shards)} files, of several ranks or steps: name the folder of "
@@ -153,7 +153,7 @@ def read_folder(folder: Path) -> Converted:
 
 
 def _carded(folder: Path) -> dict[str, Any]:
-    """What the card that `fairseq2_export` writes tells beside the weights."""
+    """The fields that the card of `fairseq2_export` gives beside the weights."""
     try:
         card = read_json(folder / CARD)
         encoder = card["model_config"]["encoder_config"]
@@ -162,7 +162,7 @@ def _carded(folder: Path) -> dict[str, Any]:
         waves = {"normalize_wave": bool(card["normalize_audio"]), "wave_eps": float(card["wave_eps"])}
         return known | waves
     except (OSError, KeyError, TypeError, ValueError):
-        return {}  # a card of another kind
+        return {}  # another kind of card
 
 
 def _state(content: Any) -> dict[str, Tensor]:

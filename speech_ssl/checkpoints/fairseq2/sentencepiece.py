@@ -1,7 +1,7 @@
-"""The units of a SentencePiece model of characters, such as Omnilingual ASR's: for CTC.
+"""The units of a character-level SentencePiece model, such as Omnilingual ASR's, for CTC.
 
-Its file is one message of protocol buffers (google/sentencepiece, `sentencepiece_model.proto`): field 1,
-repeated, is a piece, with its text in field 1 and its type in field 3.
+The file is one protocol buffers message (google/sentencepiece, `sentencepiece_model.proto`): the repeated
+field 1 is a piece, with its text in field 1 and its type in field 3.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ WORD_START = "▁"
 
 
 def read_units(path: Path) -> Units:
-    """The first piece is the blank, as in fairseq2. What stands for no text, such as `</s>`, is computed and
-    never said. Raises ConversionError."""
+    """The first piece is the blank, as in fairseq2. Pieces that stand for no text, such as `</s>`, are
+    computed but never appear in texts. Raises ConversionError."""
     try:
         symbols = [_symbol(text, kind) for text, kind in _pieces(path.read_bytes())]
-    except (ValueError, IndexError):  # UnicodeDecodeError is one
+    except (ValueError, IndexError):  # includes UnicodeDecodeError
         raise ConversionError(f"{path}: not a SentencePiece model") from None
     if len(symbols) < 2:
         raise ConversionError(
@@ -31,7 +31,7 @@ def read_units(path: Path) -> Units:
         )
     blank, *others = symbols
     if part := next((each for each in others if WORD_START in each), None):
-        raise ConversionError(f"{path}: has pieces such as {part!r}: read are those of characters alone")
+        raise ConversionError(f"{path}: has pieces such as {part!r}: only models of characters are supported")
     ours = (BLANK, *others)
     if len(set(ours)) < len(ours):
         raise ConversionError(f"{path}: a piece occurs twice")
@@ -55,7 +55,7 @@ def _pieces(message: bytes) -> Iterator[tuple[str, int]]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each. Raises ValueError or IndexError for what is no message."""
+    """Number and value of each field. Raises ValueError or IndexError for bytes that are no message."""
     place = 0
     while place < len(message):
         key, place = _varint(message, place)

@@ -1,1 +1,1 @@
-"""Files that torch saved, read as plain data: nothing that they name is run."""
+"""Read files that torch saved as plain data, without running anything that they name."""

@@ -1,7 +1,7 @@
-"""Files that torch saved, read for the plain data in them: nothing that they name is imported or called.
+"""Read files that torch saved as plain data: nothing that they name is imported or called.
 
-`torch.load` is not used, with whatever unpickler. It hands an archive of TorchScript to `torch.jit.load`,
-which runs the code in it; and in old files it compares the sources of classes, and may write a patch file.
+`torch.load` is not used, with any unpickler: it passes a TorchScript archive to `torch.jit.load`, which runs
+the code in it, and for old files it compares the sources of classes and may write a patch file.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from speech_ssl.checkpoints.torch_files.unpickling import Inert, Machine, Named
 
 ZIP = b"PK\x03\x04"
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-"""What files of torch begin with that are not zip archives."""
+"""The beginning of torch files that are not zip archives."""
 UNREAD = ("last_optimizer_state", "optimizer_states", "optimizer")
-"""At the top: as large as the model, or twice, and of no interest."""
+"""Top-level keys to skip: as large as the model, or twice, and not needed."""
 MOST_DIMENSIONS, MOST_ALIASES = 32, 4
 
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
@@ -57,7 +57,7 @@ _VALUES |= {
 
 
 class _Storage:
-    """memory: what it will hold, once it is known that a tensor in it is wanted."""
+    """memory: filled only once it is known that a tensor in it is wanted."""
 
     __slots__ = ("dtype", "memory")
 
@@ -66,8 +66,9 @@ class _Storage:
 
 
 class _Reader:
-    """What a pickle of torch refers to. find: the memory of a storage, from its key, size in bytes, and what
-    more the file says of it. size: of the file in bytes; its tensors are not much larger."""
+    """Resolves what a pickle of torch refers to. find: returns a storage's memory for its key, its size in
+    bytes, and further details from the file. size: of the file in bytes; its tensors cannot be much
+    larger."""
 
     def __init__(self, find: Callable[..., UntypedStorage], size: int) -> None:
         self._find, self._left = find, MOST_ALIASES * size + 2**20
@@ -90,7 +91,7 @@ class _Reader:
     def _stored(self, saved: Any) -> Any:
         if type(saved) is not tuple or len(saved) < 2:
             raise ValueError("it refers to something unknown")
-        if saved[0] == "module":  # old files: a class, and its source, which is of no interest
+        if saved[0] == "module":  # old files: a class and its source, which is not needed
             return saved[1]
         kind, dtype, key, _, count, *more = saved
         if kind != "storage" or not isinstance(dtype, torch.dtype):
@@ -113,15 +114,15 @@ class _Reader:
     def _view(
         self, memory: UntypedStorage, dtype: torch.dtype, offset: Any, shape: Any, strides: Any
     ) -> Tensor | Inert:
-        """`set_` would silently enlarge a storage that is too small."""
+        """Checked here, since `set_` would silently enlarge a storage that is too small."""
         if dtype not in _KNOWN:
             return Inert(f"a tensor of {dtype}", ())
         if type(shape) not in (list, tuple) or type(strides) not in (list, tuple):
-            raise ValueError("it has a tensor of no shape")
+            raise ValueError("it has a tensor without a valid shape")
         if len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
-            raise ValueError("it has a tensor of no shape")
+            raise ValueError("it has a tensor without a valid shape")
         if not all(map(_whole, (offset, *shape, *strides))):
-            raise ValueError("it has a tensor of no shape")
+            raise ValueError("it has a tensor without a valid shape")
         count = math.prod(shape)
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
         if count and (last + 1) * dtype.itemsize > memory.nbytes():
@@ -145,7 +146,7 @@ def _first(value: Any, *_: Any) -> Any:
 
 
 def _nothing(*_: Any) -> UntypedStorage:
-    raise ValueError("it has a storage where none can be")
+    raise ValueError("it has a storage where none is allowed")
 
 
 def _whole(value: Any) -> bool:
@@ -157,10 +158,10 @@ def _new(size: int) -> UntypedStorage:
 
 
 def read_pickle(path: Path) -> Any:
-    """What is in a file of `torch.save`, in either of its formats, tensors on the CPU. The state of
-    optimizers is None, and stays unread.
+    """The content of a file of `torch.save`, in either format, with tensors on the CPU. Optimizer states are
+    None and are not read.
 
-    Raises ConversionError for one that is damaged or something else, OSError for one that cannot be opened.
+    Raises ConversionError for a damaged file or one of another kind, OSError for one that cannot be opened.
     """
     if path.exists() and not path.is_file():
         raise ConversionError(f"{path}: not a file")
@@ -170,7 +171,7 @@ def read_pickle(path: Path) -> Any:
         file.seek(0)
         try:
             return _read_zip(file, size) if start == ZIP else _read_old(file, size)
-        except Exception as error:  # of any kind, in a damaged file
+        except Exception as error:  # damaged files raise any kind
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
             shown = "".join(character if character.isprintable() else "?" for character in reason)
             raise ConversionError(f"{path}: not a whole file of torch ({shown})") from None
@@ -180,7 +181,7 @@ def _read_zip(file: IO[bytes], size: int) -> Any:
     """An archive with one folder: `data.pkl`, and the storages in `data/`."""
     records = _records(file)
     if "byteorder" in records and _record(file, records["byteorder"], size) != sys.byteorder.encode():
-        raise ValueError("it is of a machine with another order of bytes")
+        raise ValueError("it is from a machine with another byte order")
     found: dict[str, tuple[UntypedStorage, int]] = {}
     left = size
 
@@ -208,26 +209,26 @@ def _read_zip(file: IO[bytes], size: int) -> Any:
 
 
 def _records(file: IO[bytes]) -> dict[str, zipfile.ZipInfo]:
-    """By their names in the archive's folder."""
+    """The records by name within the archive's folder."""
     with zipfile.ZipFile(file) as archive:
         listed = archive.infolist()
     records = {info.filename.partition("/")[2]: info for info in listed}
     if "data.pkl" not in records or "constants.pkl" in records:
         raise ValueError("it is a program of TorchScript, or another archive")
     if len(records) < len(listed) or len({info.filename.partition("/")[0] for info in listed}) > 1:
-        raise ValueError("it has records of one name, or several folders")
+        raise ValueError("it has records with the same name, or several folders")
     return records
 
 
 def _record(file: IO[bytes], info: zipfile.ZipInfo, size: int) -> bytes:
-    """Its checksum is not looked at, as torch does not: `torch.serialization` may be told to write none."""
+    """The checksum is ignored, as in torch: `torch.serialization` can be told to write none."""
     start, length = _place(file, info, size)
     file.seek(start)
     return file.read(length)
 
 
 def _place(file: IO[bytes], info: zipfile.ZipInfo, size: int) -> tuple[int, int]:
-    """Where a record's bytes are in the file, and how many. It has a header of its own, of varying length."""
+    """Offset and size of a record's bytes in the file. Each record has its own header, of varying length."""
     file.seek(info.header_offset)
     header = file.read(30)
     if info.compress_type != zipfile.ZIP_STORED or header[:4] != ZIP:
@@ -240,13 +241,13 @@ def _place(file: IO[bytes], info: zipfile.ZipInfo, size: int) -> tuple[int, int]
 
 
 def _read_old(file: IO[bytes], size: int) -> Any:
-    """A row of pickles, and then the storages' bytes, each after its length."""
+    """A sequence of pickles, then the storages' bytes, each preceded by its length."""
     head = _Reader(_nothing, 0)
     if head.read(file) != MAGIC or head.read(file) != PROTOCOL:
-        raise ValueError("it begins otherwise")
+        raise ValueError("it does not begin like one")
     system = head.read(file)
     if not isinstance(system, dict) or system.get("little_endian", True) != (sys.byteorder == "little"):
-        raise ValueError("it is of a machine with another order of bytes")
+        raise ValueError("it is from a machine with another byte order")
     found: dict[str, tuple[UntypedStorage, int]] = {}
     left = size
 
@@ -276,18 +277,18 @@ def _read_old(file: IO[bytes], size: int) -> Any:
 def _fill_all(
     storages: Iterable[tuple[UntypedStorage, int]], wanted: list[int], file: IO[bytes], size: int
 ) -> None:
-    """One after the other as they are in the file, each after its length in items."""
+    """Fill the storages in the order of the file, where each follows its length in items."""
     for memory, itemsize in storages:
         if int.from_bytes(file.read(8), "little") * itemsize != memory.nbytes():
-            raise ValueError("a storage of it has another length")
+            raise ValueError("one of its storages has another length")
         if _holds(memory, wanted):
             _fill(memory, file)
         elif file.seek(memory.nbytes(), os.SEEK_CUR) > size:
-            raise ValueError("a storage of it is cut off")
+            raise ValueError("one of its storages is cut off")
 
 
 def _wanted(content: Any) -> list[int]:
-    """Where in memory the storages of tensors begin, in order. Drops the state of optimizers."""
+    """The memory addresses of the storages that tensors use, sorted. Drops optimizer states."""
     for name in UNREAD if isinstance(content, dict) else ():
         if name in content:
             content[name] = None
@@ -320,4 +321,4 @@ def _fill(storage: UntypedStorage, file: IO[bytes]) -> None:
         return
     array = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,)).numpy()
     if file.readinto(array) != len(array):  # type: ignore[attr-defined]
-        raise ValueError("a storage of it is cut off")
+        raise ValueError("one of its storages is cut off")

@@ -1,4 +1,4 @@
-"""The options of a checkpoint as plain dicts, lists and values, whatever objects held them."""
+"""A checkpoint's options as plain dicts, lists and values, whatever objects held them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 from speech_ssl.checkpoints.torch_files.unpickling import Inert
 
 LONGEST = 10_000
-"""Of texts; longer ones are no options, and are cut."""
+"""Longer texts are no options, and are truncated."""
 
 
 def plain(value: Any) -> Any:
-    """Namespaces and the nodes of OmegaConf as dicts, lists and values; of other objects what they hold. What
-    holds itself becomes None there, as do tensors and other things that are no options. Raises RecursionError
-    if it is nested too deeply."""
+    """Namespaces and OmegaConf nodes become dicts, lists and values; other objects become their content.
+    Self-references become None, as do tensors and anything else that is no option. Raises RecursionError if
+    the nesting is too deep."""
     return _plain(value, {})
 
 
 def _plain(value: Any, done: dict[int, Any]) -> Any:
-    """done: what became of objects that were met before, by identity, for one may be referred to often."""
+    """done: the results for objects seen before, by identity, since one may be referenced often."""
     if type(value) is int:
         return value if abs(value) < 2**63 else None
     if type(value) in (bool, float) or not isinstance(value, str | Inert | dict | list | tuple):
@@ -54,5 +54,5 @@ def _plain_fields(value: dict[Any, Any], done: dict[int, Any]) -> dict[Any, Any]
 def _writable(text: str) -> bool:
     try:
         return bool(text.encode()) or not text
-    except UnicodeEncodeError:  # half of a pair
+    except UnicodeEncodeError:  # a lone surrogate
         return False

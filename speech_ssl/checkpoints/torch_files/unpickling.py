@@ -1,9 +1,9 @@
-"""Pickles as data. A pickle is a program: here is a machine for its steps that imports and calls nothing.
+"""Pickles as data. A pickle is a program; this machine runs its steps without importing or calling anything.
 
 What it names, such as `argparse.Namespace` or a class of the library that wrote it, becomes an `Inert` record
-of that name; only the makers that are handed in, and containers, are made. `pickle.Unpickler` cannot be held
-to that: it hashes and changes whatever lies on its stack, in C, and a file of a few bytes can stop or end the
-process so. The steps are read by the standard library's `pickletools`.
+with that name. Only containers and the given makers are called. `pickle.Unpickler` cannot be restricted to
+that: it hashes and modifies whatever is on its stack, in C, so that a file of a few bytes can hang or crash
+the process. The steps are parsed by the standard library's `pickletools`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import IO, Any, NamedTuple
 import torch
 
 ALLOWANCE = 100_000
-"""Of things that may be copied by calls. Those of a file as torch writes it are a few."""
+"""Limit on the items that calls may copy. Files written by torch need only a few."""
 LONGEST_KEY, LARGEST_KEY, PRICE = 16, 2**60, 10
-"""Of keys that are tuples, and of numbers in keys; a tuple costs as much as so many copies."""
+"""Limits on tuples as keys and on numbers in keys; the cost of a tuple, in copies."""
 LONGEST_NAME = 500
 KEYS = (str, int, float, bool, bytes, NoneType, torch.dtype)
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -42,7 +42,7 @@ class Named(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Inert:
-    """An object that a pickle asked for: of what name, and what it was given."""
+    """An object that a pickle would create: its name and arguments."""
 
     name: str
     args: tuple[Any, ...]
@@ -50,8 +50,8 @@ class Inert:
 
 
 class Machine:
-    """makers: what may be called, by name. values: what a name stands for, if it is no maker. find: an object
-    that the pickle refers to by a record of its own."""
+    """makers: what may be called, by name. values: what other names stand for. find: resolves a pickle's
+    persistent references."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Machine:
             ("builtins", kind.__name__): self._container(kind) for kind in (list, tuple, set, frozenset)
         }
         containers["builtins", "dict"] = containers["collections", "OrderedDict"] = self._ordered
-        containers["collections", "defaultdict"] = lambda *_: {}  # filled afterwards
+        containers["collections", "defaultdict"] = lambda *_: {}  # items are set later
         containers["torch", "Size"] = self._container(tuple)
         self._makers = {**containers, **makers}
         self._values, self._find = values, find
@@ -73,7 +73,7 @@ class Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self, file: IO[bytes]) -> Any:
-        """One pickle; leaves the file where it ends. Raises an error of any kind for one that is damaged."""
+        """Run one pickle; leaves the file at its end. Raises an error of any kind if it is damaged."""
         self._stack, self._marks, self._memo = [], [], {}
         for opcode, argument, _ in genops(file):
             step = opcode.name
@@ -100,9 +100,9 @@ class Machine:
         if type(what) is Named:
             maker = self._makers.get(what)
             return Inert(f"{what.module}.{what.name}", args) if maker is None else maker(*args)
-        if type(what) is Inert:  # what was made may be called in turn, to no more effect
+        if type(what) is Inert:  # calling a result has no further effect
             return Inert(what.name, args)
-        raise ValueError("it calls what is no function")
+        raise ValueError("it calls something that is not a function")
 
     def _charge(self, count: int) -> None:
         self._allowance -= count
@@ -110,8 +110,8 @@ class Machine:
             raise ValueError("it copies too much")
 
     def _check_keys(self, keys: Iterable[Any]) -> None:
-        """Hashing tuples within tuples can take for ever or overflow the stack; large numbers, and many
-        tuples, can be chosen to have one hash."""
+        """Hashing nested tuples can take for ever or overflow the stack; large numbers, and many tuples, can
+        be chosen to collide."""
         for key in keys:
             parts: tuple[Any, ...] = (key,)
             if type(key) is tuple and len(key) <= LONGEST_KEY:
@@ -174,7 +174,7 @@ class Machine:
         if type(module) is not str or type(name) is not str:
             raise ValueError("it names something without a name")
         if len(module) + len(name) > LONGEST_NAME:
-            raise ValueError("it names something by a name that is too long")
+            raise ValueError("it uses a name that is too long")
         named = Named("builtins" if module == "__builtin__" else module, name)
         self._stack.append(self._values.get(named, named))
 
@@ -190,8 +190,8 @@ class Machine:
         state, made = self._stack.pop(), self._stack[-1]
         if type(made) is Inert:
             made.state = state
-        elif not isinstance(made, OrderedDict):  # whose attributes, such as a state dict's versions, are lost
-            raise ValueError("it changes a function, or what is none of its objects")
+        elif not isinstance(made, OrderedDict):  # whose attributes (a state dict's versions) are dropped
+            raise ValueError("it modifies a function, or something that is not one of its objects")
 
     def _tuple(self, _: Any) -> None:
         self._stack.append(tuple(self._above_mark()))
@@ -210,7 +210,7 @@ class Machine:
         if type(into) is list:
             into.extend(items)
         elif type(into) is not Inert:
-            raise ValueError("it appends to what is no list")
+            raise ValueError("it appends to something that is not a list")
 
     def _dict(self, _: Any) -> None:
         items = self._above_mark()
@@ -230,13 +230,13 @@ class Machine:
             self._check_keys(items[::2])
             into.update(zip(items[::2], items[1::2], strict=True))
         elif type(into) is not Inert:
-            raise ValueError("it sets items of what is no dict")
+            raise ValueError("it sets items of something that is not a dict")
 
     def _add_items(self, _: Any) -> None:
         items = self._above_mark()
         self._check_keys(items)
         if type(self._stack[-1]) is not set:
-            raise ValueError("it adds to what is no set")
+            raise ValueError("it adds to something that is not a set")
         self._stack[-1].update(items)
 
     def _frozen(self, _: Any) -> None:

@@ -1,1 +1,1 @@
-"""Folders and models of transformers, on the disk or on the Hugging Face hub: read and written."""
+"""Folders and models of transformers, on disk or on the Hugging Face hub: read and written."""

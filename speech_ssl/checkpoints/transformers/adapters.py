@@ -1,4 +1,5 @@
-"""`add_adapter` of transformers' models for CTC, which makes fewer frames after the encoder: both ways."""
+"""Read and write the adapter of transformers' CTC models (`add_adapter`), which reduces the number of frames
+after the encoder."""
 
 from __future__ import annotations
 
@@ -25,11 +26,11 @@ _BLOCKS = frozenset({"wav2vec2-bert"})
 _CONVOLUTIONS = frozenset({"wav2vec2", "data2vec-audio", "wavlm", "wav2vec2-conformer"})
 _TENSORS = ("adapter.", "intermediate_ffn.")
 _PUBLISHED_EPS = 1e-5
-"""Of the norm in adapters of convolutions, whatever the config says."""
+"""Epsilon of the norm in adapters of convolutions, whatever the config says."""
 
 
 def taken(body: Tensors, config: Mapping[str, Any]) -> Tensors | None:
-    """The adapter's tensors, out of those of a base model; None where its config says it has none."""
+    """Take the adapter's tensors from those of a base model; None if its config says it has none."""
     if not config.get(FLAG) or config["model_type"] not in _BLOCKS | _CONVOLUTIONS:
         return None
     keys = body.keys()
@@ -39,9 +40,10 @@ def taken(body: Tensors, config: Mapping[str, Any]) -> Tensors | None:
 def read_adapter(
     tensors: Tensors, config: Mapping[str, Any], encoder: EncoderConfig, where: str
 ) -> tuple[AdapterSpec, dict[str, Tensor]]:
-    """The adapter of a head, and its state as `CTCAdapter` has it.
+    """The adapter of a head, and its state under the names of `CTCAdapter`.
 
-    Raises ConversionError for what our adapters do not have, and for keys that are missing or left over.
+    Raises ConversionError for features that our adapters do not have, and for keys that are missing or left
+    over.
     """
     spec = _read_spec(config, encoder, where)
     state = read_parts(_names(spec, encoder), tensors)
@@ -89,7 +91,7 @@ def write_adapter(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The inverse of `read_adapter`: tensors of the base model, and fields for `config.json`.
 
-    Raises ValueError for an adapter that the family does not have, or not beside this encoder.
+    Raises ValueError for an adapter that the family does not have, or not with this encoder.
     """
     _check_expressible(spec, encoder, model_type)
     fields: dict[str, Any] = {

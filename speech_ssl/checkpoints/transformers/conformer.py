@@ -1,4 +1,4 @@
-"""wav2vec2-conformer and w2v-BERT 2.0, as transformers stores them: both ways."""
+"""wav2vec2-conformer and w2v-BERT 2.0 in transformers' format: read and written."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ _POSITIONS: dict[type, str | None] = {
 }
 _KERNEL, _DROPOUT = "conv_depthwise_kernel_size", "conformer_conv_dropout"
 _UNUSED = "encoder.pos_conv_embed."
-"""wav2vec2-conformer has a positional convolution that it never runs."""
+"""wav2vec2-conformer stores a positional convolution that it never runs."""
 _RATES = "encoder.embed_positions.inv_freq"
-"""Of rotary positions, which wav2vec2-conformer stores though the config says them."""
+"""Frequencies of rotary positions; wav2vec2-conformer stores them although the config gives them."""
 _COUNTER = "conv_module.batch_norm.num_batches_tracked"
 _BATCH_NORM = {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
 
 
 def read_config(config: Mapping[str, Any], where: str) -> EncoderConfig:
-    """What a `config.json` of transformers says of the encoder. `normalize_wave` is for the caller to set.
+    """The encoder's config from a `config.json` of transformers. The caller sets `normalize_wave`.
 
-    Raises ConversionError for a field that is missing, or that asks for what this encoder does not have.
+    Raises ConversionError for a field that is missing, or that asks for something this encoder does not have.
     """
     family = field_of(config, "model_type", str, where)
     if config.get(FIRST) and not config.get(FLAG):
@@ -101,7 +101,7 @@ def _log_mel(config: Mapping[str, Any], where: str) -> LogMel:
 
 
 def write_config(config: EncoderConfig, model_type: str) -> dict[str, Any]:
-    """The inverse of `read_config`. Raises ValueError for a field that the family has no word for."""
+    """The inverse of `read_config`. Raises ValueError for a field that the family cannot express."""
     block = _block(config, model_type)
     positions = config.positions
     written = {
@@ -128,14 +128,14 @@ def write_config(config: EncoderConfig, model_type: str) -> dict[str, Any]:
 
 
 def model_type_of(config: EncoderConfig) -> str:
-    """The family that can express it. Raises ValueError if none can."""
+    """The family that can express the config. Raises ValueError if none can."""
     family = "wav2vec2-bert" if isinstance(config.frontend, LogMel) else "wav2vec2-conformer"
     _block(config, family)
     return family
 
 
 def _block(config: EncoderConfig, family: str) -> Conformer:
-    """Raises ValueError for what the family has no word for."""
+    """Raises ValueError for what the family cannot express."""
     if family not in MODEL_TYPES:
         raise ValueError(f"model type {family!r} is not known: use one of {sorted(MODEL_TYPES)}")
     block, bert = config.block, family == "wav2vec2-bert"
@@ -156,7 +156,7 @@ def _layered(config: EncoderConfig) -> bool:
 
 
 def _names(config: EncoderConfig) -> Iterator[Name]:
-    """All of them but the hidden vector's."""
+    """All names except the hidden vector's."""
     yield from frontend_names(config)
     if not _layered(config):
         yield from pair("norm", "encoder.layer_norm")
@@ -195,7 +195,7 @@ def _block_names(config: EncoderConfig, ours: str, theirs: str) -> Iterator[Name
 
 
 def _pointwise(config: EncoderConfig) -> Iterator[tuple[str, str]]:
-    """Linear layers that they have as convolutions of one frame: (O, I) here, (O, I, 1) there."""
+    """Linear layers stored as convolutions over one frame: (O, I) here, (O, I, 1) there."""
     for i in range(config.depth):
         for ours, theirs in (("gated", "pointwise_conv1"), ("mixed", "pointwise_conv2")):
             yield f"blocks.{i}.conv.{ours}.weight", f"encoder.layers.{i}.conv_module.{theirs}.weight"
@@ -217,7 +217,8 @@ def read_encoder(tensors: Tensors, config: EncoderConfig) -> dict[str, Tensor]:
 
 
 def _check_rates(tensors: Tensors, base: int, config: EncoderConfig) -> None:
-    """They may be rounded to half precision, but must be those of the config, from which ours are made."""
+    """The stored frequencies may be rounded to half precision, but must match the config, from which ours are
+    computed."""
     found, wanted = tensors.take(_RATES), _rates(base, config)
     if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=1e-2, atol=1e-6):
         raise ConversionError(
@@ -231,10 +232,10 @@ def _rates(base: int, config: EncoderConfig) -> Tensor:
 
 
 def write_encoder(state: Mapping[str, Tensor], config: EncoderConfig, model_type: str) -> dict[str, Tensor]:
-    """The inverse of `read_encoder`: what `load_state_dict` of the family's base model takes. A convolution
-    that wav2vec2-conformer has but never runs is as small as can be, and adds nothing.
+    """The inverse of `read_encoder`: what `load_state_dict` of the family's base model takes. The convolution
+    that wav2vec2-conformer never runs is written as small as possible.
 
-    Raises ValueError for a field of the config that the family has no word for.
+    Raises ValueError for a field of the config that the family cannot express.
     """
     _block(config, model_type)
     written = write_names(_names(config), state)

@@ -1,4 +1,4 @@
-"""Folders of transformers: `config.json`, safetensors, and what its processors keep beside them."""
+"""Folders of transformers: `config.json`, safetensors, and the files of its processors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CLASSES = {
     "wav2vec2-conformer": "Wav2Vec2Conformer",
     "wav2vec2-bert": "Wav2Vec2Bert",
 }
-"""What transformers' classes begin with, by `model_type`."""
+"""Prefixes of transformers' class names, by `model_type`."""
 assert CLASSES.keys() == frozenset().union(*(family.MODEL_TYPES for family in FAMILIES))
 LEFT_OUT = (
     "label_embeddings_concat",
@@ -64,11 +64,11 @@ LEFT_OUT = (
     "objective.",
     "ctc_proj.",
 )
-"""Of parts beside the encoder that there is no place for here; what was left out is told in `training`."""
+"""Prefixes of tensors beside the encoder that have no place here; `training` records what was left out."""
 
 
 def recognises(path: Path) -> bool:
-    """A folder whose config says which of transformers' models it is."""
+    """Whether a folder's config names a model type of transformers."""
     config = path / CONFIG
     if not config.is_file():
         return False
@@ -79,7 +79,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(folder: Path, *, pickles: bool = False) -> Converted:
-    """pickles: read `pytorch_model.bin` too, for its weights alone. Raises ConversionError."""
+    """Convert a folder. pickles: read `pytorch_model.bin` too, only its weights. Raises ConversionError."""
     theirs = read_json(folder / CONFIG)
     kind, family = theirs.get("model_type"), _family(theirs, folder)
     where = str(folder / CONFIG)
@@ -120,8 +120,9 @@ def read(folder: Path, *, pickles: bool = False) -> Converted:
 
 
 def write(artifact: Artifact, folder: Path, extra: Mapping[str, Tensor]) -> None:
-    """A folder for `from_pretrained`: the encoder with its first head that transformers knows, or with what
-    pre-training needs. Raises ValueError for an encoder that no class of transformers can be."""
+    """Write a folder for `from_pretrained`: the encoder with its first head that transformers knows, or
+    with the tensors of pre-training. Raises ValueError for an encoder that no class of transformers can
+    express."""
     config = artifact.encoder.config
     family: Any = conformer if isinstance(config.block, Conformer) else transformer
     kind = family.model_type_of(config)
@@ -147,14 +148,14 @@ def write(artifact: Artifact, folder: Path, extra: Mapping[str, Tensor]) -> None
     for file, content in files.items():
         (folder / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     ngram = next((head.ngram for head in artifact.heads.values() if isinstance(head.spec, CTCSpec)), None)
-    if ngram is not None and ngram.unknown_score is not None:  # others are none of pyctcdecode's
+    if ngram is not None and ngram.unknown_score is not None:  # pyctcdecode always has one
         write_ngram(ngram, folder, list(files[VOCABULARY]), files[TOKENIZER]["pad_token"])
 
 
 def _written_head(
     heads: Mapping[str, Head], extra: Mapping[str, Tensor], fields: dict[str, Any]
 ) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """The architecture's last word, the tensors beside the encoder, and files; `fields` get what it needs."""
+    """The last word of the architecture's name, tensors beside the encoder, and files; adds to `fields`."""
     refusal: ValueError | None = None
     for head in heads.values():
         if isinstance(head.spec, CTCSpec):
@@ -188,7 +189,7 @@ def _written_head(
 def _written_adapter(
     heads: Mapping[str, Head], config: EncoderConfig, kind: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """That of the first head for CTC, if it has one: tensors of the base model, and fields."""
+    """The adapter of the first CTC head, if it has one: tensors of the base model, and fields."""
     head = next(head for head in heads.values() if isinstance(head.spec, CTCSpec))
     assert isinstance(head.spec, CTCSpec)
     if head.spec.adapter is None:
@@ -211,7 +212,7 @@ def _family(config: Mapping[str, Any], folder: Path) -> Any:
 
 
 def _same(family: Any, config: EncoderConfig, kind: str) -> bool:
-    """Whether that family of transformers says the same as this config."""
+    """Whether this family of transformers expresses the same config."""
     try:
         there_and_back = family.read_config({"model_type": kind, **family.write_config(config, kind)}, "")
     except ValueError:
@@ -222,7 +223,7 @@ def _same(family: Any, config: EncoderConfig, kind: str) -> bool:
 
 
 def _prefix(tensors: Tensors) -> str:
-    """That of the base model, in files of a model with a head."""
+    """The prefix of the base model in files of a model with a head; else empty."""
     for kind in CLASSES:
         prefix = kind.replace("-", "_") + "."
         if any(key.startswith(prefix) for key in tensors):
@@ -260,7 +261,7 @@ def _heads(
 
 
 def _with_ngrams(folder: Path, heads: Mapping[str, Head]) -> tuple[dict[str, Head], str]:
-    """Heads with the language model that is beside them, or why they are without."""
+    """The heads with the language model beside them, or the reason why it was left out."""
     found = dict(heads)
     for name, head in heads.items():
         index = head.training.get("blank_index")
@@ -273,7 +274,7 @@ def _with_ngrams(folder: Path, heads: Mapping[str, Head]) -> tuple[dict[str, Hea
 
 
 def _licence(folder: Path) -> str:
-    """As the model card's first lines say."""
+    """The licence in the model card's header."""
     card = folder / "README.md"
     if not card.is_file():
         return "unknown"

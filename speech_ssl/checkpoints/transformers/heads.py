@@ -1,6 +1,6 @@
-"""Heads of transformers' models in ours, and back: CTC, and the classifiers of clips and of frames.
+"""Convert the heads of transformers' models, in both directions: CTC, and classifiers of clips and of frames.
 
-What is pooled over time there before a linear layer is pooled after it here: the same numbers, and files of
+transformers pools over time before a linear layer, ours pool after it: the numbers are the same, and files of
 any length can be computed in windows.
 """
 
@@ -28,7 +28,7 @@ def read_ctc(
     config: EncoderConfig,
     adapter: tuple[AdapterSpec, Mapping[str, Tensor]] | None = None,
 ) -> Head:
-    """`lm_head` of a model for CTC, with the adapter that comes before it."""
+    """The `lm_head` of a CTC model, with the adapter that comes before it."""
     spec = CTCSpec(vocabulary=units.symbols, spaced=units.spaced, adapter=adapter[0] if adapter else None)
     state = {f"adapter.{name}": tensor for name, tensor in (adapter[1] if adapter else {}).items()}
     state |= {
@@ -44,7 +44,7 @@ def read_ctc(
 def read_labels(
     tensors: Tensors, theirs: Mapping[str, Any], config: EncoderConfig, *, of_frames: bool, where: str
 ) -> Head:
-    """`classifier` of a model for clips (with `projector`) or for frames."""
+    """The `classifier` of a model for clips (with `projector`) or for frames."""
     weighted = bool(theirs.get("use_weighted_layer_sum", False))
     weight = tensors.take("classifier.weight")
     labels = _labels(theirs, weight.shape[0] if weight.ndim else 0, where)
@@ -52,7 +52,7 @@ def read_labels(
     several = of_frames or problem == "multi_label_classification"
     if problem == "regression" or (len(labels) == 1 and problem != "multi_label_classification"):
         asked = "'problem_type' is 'regression'" if problem == "regression" else "there is one label"
-        raise ConversionError(f"{where}: {asked}: its outputs are values, and no probabilities of labels")
+        raise ConversionError(f"{where}: {asked}: its outputs are values, not probabilities of labels")
     projected = None if of_frames else tensors.take("projector.weight")
     spec = EventsSpec(
         labels=labels,
@@ -73,7 +73,7 @@ def read_labels(
 
 
 def write_ctc(head: Head) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Tensors but the adapter's, fields for `config.json`, and the contents of the tokenizer's two files."""
+    """Tensors except the adapter's, fields for `config.json`, and contents of the two tokenizer files."""
     assert isinstance(head.spec, CTCSpec)
     state = head.module.state_dict()
     blank_index, ids, options = tokenizer.written(head.spec, head.training)
@@ -83,8 +83,8 @@ def write_ctc(head: Head) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, 
 
 
 def write_labels(head: Head) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """The architecture, its tensors and fields for `config.json`. Raises ValueError for a head that
-    transformers has no class for."""
+    """The architecture, its tensors and fields for `config.json`. Raises ValueError for a head that no class
+    of transformers has."""
     spec, state = head.spec, head.module.state_dict()
     assert isinstance(spec, EventsSpec)
     if spec.mixing == "normalized" or spec.pooling != "mean" or (spec.hidden and spec.gelu):
@@ -113,7 +113,7 @@ def write_labels(head: Head) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
 def _labels(theirs: Mapping[str, Any], count: int, where: str) -> tuple[str, ...]:
     named = theirs.get("id2label") or {unit: f"LABEL_{unit}" for unit in range(count)}
     if not isinstance(named, dict) or not all(str(unit).isdecimal() for unit in named):
-        raise ConversionError(f"{where}: field 'id2label' does not give labels by their numbers")
+        raise ConversionError(f"{where}: field 'id2label' does not give labels by number")
     labels = {int(unit): str(label) for unit, label in named.items()}
     if sorted(labels) != list(range(count)):
         raise ConversionError(f"{where}: field 'id2label' names {len(labels)} labels, the head has {count}")

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub by their ids (extra `hub`): fetched once, then from its cache."""
+"""Models of the Hugging Face hub by their ids (extra `hub`): fetched once, then read from its cache."""
 
 from __future__ import annotations
 
@@ -23,19 +23,18 @@ FILES = [CONFIG, PREPROCESSOR, PROCESSOR, TOKENIZER, VOCABULARY, SPECIAL, ADDED,
 FILES += ["README.md"]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 UNUSED = ["*/*", "adapter.*", "adapter_model.*"]
-"""Checkpoints of its training in folders; MMS has adapters for a thousand languages, 10 GB of them; what PEFT
-trained."""
+"""Not fetched: training checkpoints in folders; 10 GB of MMS adapters for 1,000 languages; PEFT weights."""
 
 
 def is_id(name: str) -> bool:
-    """OWNER/NAME, with @REVISION if one is wanted."""
+    """Whether a name has the form OWNER/NAME, optionally with @REVISION."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", name) is not None
 
 
 def fetched(name: str, *, pickles: bool, language_model: bool = False) -> Path:
-    """The folder with its files. pickles: `pytorch_model.bin`, where it has no safetensors; where it is none
-    of transformers either, as Omnilingual ASR's are, its `.pt` and tokenizer. language_model: pyctcdecode's
-    too; where there is no KenLM, only `convert` (with pickles) has a use for more than its numbers. Raises
+    """The local folder with the model's files. pickles: fetch `pytorch_model.bin` if there is no safetensors;
+    for a model not of transformers, such as Omnilingual ASR's, its `.pt` and tokenizer. language_model: fetch
+    pyctcdecode's too; without KenLM, only its parameters, unless `pickles` is set (for `convert`). Raises
     ConversionError."""
     try:
         import huggingface_hub  # noqa: F401 - an extra
@@ -46,7 +45,7 @@ def fetched(name: str, *, pickles: bool, language_model: bool = False) -> Path:
     folder = _snapshot(name, [*FILES, "*.safetensors", "*.safetensors.index.json"])
     known = (folder / CONFIG).is_file()
     weights = weights_in(folder, read_json(folder / CONFIG)) if known else None
-    safe = weights is not None and ".safetensors" in weights  # a pickle may be in its cache from before
+    safe = weights is not None and ".safetensors" in weights  # the cache may hold a pickle from before
     if not known:
         check_no_adapter(folder, name)
     if not safe and pickles:
@@ -66,7 +65,7 @@ def fetched(name: str, *, pickles: bool, language_model: bool = False) -> Path:
 
 
 def commit_of(folder: Path) -> str | None:
-    """Which commit of a model was fetched."""
+    """The commit of a model that was fetched."""
     return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
 
 
@@ -75,7 +74,7 @@ def _snapshot(name: str, wanted: list[str], ignored: Sequence[str] = UNUSED) -> 
     from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
-        """Shown on a terminal alone, as our own are."""
+        """Shown only on a terminal, like our own."""
 
         __init__ = partialmethod(tqdm.__init__, disable=None)
 
@@ -91,15 +90,14 @@ def _snapshot(name: str, wanted: list[str], ignored: Sequence[str] = UNUSED) -> 
                     tqdm_class=Bar,
                 )
             )
-    except Exception as error:  # each of its versions has another HTTP library beneath, with its own errors
+    except Exception as error:  # the HTTP library, and its errors, depend on the version
         reason = _reason(error, model, revision)
         raise ConversionError(f"{name}: cannot be fetched from the Hugging Face hub: {reason}") from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """It warns each time it tries again; what matters is how it ends. Who asks for more (HF_HUB_VERBOSITY)
-    gets it."""
+    """Suppress a warning for each retry; only the final outcome matters. HF_HUB_VERBOSITY shows them."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR if level == logging.WARNING else level)
@@ -110,7 +108,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: Exception, model: str, revision: str) -> str:
-    """What is wrong and what to do about it, on one line."""
+    """The cause and the remedy, on one line."""
     from huggingface_hub import constants, errors
 
     told = _on_one_line(error)
@@ -139,7 +137,8 @@ def _on_one_line(error: BaseException) -> str:
 
 
 def _check_whole(name: str, path: Path) -> None:
-    """The hub's client takes what is in its cache as it is, and does not fetch it again."""
+    """Raises ConversionError for an incomplete file. The hub's client uses cached files as they are, and does
+    not fetch them again."""
     try:
         with safe_open(path, "pt"):
             pass

@@ -1,5 +1,5 @@
-"""What both files of transformers' names share: fields of `config.json`, and tables of tensors that are read
-and written by the same lines."""
+"""Shared by both architectures of transformers: config fields, and tables of tensor names for reading and
+writing."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _SIZES = {
     "heads": "num_attention_heads",
     "ffn_width": "intermediate_size",
 }
-_DROPOUTS = {  # with what transformers takes for one that is missing
+_DROPOUTS = {  # with transformers' defaults
     "dropout": ("hidden_dropout", 0.1),
     "attention_dropout": ("attention_dropout", 0.1),
     "activation_dropout": ("activation_dropout", 0.1),
     "feature_dropout": ("feat_proj_dropout", 0.0),
     "layer_drop": ("layerdrop", 0.1),
 }
-ACTIVATIONS: dict[str, Activation] = {  # the first name of each of ours is the one that is written
+ACTIVATIONS: dict[str, Activation] = {  # for each of ours the first name is written
     "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
@@ -42,7 +42,7 @@ _OLD_SPELLING = {
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
 }
-"""Of weight norm, before torch 2.1's."""
+"""Names of weight norm before torch 2.1."""
 
 
 def numbers_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -57,14 +57,14 @@ def numbers_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def written_numbers(config: EncoderConfig) -> dict[str, Any]:
-    """The inverse, with what transformers wants besides."""
+    """The inverse of `numbers_of`, with the other fields that transformers needs."""
     written = {theirs: getattr(config, ours) for ours, theirs in _SIZES.items()}
     written |= {theirs: getattr(config, ours) for ours, (theirs, _) in _DROPOUTS.items()}
     return written | {
         "layer_norm_eps": config.norm_eps,
         "hidden_act": written_activation(config.activation),
         "initializer_range": 0.02,
-        "mask_time_prob": 0.05,  # not 0, for else transformers has no hidden vector
+        "mask_time_prob": 0.05,  # with 0 transformers would have no hidden vector
         "mask_time_length": 10,
         "mask_feature_prob": 0.0,
         "mask_feature_length": 10,
@@ -72,7 +72,7 @@ def written_numbers(config: EncoderConfig) -> dict[str, Any]:
 
 
 def convolutions_of(config: Mapping[str, Any], norm: ConvNorm | None, where: str) -> dict[str, Any]:
-    """The front end and what belongs to it. norm: None, if the config says it. Raises ValueError."""
+    """The front end and its activation. norm: None: read it from the config. Raises ValueError."""
     sizes: dict[str, Any] = {
         ours: whole_numbers(config, theirs, where) for ours, theirs in _CONVOLUTIONS.items()
     }
@@ -83,7 +83,7 @@ def convolutions_of(config: Mapping[str, Any], norm: ConvNorm | None, where: str
 
 
 def written_convolutions(frontend: Convolutions, activation: Activation) -> dict[str, Any]:
-    """The inverse."""
+    """The inverse of `convolutions_of`."""
     return {theirs: list(getattr(frontend, ours)) for ours, theirs in _CONVOLUTIONS.items()} | {
         "num_feat_extract_layers": len(frontend.channels),
         "conv_bias": frontend.bias,
@@ -93,7 +93,7 @@ def written_convolutions(frontend: Convolutions, activation: Activation) -> dict
 
 
 def check_expressible(config: EncoderConfig, family: str, can: Mapping[str, bool]) -> None:
-    """Raises ValueError for a field of the config that the family has no word for."""
+    """Raises ValueError for a field of the config that the family cannot express."""
     for name, expressible in can.items():
         if not expressible:
             raise ValueError(
@@ -103,7 +103,7 @@ def check_expressible(config: EncoderConfig, family: str, can: Mapping[str, bool
 
 
 def share_of(config: Mapping[str, Any], name: str, usual: float, where: str) -> float:
-    """Of values that are dropped."""
+    """A dropout rate."""
     return float(field_of({name: usual, **config}, name, (int, float), where))
 
 
@@ -129,12 +129,12 @@ def written_activation(ours: Activation) -> str:
 
 
 class Name(NamedTuple):
-    """One of our tensors, and those of theirs that it is made of, one above the other."""
+    """One of our tensors, and the tensors of theirs that are concatenated to it along the first dimension."""
 
     ours: str
     theirs: tuple[str, ...]
     leading: int = 0
-    """Dimensions of size 1 that theirs has before ours."""
+    """Leading dimensions of size 1 that theirs has and ours lacks."""
 
 
 def pair(ours: str, *theirs: str) -> Iterator[Name]:
@@ -143,7 +143,7 @@ def pair(ours: str, *theirs: str) -> Iterator[Name]:
 
 
 def frontend_names(config: EncoderConfig) -> Iterator[Name]:
-    """Of the convolutions and of what projects their frames."""
+    """The names of the convolutions and of the projection of their frames."""
     if isinstance(frontend := config.frontend, Convolutions):
         for i in range(len(frontend.channels)):
             theirs = f"feature_extractor.conv_layers.{i}"
@@ -158,8 +158,8 @@ def frontend_names(config: EncoderConfig) -> Iterator[Name]:
 
 
 def read_names(names: Iterable[Name], tensors: Tensors, config: EncoderConfig) -> dict[str, Tensor]:
-    """Our encoder's state. Without a hidden vector (transformers has none where nothing is to be masked) it
-    is zero. Raises ConversionError for a key that is missing, or parts of unlike shapes."""
+    """Our encoder's state. The hidden vector is zero if it is missing (transformers has none if nothing is
+    masked). Raises ConversionError for a missing key, and for parts whose shapes differ."""
     state = {"hidden_vector": torch.zeros(config.width)}
     if "masked_spec_embed" in tensors:
         state["hidden_vector"] = tensors.take("masked_spec_embed")
@@ -186,7 +186,7 @@ def write_parts(names: Iterable[Name], state: Mapping[str, Tensor]) -> dict[str,
     for name in names:
         tensor = state[name.ours][(None,) * name.leading]
         parts = tensor.chunk(len(name.theirs)) if len(name.theirs) > 1 else (tensor,)
-        # Clones, since parts of one tensor share its memory, which safetensors refuses.
+        # Cloned: parts of one tensor share memory, which safetensors refuses.
         written |= {key: part.clone() for key, part in zip(name.theirs, parts, strict=True)}
     return written
 

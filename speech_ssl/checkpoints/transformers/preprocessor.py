@@ -1,4 +1,4 @@
-"""What transformers' feature extractors do to waves before a model hears them: both ways."""
+"""Read and write the settings of transformers' feature extractors."""
 
 from __future__ import annotations
 
@@ -13,43 +13,40 @@ from speech_ssl.types import SAMPLE_RATE
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 NESTED = ("feature_extractor", "audio_processor")
-"""Where transformers 5 has in the processor's file what was a file of its own before."""
+"""Keys under which transformers 5 nests the feature extractor's settings in the processor's file."""
 WAVES, MELS = "Wav2Vec2FeatureExtractor", "SeamlessM4TFeatureExtractor"
 
 
 def heard(folder: Path, frontend: Convolutions | LogMel) -> Convolutions | LogMel:
-    """The front end, and whether waves are brought to zero mean and unit variance before it. Without a file:
-    as the class does by default.
+    """The front end, with `normalize_wave` from the settings, or without a file from the class's default.
 
-    Raises ConversionError for what models here do not hear.
+    Raises ConversionError for settings that our front ends do not support.
     """
     options, path = _options(folder)
     wanted = MELS if isinstance(frontend, LogMel) else WAVES
     kind = options.get("feature_extractor_type", wanted)
     if kind != wanted:
         raise ConversionError(
-            f"{path}: field 'feature_extractor_type' is {kind!r}; such a model is fed by {wanted}"
+            f"{path}: field 'feature_extractor_type' is {kind!r}; such a model needs {wanted}"
         )
     rate = options.get("sampling_rate", SAMPLE_RATE)
     if rate != SAMPLE_RATE:
-        raise ConversionError(f"{path}: field 'sampling_rate' is {rate!r}; models here hear {SAMPLE_RATE} Hz")
+        raise ConversionError(f"{path}: field 'sampling_rate' is {rate!r}; models here need {SAMPLE_RATE} Hz")
     if isinstance(frontend, Convolutions):
         return replace(frontend, normalize_wave=bool(options.get("do_normalize", True)))
     for name, needed in (("stride", 2), ("num_mel_bins", frontend.bins)):
         if options.get(name, needed) != needed:
-            raise ConversionError(
-                f"{path}: field {name!r} is {options[name]!r}, where the model has {needed}"
-            )
+            raise ConversionError(f"{path}: field {name!r} is {options[name]!r}, but the model has {needed}")
     if not options.get("return_attention_mask", True):
         raise ConversionError(
-            f"{path}: field 'return_attention_mask' is false: such a model would hear the padding of its own "
-            "clip; set it to true"
+            f"{path}: field 'return_attention_mask' is false: such a model would attend to its own clip's "
+            "padding; set it to true"
         )
     return frontend
 
 
 def _options(folder: Path) -> tuple[Mapping[str, Any], Path]:
-    """As transformers chooses: what is nested in the processor's file goes first."""
+    """The settings and their file, as transformers chooses: those in the processor's file come first."""
     processor, alone = folder / PROCESSOR, folder / PREPROCESSOR
     nested = read_json(processor) if processor.is_file() else {}
     for name in NESTED:
@@ -59,7 +56,7 @@ def _options(folder: Path) -> tuple[Mapping[str, Any], Path]:
 
 
 def written(frontend: Convolutions | LogMel) -> dict[str, Any]:
-    """The inverse, as every version of transformers reads it: for `preprocessor_config.json`."""
+    """The inverse, for `preprocessor_config.json`, in a form that every version of transformers reads."""
     if isinstance(frontend, LogMel):
         return {
             "feature_extractor_type": MELS,

@@ -1,9 +1,9 @@
-"""The language model that pyctcdecode keeps beside a model for CTC: `language_model/` and `alphabet.json`.
+"""The language model that pyctcdecode keeps beside a CTC model: `language_model/` and `alphabet.json`.
 
-A text scores there log P(text | audio), for each of its words alpha * ln 10 * (log10 P + unk_score_offset if
-the word is unknown) + beta, and alpha * ln 10 * log10 P of the end. So it does here, by other names. The
-search is another one: theirs takes fewer units of a frame, and knows of unfinished words only whether a word
-begins so.
+pyctcdecode scores a text as log P(text | audio), plus for each word alpha * ln 10 * (log10 P +
+unk_score_offset if the word is unknown) + beta, plus alpha * ln 10 * log10 P of the end. Ours is the same
+under other names. The search differs: theirs considers fewer units per frame, and of an unfinished word knows
+only whether some word begins so.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ FOLDER, ALPHABET, ATTRIBUTES, WORDS = "language_model", "alphabet.json", "attrs.
 FORMS = (".arpa", ".bin", ".binary")
 USUAL = {"alpha": 0.5, "beta": 1.5, "unk_score_offset": -10.0}
 UNKNOWN = "⁇"
-"""What it calls `<unk>`."""
+"""pyctcdecode's name for `<unk>`."""
 
 
 def read_ngram(folder: Path, spec: CTCSpec, blank_index: int) -> NGram | None:
-    """That of a head in a folder; None if there is none. Raises ConversionError for one that is of no use."""
+    """The language model in a head's folder, or None. Raises ConversionError if it cannot be used."""
     place = folder / FOLDER
     if not place.is_dir():
         return None
     attributes = read_json(place / ATTRIBUTES) if (place / ATTRIBUTES).is_file() else {}
     found = [path for path in sorted(place.iterdir()) if path.suffix in FORMS and path.name[0] != "."]
-    if not found and find_spec("kenlm") is None:  # it was not even fetched
+    if not found and find_spec("kenlm") is None:  # then it was not even fetched
         raise ConversionError("it needs KenLM: pip install 'speech-ssl[lm]'")
     if len(found) != 1:
         raise ConversionError(f"{place}: has {len(found)} files of n-grams ({', '.join(FORMS)})")
@@ -56,25 +56,25 @@ def read_ngram(folder: Path, spec: CTCSpec, blank_index: int) -> NGram | None:
 
 
 def _check_alphabet(path: Path, spec: CTCSpec, blank_index: int) -> None:
-    """Raises ConversionError where its labels are not what the units say."""
+    """Raises ConversionError if its labels do not match the units."""
     if not path.is_file():
-        raise ConversionError(f"{path}: there is none")
+        raise ConversionError(f"{path}: missing")
     told = read_json(path)
     labels = told.get("labels")
     if told.get("is_bpe") or spec.spaced or SPACE not in spec.vocabulary:
-        raise ConversionError(f"{path}: of units that are no characters of words: no n-gram of words fits")
+        raise ConversionError(f"{path}: its units are not the characters of words: no word n-gram fits")
     silent = Vocabulary(spec.vocabulary).silent
     symbols = list(spec.vocabulary[1:])
     symbols.insert(blank_index, spec.vocabulary[0])
     if not isinstance(labels, list) or len(labels) < len(symbols):
-        raise ConversionError(f"{path}: has not a label for each of {len(symbols)} units")
+        raise ConversionError(f"{path}: does not have a label for each of {len(symbols)} units")
     for label, symbol in zip(labels, symbols, strict=False):
         if label != symbol and spec.vocabulary.index(symbol) not in silent:
             raise ConversionError(f"{path}: has {label!r} where the vocabulary has {symbol!r}")
 
 
 def write_ngram(ngram: NGram, folder: Path, names: Sequence[str], blank: str) -> None:
-    """The inverse of `read_ngram`. names: of units in the tokenizer, in their order."""
+    """The inverse of `read_ngram`. names: of the units in the tokenizer, in order."""
     assert ngram.unknown_score is not None
     said = {blank: "", "<unk>": UNKNOWN, "[UNK]": UNKNOWN, **({} if SPACE in names else {"|": SPACE})}
     labels = [said.get(name, name) for name in names]

@@ -1,7 +1,7 @@
-"""Tokenizers of transformers' models for CTC in our vocabularies, and back.
+"""Convert between the tokenizers of transformers' CTC models and our vocabularies.
 
-Texts are those of its own `decode`, but for special units such as `<s>`, which it spells and we leave out,
-and for spaces at the ends and in a row.
+Texts are those of the tokenizer's own `decode`, with two differences: special units such as `<s>`, which it
+spells out, are left out, and spaces at the ends and repeated spaces are dropped.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from speech_ssl.text import BLANK, SPACE
 
 VOCABULARY, TOKENIZER = "vocab.json", "tokenizer_config.json"
 SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
-"""What older versions have beside the tokenizer's config."""
+"""Files that older versions have beside the tokenizer's config."""
 LETTERS, PHONES = "Wav2Vec2CTCTokenizer", "Wav2Vec2PhonemeCTCTokenizer"
 CLASSES = (LETTERS, PHONES, "Wav2Vec2Tokenizer")
-"""The last one is the first one's name in older versions."""
+"""The last is the first one's name in older versions."""
 MOST = 2**20
 OF_PHONES = ("do_phonemize", "phonemizer_lang", "phonemizer_backend")
-"""What makes phones of texts: kept for the way back."""
+"""Options of the phonemizer, kept for export."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """A tokenizer: its symbols as ours, the blank first. `blank`: how it is called there, and where it is.
-    spaced: as in `CTCSpec`. options: fields of the tokenizer's config, for the way back."""
+    """A tokenizer: its symbols in our form, the blank first. blank, blank_index: its name and index there.
+    spaced: as in `CTCSpec`. options: fields of the tokenizer's config, kept for export."""
 
     symbols: tuple[str, ...]
     blank: str
@@ -40,7 +40,7 @@ class Units:
     options: Mapping[str, object] = field(default_factory=dict)
 
     def ours_first(self, rows: Tensor) -> Tensor:
-        """Rows in the order of our symbols."""
+        """Rows reordered to the order of our symbols."""
         index = [self.blank_index, *(i for i in range(len(self.symbols)) if i != self.blank_index)]
         return rows[index]
 
@@ -52,35 +52,37 @@ def theirs_first(rows: Tensor, blank_index: int) -> Tensor:
 
 
 def read_units(folder: Path, config: Mapping[str, Any]) -> Units:
-    """The tokenizer of a folder with that `config.json`. Raises ConversionError if it has none, or one of
-    another kind."""
+    """The tokenizer of a folder with that `config.json`. Raises ConversionError if it has none, or an
+    unsupported one."""
     path = folder / VOCABULARY
     if not path.is_file():
-        raise ConversionError(f"{path}: there is none, and without it units have no meaning")
+        raise ConversionError(f"{path}: missing, and without it the units have no meaning")
     options, added = _options(folder)
     kind = options.get("tokenizer_class") or config.get("tokenizer_class") or LETTERS
     if kind not in CLASSES:
         raise ConversionError(
-            f"{folder / TOKENIZER}: field 'tokenizer_class' is {kind!r}; read are {CLASSES}"
+            f"{folder / TOKENIZER}: field 'tokenizer_class' is {kind!r}; supported are {CLASSES}"
         )
     by_id = {**added, **_by_id(path, options)}
     count = field_of(config, "vocab_size", int, str(folder / "config.json"))
     if not 0 < count <= MOST:
-        raise ConversionError(f"{folder / 'config.json'}: field 'vocab_size' is {count}: no vocabulary's")
+        raise ConversionError(
+            f"{folder / 'config.json'}: field 'vocab_size' is {count}: no size of a vocabulary"
+        )
     names = [str(by_id.get(unit) or f"<{unit}>") for unit in range(count)]
     blank_index = _blank_index(names, options, config, folder)
     blank = names.pop(blank_index)
     spoken = _spoken(names, kind == PHONES, options)
     if len(set(spoken)) < len(spoken) or BLANK in spoken:
         twice = next((each for each in spoken if spoken.count(each) > 1), BLANK)
-        raise ConversionError(f"{path}: two units of the tokenizer say {twice!r}")
+        raise ConversionError(f"{path}: two units of the tokenizer stand for {twice!r}")
     kept = {name: options[name] for name in OF_PHONES if kind == PHONES and name in options}
     return Units((BLANK, *spoken), blank, blank_index, kind == PHONES, kept)
 
 
 def _options(folder: Path) -> tuple[dict[str, Any], dict[int, str]]:
-    """The tokenizer's config with the names of special tokens, and tokens beside the vocabulary by their ids.
-    As transformers reads them: the older files are for configs that have no `added_tokens_decoder`."""
+    """The tokenizer's config with the names of special tokens, and the tokens outside the vocabulary by id.
+    As in transformers, the older files are read only for configs without `added_tokens_decoder`."""
     read = {
         name: read_json(folder / name) for name in (TOKENIZER, SPECIAL, ADDED) if (folder / name).is_file()
     }
@@ -95,7 +97,7 @@ def _options(folder: Path) -> tuple[dict[str, Any], dict[int, str]]:
 
 
 def _name(token: Any) -> Any:
-    """Tokens are texts, or objects with a text in them."""
+    """A token's text; tokens are texts, or objects with one."""
     return token["content"] if isinstance(token, dict) and isinstance(token.get("content"), str) else token
 
 
@@ -114,19 +116,21 @@ def _by_id(path: Path, options: Mapping[str, Any]) -> dict[int, str]:
 def _blank_index(
     names: Sequence[str], options: Mapping[str, Any], config: Mapping[str, Any], folder: Path
 ) -> int:
-    """Where the pad token is, which the tokenizer takes for the blank; without one, what the model's config
-    says."""
+    """The index of the pad token, which the tokenizer uses as the blank; without one, the index in the
+    model's config."""
     pad = options.get("pad_token", "<pad>")
     if pad in names:
         return names.index(pad)
     index = config.get("pad_token_id", 0)
     if type(index) is not int or not 0 <= index < len(names):
-        raise ConversionError(f"{folder / 'config.json'}: field 'pad_token_id' is {index!r}: no unit")
+        raise ConversionError(
+            f"{folder / 'config.json'}: field 'pad_token_id' is {index!r}, which is no unit"
+        )
     return index
 
 
 def _spoken(names: Sequence[str], phones: bool, options: Mapping[str, Any]) -> list[str]:
-    """What each unit says. One that says nothing gets a name that is never said."""
+    """The text of each unit. Units without text get a name that never appears in texts."""
     delimiter, said, lower = options.get("word_delimiter_token"), SPACE, False
     if not phones:
         delimiter = options.get("word_delimiter_token", "|")
@@ -137,11 +141,11 @@ def _spoken(names: Sequence[str], phones: bool, options: Mapping[str, Any]) -> l
 
 
 def written(spec: CTCSpec, training: Mapping[str, object]) -> tuple[int, dict[str, int], dict[str, Any]]:
-    """Where the blank is, and the contents of the tokenizer's two files. training: of the head."""
+    """The blank's index, and the contents of the tokenizer's two files. training: of the head."""
     where = training.get("blank_index", 0)
     blank_index = where if isinstance(where, int) else 0
     blank = str(training.get("blank", "<pad>"))
-    # Where `|` is said, a space stands for itself: transformers 5.23 forgets another delimiter than `|`.
+    # If `|` is itself a symbol, a space stands for itself: transformers 5.23 forgets any delimiter but `|`.
     delimiter = None if "|" in spec.vocabulary else "|"
     symbols = [delimiter or SPACE if symbol == SPACE else symbol for symbol in spec.vocabulary[1:]]
     symbols.insert(blank_index, blank)

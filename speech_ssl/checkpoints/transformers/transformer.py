@@ -1,9 +1,9 @@
-"""wav2vec 2.0 and its Transformer-type relatives, as transformers stores them: both ways.
+"""wav2vec 2.0 and its relatives with Transformer blocks, in transformers' format: read and written.
 
-To transformers a family is a name for certain fields of one architecture. HuBERT may go without the norm of
-features, or have a batch norm before its positions. data2vec has its own positions, layer norms in front, and
-never the norm before attention, whatever its config says. WavLM has a gated bias in attention. MMS adapters
-work only with the norm before attention.
+A family of transformers is one architecture with some fields fixed. HuBERT may lack the feature norm, or have
+a batch norm before its positions. data2vec has its own positions and layer norms in the front end, and is
+never pre-norm, whatever its config says. WavLM has a gated bias in attention. MMS adapters exist only in
+pre-norm models.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ _BATCH_NORM = {
     "variance": "running_var",
 }
 _COUNTER = "encoder.pos_conv_embed.batch_norm.num_batches_tracked"
-"""What torch's batch norm counts in training; it changes nothing."""
+"""A counter of torch's batch norm in training, without effect."""
 
 
 def read_config(config: Mapping[str, Any], where: str) -> EncoderConfig:
-    """What a `config.json` of transformers says of the encoder. `normalize_wave` is for the caller to set:
-    the preprocessor's config says it.
+    """The encoder's config from a `config.json` of transformers. The caller sets `normalize_wave`, from the
+    preprocessor's config.
 
-    Raises ConversionError for a field that is missing, or that asks for what this encoder does not have.
+    Raises ConversionError for a field that is missing, or that asks for something this encoder does not have.
     """
     family = field_of(config, "model_type", str, where)
     if family not in MODEL_TYPES:
@@ -107,9 +107,10 @@ def _flag(config: Mapping[str, Any], name: str, usual: bool, where: str) -> bool
 
 
 def write_config(config: EncoderConfig, model_type: str) -> dict[str, Any]:
-    """The inverse of `read_config`: a `config.json` but for architectures, vocabulary and what trains heads.
+    """The inverse of `read_config`: a `config.json` without architectures, vocabulary and training settings
+    of heads.
 
-    Raises ValueError for a field that the family has no word for.
+    Raises ValueError for a field that the family cannot express.
     """
     frontend, convolution, block = _parts(config, model_type)
     written: dict[str, Any] = {
@@ -139,7 +140,7 @@ def write_config(config: EncoderConfig, model_type: str) -> dict[str, Any]:
 
 
 def model_type_of(config: EncoderConfig) -> str:
-    """The family that can express it; wav2vec2 where several can. Raises ValueError if none can."""
+    """The family that can express the config, wav2vec2 if several can. Raises ValueError if none can."""
     family = "wav2vec2"
     if isinstance(config.positions, GatedDistances):
         family = "wavlm"
@@ -156,7 +157,7 @@ def _batch_norm(convolution: ConvPosition | None) -> bool:
 
 
 def _parts(config: EncoderConfig, family: str) -> tuple[Convolutions, ConvPosition, Transformer]:
-    """Front end, convolution of the positions, block. Raises ValueError for what the family cannot say."""
+    """Front end, positional convolution, block. Raises ValueError for what the family cannot express."""
     if family not in MODEL_TYPES:
         raise ValueError(f"model type {family!r} is not known: use one of {sorted(MODEL_TYPES)}")
     frontend, positions, block = config.frontend, config.positions, config.block
@@ -178,7 +179,7 @@ def _parts(config: EncoderConfig, family: str) -> tuple[Convolutions, ConvPositi
 
 
 def _names(config: EncoderConfig) -> Iterator[Name]:
-    """All of them but the hidden vector's."""
+    """All names except the hidden vector's."""
     yield from frontend_names(config)
     yield from _position_names(config)
     yield from pair("norm", "encoder.layer_norm")
@@ -221,10 +222,10 @@ def _block_names(config: EncoderConfig, ours: str, theirs: str) -> Iterator[Name
 
 
 def read_encoder(tensors: Tensors, config: EncoderConfig) -> dict[str, Tensor]:
-    """Our encoder's state, taken from the tensors of a base model. Without a hidden vector (transformers has
-    none where nothing is to be masked) it is zero.
+    """Our encoder's state, taken from the tensors of a base model. The hidden vector is zero if it is missing
+    (transformers has none if nothing is masked).
 
-    Raises ConversionError for a key that is missing, or parts of unlike shapes.
+    Raises ConversionError for a missing key, and for parts whose shapes differ.
     """
     if _batch_norm(config.convolution):
         tensors.drop([_COUNTER])
@@ -234,7 +235,7 @@ def read_encoder(tensors: Tensors, config: EncoderConfig) -> dict[str, Tensor]:
 def write_encoder(state: Mapping[str, Tensor], config: EncoderConfig, model_type: str) -> dict[str, Tensor]:
     """The inverse of `read_encoder`: what `load_state_dict` of the family's base model takes.
 
-    Raises ValueError for a field of the config that the family has no word for.
+    Raises ValueError for a field of the config that the family cannot express.
     """
     _parts(config, model_type)
     written = write_names(_names(config), state)

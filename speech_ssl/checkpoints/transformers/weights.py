@@ -1,4 +1,4 @@
-"""The files that hold the weights of a folder of transformers, chosen as transformers chooses."""
+"""The weight files in a folder of transformers, chosen as transformers chooses."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 FILES = (WEIGHTS, INDEX, PICKLE, PICKLE_INDEX)
 """In the order in which transformers looks for them."""
 NAMED = "transformers_weights"
-"""A field of `config.json` that names another file."""
+"""A field of `config.json` that names the weights' file."""
 ADAPTER = "adapter_config.json"
-"""Of PEFT: what it trained, beside or without a model."""
+"""Config of a PEFT adapter, which may stand beside a model or alone."""
 
 
 def read_weights(folder: Path, config: Mapping[str, Any], *, pickles: bool) -> Tensors:
-    """One file goes before an index of several, and safetensors before pickles, of which nothing but the
-    weights is read. Raises ConversionError."""
+    """Read the weights. A single file takes precedence over an index of several, and safetensors over
+    pickles, of which only the weights are read. Raises ConversionError."""
     name = weights_in(folder, config)
     if name is None:
         raise ConversionError(f"{folder}: has no {config.get(NAMED) or WEIGHTS}")
@@ -40,26 +40,28 @@ def read_weights(folder: Path, config: Mapping[str, Any], *, pickles: bool) -> T
 
 
 def weights_in(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The name of the file, or of the index; None if there is none. Raises ConversionError for a name that is
-    none of a file of safetensors in the folder."""
+    """The name of the weights' file or index; None if there is none. Raises ConversionError if the config
+    names anything but a safetensors file in the folder."""
     names = list(FILES)
     if (named := config.get(NAMED)) is not None:
         if not isinstance(named, str) or Path(named).name != named or ".safetensors" not in named:
-            raise ConversionError(f"{folder}: field {NAMED!r} of its config is {named!r}: no safetensors")
+            raise ConversionError(
+                f"{folder}: field {NAMED!r} of its config is {named!r}, which is not a safetensors file"
+            )
         names = [named]
     return next((name for name in names if (folder / name).is_file()), None)
 
 
 def check_no_adapter(folder: Path, called: str | None = None) -> None:
-    """Raises ConversionError for a folder of PEFT with no model in it. called: what it is named instead."""
+    """Raises ConversionError for a PEFT folder without a model. called: the name to report for it."""
     path = folder / ADAPTER
     if not path.is_file() or any((folder / name).is_file() for name in FILES):
         return
     adapter = read_json(path)
     kind, base = adapter.get("peft_type") or "adapter", adapter.get("base_model_name_or_path") or "a model"
     raise ConversionError(
-        f"{called or folder}: holds what PEFT trained ({kind}) on {base}, and not the model: load both with "
-        "peft, save the result of `merge_and_unload()` by `save_pretrained`, and name that folder"
+        f"{called or folder}: holds a PEFT adapter ({kind}) for {base}, not the model: load both with "
+        "peft, save the result of `merge_and_unload()` with `save_pretrained`, and name that folder"
     )
 
 
@@ -83,5 +85,5 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 def _unpickled(path: Path) -> dict[str, Tensor]:
     content = read_pickle(path)
     if not isinstance(content, dict) or not all(isinstance(each, Tensor) for each in content.values()):
-        raise ConversionError(f"{path}: not a file of weights alone")
+        raise ConversionError(f"{path}: not a file of weights only")
     return tensors_of(content)

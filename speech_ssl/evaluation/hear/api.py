@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from speech_ssl.inference.chunking import Chunker
 from speech_ssl.inference.engines.torch import TorchEngine
+from speech_ssl.inference.outputs import PoolingOrNone, Stitcher
 from speech_ssl.inference.runtime import named_artifact
-from speech_ssl.inference.windows import BATCH_S, PoolingOrNone, Stitcher, WindowedPass
+from speech_ssl.inference.windows import BATCH_S, WindowedPass
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.types import SAMPLE_RATE, Waveform
 

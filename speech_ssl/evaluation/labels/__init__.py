@@ -1,1 +1,1 @@
-"""How many labels a model needs: a study's trials, its figures and its report."""
+"""How many labels a model needs: a study's trials, figures and report."""

@@ -1,4 +1,4 @@
-"""python -m speech_ssl.evaluation.labels FOLDER: the report of a study, from its trials."""
+"""python -m speech_ssl.evaluation.labels FOLDER: rebuild a study's report from its trials."""
 
 from __future__ import annotations
 

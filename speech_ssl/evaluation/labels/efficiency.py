@@ -1,12 +1,14 @@
-"""Does pre-training help when labels are few? The trials of such a study, and which labels each one gets.
+"""Does pre-training help when labels are few? The trials of such a study, and the labels that each trial
+gets.
 
 One network is trained on shares of a task's labels, with several seeds, in three arms: from `scratch`;
-pre-trained and `frozen`, only the head learns; pre-trained and `finetuned`, all of it learns. A `Trial` is
-one such training. Trials are kept one file each, so that a study that was interrupted goes on where it was:
+pre-trained and `frozen`, where only the head is trained; pre-trained and `finetuned`, where everything is
+trained. A `Trial` is one such training. Each trial is saved in its own file, so that an interrupted study can
+go on where it stopped:
 
     done = {trial.key for trial in load_trials(folder)}
 
-`python -m speech_ssl.evaluation.labels FOLDER` rebuilds the report of a folder from its trials.
+`python -m speech_ssl.evaluation.labels FOLDER` rebuilds a folder's report from its trials.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class Key(NamedTuple):
-    """What a study runs once."""
+    """Identifies a trial: a study runs each key once."""
 
     task: str
     arm: Arm
@@ -47,7 +49,7 @@ class Key(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Training and validation at one step. None where there was no number, or none that is finite."""
+    """Training and validation at one step. None for a number that is missing or not finite."""
 
     step: int
     train_loss: float | None = None
@@ -57,7 +59,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Confusion:
-    """counts[i][j]: test clips of class i that were taken for class j."""
+    """counts[i][j]: test clips of class i that were classified as class j."""
 
     classes: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
@@ -68,7 +70,7 @@ class Confusion:
 
 
 def check_task(name: str) -> None:
-    """Raises ValueError for what cannot name a file."""
+    """Raises ValueError for a name that cannot be used as a file name."""
     if not _SAFE.fullmatch(name):
         raise ValueError(f"task {name!r}: use letters, digits, '_', '.' and '-', it names a file")
 
@@ -77,9 +79,9 @@ def check_task(name: str) -> None:
 class Trial:
     """One finished training.
 
-    share: of the training set's labels, above 0 and at most 1; labels: clips that were used of them.
-    value: `metric` on the test set, of the checkpoint that was best in validation, kept at `best_step`.
-    seconds: of training. guessing: what the metric is without looking at the audio.
+    share: of the training set's labels, above 0 and at most 1. labels: the number of clips in that share.
+    value: `metric` on the test set, of the best checkpoint in validation, saved at `best_step`. seconds: of
+    training. guessing: the metric without looking at the audio.
     """
 
     task: str
@@ -115,11 +117,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Study:
-    """What a reader wants to know and trials do not say; kept as `study.json`. Every field may be left out.
+    """What a reader wants to know and trials do not record; saved as `study.json`. Every field is optional.
 
-    tasks: name -> a sentence on the task and its data. shares and seeds: the plan, against which the
-    report says what is missing. network, pretraining, training: a sentence or two each, for the method.
-    command: what runs the study.
+    tasks: name -> a sentence on the task and its data. shares, seeds: the plan; the report lists what is
+    missing from it. network, pretraining, training: a sentence or two each, for the method. command: what
+    runs the study.
     """
 
     tasks: Mapping[str, str] = field(default_factory=dict)
@@ -134,12 +136,12 @@ class Study:
 def nested_subset(labels: Sequence[str], share: float, seed: int) -> list[int]:
     """The indices, ascending, of a share of the clips that keeps the proportions of the classes.
 
-    A seed puts all the clips in one order, in which each class is spread evenly behind one clip of each; a
-    share is the beginning of that order. So smaller subsets lie within larger ones of the same seed, every
-    class is there, and the size is the share's, rounded, or the number of classes where that is more.
+    A seed puts all clips in one order: first one clip of each class, then each class spread evenly. A share
+    is the beginning of that order. So smaller subsets lie within larger ones of the same seed, and every
+    class is present. The size is the share, rounded, but at least the number of classes.
 
     labels: the class of each clip; for a task without classes, the same for all, or a speaker or language.
-    Raises ValueError for a share that is not above 0 and at most 1, and for no labels.
+    Raises ValueError for a share that is not above 0 and at most 1, and for empty labels.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share {share} must be above 0 and at most 1")
@@ -163,16 +165,16 @@ def trial_path(folder: Path, key: Key) -> Path:
 
 
 def save_trial(folder: Path, trial: Trial) -> Path:
-    """Writes the trial whole or not at all, over an earlier one with its key."""
+    """Writes the trial atomically, replacing an earlier one with its key."""
     path = trial_path(folder, trial.key)
     _write_json(path, asdict(trial) | {"curve": [tuple(map(_finite, point)) for point in trial.curve]})
     return path
 
 
 def load_trials(folder: Path) -> list[Trial]:
-    """The finished trials of a study, by name; none where the folder is new. Torn files do not count.
+    """The finished trials of a study, by name; none if the folder is new. Incomplete files are ignored.
 
-    Raises ValueError for a whole file that is not a trial: an older version's, say.
+    Raises ValueError for a complete file that is not a trial, for example one of an older version.
     """
     trials = []
     for path in sorted((folder / "trials").glob("*.json")):
@@ -195,7 +197,7 @@ def save_study(folder: Path, study: Study) -> None:
 
 
 def load_study(folder: Path) -> Study:
-    """What `study.json` says; an empty study where there is none. Raises ValueError if it cannot be read."""
+    """The study in `study.json`; an empty study if there is none. Raises ValueError if it cannot be read."""
     path = folder / "study.json"
     if not path.exists():
         return Study()
@@ -208,7 +210,7 @@ def load_study(folder: Path) -> Study:
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    plain = methodcaller("item")  # a NumPy scalar as Python's own
+    plain = methodcaller("item")  # NumPy scalars to Python's own
     write_atomically(path, json.dumps(data, indent=1, allow_nan=False, default=plain).encode())
 
 

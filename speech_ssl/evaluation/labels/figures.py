@@ -15,11 +15,11 @@ from speech_ssl.evaluation.pages import new_figure, png
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Told apart by colour-blind readers, and on paper.
+# Distinguishable for colour-blind readers, and in black and white.
 COLOURS: dict[Arm, str] = {"scratch": "tab:gray", "frozen": "tab:orange", "finetuned": "tab:blue"}
 MARKERS: dict[Arm, str] = {"scratch": "s", "frozen": "^", "finetuned": "o"}
 MAX_NUMBERED, MAX_NAMED = 12, 30
-"""Classes up to which a confusion matrix has numbers in its cells, and names at its sides."""
+"""Most classes for which a confusion matrix has numbers in its cells, and names at its sides."""
 
 
 def share_figure(task: TaskSummary) -> bytes:
@@ -27,14 +27,14 @@ def share_figure(task: TaskSummary) -> bytes:
     figure = new_figure(6.0, 4.0)
     axes = figure.subplots()
     axes.set_xscale("log")
-    # Before the curves: a single share would leave the axis without a width to draw in.
+    # Before the curves: a single share would leave the axis without a width.
     axes.set_xlim(task.shares[0] / 1.2, task.shares[-1] * 1.2)
     counts = [f"{labels:,}" if (labels := task.labels(share)) else "" for share in task.shares]
     axes.set_xticks(task.shares, [f"{percent(s)}\n{n}" for s, n in zip(task.shares, counts, strict=True)])
     axes.set_xticks([], minor=True)
     for place, arm in enumerate(ARMS):
         if cells := [cell for cell in task.cells if cell.arm == arm]:
-            shift = 1.035 ** (place - 1)  # so that bars of like values stand beside each other
+            shift = 1.035 ** (place - 1)  # so that bars with similar values stand side by side
             means = [cell.mean for cell in cells]
             bars = [[c.mean - c.low for c in cells], [c.high - c.mean for c in cells]]
             look: dict[str, Any] = {"color": COLOURS[arm], "marker": MARKERS[arm], "capsize": 2.5}
@@ -50,8 +50,8 @@ def share_figure(task: TaskSummary) -> bytes:
 
 
 def curves_figure(trials: Sequence[Trial]) -> bytes | None:
-    """Losses and validation metric of scratch and fine-tuned over the steps, the first seed strong. None
-    where no curve was kept."""
+    """Losses and validation metric of scratch and fine-tuned over the steps, with the first seed emphasised.
+    None if no curve was recorded."""
     groups = shown([trial for trial in trials if trial.curve], ("scratch", "finetuned"))
     if not groups:
         return None
@@ -79,8 +79,8 @@ def curves_figure(trials: Sequence[Trial]) -> bytes | None:
 
 
 def confusion_figure(trials: Sequence[Trial]) -> bytes | None:
-    """Each row of a matrix is a class: of its clips, over all seeds, the percentage that was taken for each
-    class. None where no trial has a matrix."""
+    """Confusion matrices in percent: each row is a class, and shows how its clips, over all seeds, were
+    classified. None if no trial has a matrix."""
     groups = shown([trial for trial in trials if trial.confusion is not None], ARMS)
     if not groups:
         return None
@@ -95,7 +95,8 @@ def confusion_figure(trials: Sequence[Trial]) -> bytes | None:
 
 
 def shown(trials: Sequence[Trial], arms: Sequence[Arm]) -> list[list[Trial]]:
-    """The seeds of each arm at the smallest share that all the arms have, or any has, and at the largest."""
+    """The trials of each arm, over seeds, at the smallest share that all arms (else any arm) have, and at the
+    largest."""
     trials = [trial for trial in trials if trial.arm in arms]
     shares = sorted({trial.share for trial in trials})
     common = [s for s in shares if {t.arm for t in trials if t.share == s} == set(arms)] or shares

@@ -1,7 +1,7 @@
 """The report of a label-efficiency study: a page, a table of results and figures, all from its trials.
 
-The page is one file that asks for nothing from elsewhere: style and figures are inside, there is no script.
-Its template is `assets/label_report.html`. Needs the `train` extra.
+The page is a single file that loads nothing else: style and figures are embedded, and there is no script. Its
+template is `assets/label_report.html`. Needs the `train` extra.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ CAPTIONS = {
 
 
 def write_report(folder: Path) -> Path:
-    """`report.html`, `results.csv` and `figures/*.png` of a study's folder; returns the page.
+    """Write `report.html`, `results.csv` and `figures/*.png` into a study's folder; returns the page's path.
 
-    Raises ValueError where there is no finished trial, or trials that do not belong together.
+    Raises ValueError if there is no finished trial, or if trials do not belong together.
     """
     check_can_report()
     trials, study = load_trials(folder), load_study(folder)
@@ -66,7 +66,7 @@ def write_report(folder: Path) -> Path:
 
 
 def results_csv(trials: Iterable[Trial]) -> str:
-    """A row for each trial, by task, arm, share and seed; numbers in full."""
+    """One row per trial, sorted by task, arm, share and seed; numbers in full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -97,7 +97,7 @@ def render(
 
 
 def _cell_text(cell: Cell | None, metric: str) -> str:
-    """Mean, lowest to highest seed, and how many."""
+    """Mean, range over the seeds, and their number."""
     if cell is None:
         return "missing"
     mean, low, high = (number(value, metric) for value in (cell.mean, cell.low, cell.high))

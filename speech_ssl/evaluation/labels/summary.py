@@ -1,11 +1,11 @@
-"""What the trials of a label-efficiency study say: means and spreads, verdicts, labels saved.
+"""Statistics of a label-efficiency study: means and spreads, verdicts, labels saved.
 
-The verdicts compare each pre-trained arm with `scratch` at the same share, by Welch's unequal-variances
-t interval for a difference of means (B. L. Welch, Biometrika 34, 1947), over seeds. With three seeds an arm
-it is wide: only differences of about four times the seeds' standard deviation are found most of the time.
-That is meant. For two equal arms of three seeds, normal, it sees a difference in 3 to 6 of 100 comparisons,
-whatever the ratio of their spreads. The other rule in use, that the seeds' ranges do not overlap, sees one
-in 10 to 20 of 100.
+The verdicts compare each pre-trained arm with `scratch` at the same share, by Welch's unequal-variances t
+interval for a difference of means (B. L. Welch, Biometrika 34, 1947), over seeds. With three seeds per arm
+the interval is wide: only differences of about four times the seeds' standard deviation are found most of the
+time. This is intended. For two equal arms of three normally distributed seeds, it finds a difference in 3 to
+6 of 100 comparisons, whatever the ratio of their spreads. The other common rule, that the ranges of the seeds
+do not overlap, finds one in 10 to 20 of 100.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm at one share: test values over seeds, in the order of the seeds. std: None for one seed."""
+    """One arm at one share: test values in the order of the seeds. std: None for one seed."""
 
     arm: Arm
     share: float
@@ -42,7 +42,7 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        return min(max(fmean(self.values), self.low), self.high)  # rounding would leave equal values
+        return min(max(fmean(self.values), self.low), self.high)  # rounding moves the mean of equals
 
     @property
     def low(self) -> float:
@@ -59,10 +59,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A pre-trained arm against scratch at one share.
+    """A pre-trained arm compared with scratch at one share.
 
-    difference: of the means, in the metric's own direction (below 0 is good for an error rate); low and
-    high: its 95 % interval, None with too few seeds.
+    difference: of the means, in the metric's own direction (for an error rate, below 0 is good). low, high:
+    its 95 % interval; None with too few seeds.
     """
 
     arm: Arm
@@ -75,12 +75,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Saving:
-    """With how many labels a pre-trained arm is as good as scratch is with all of them.
+    """The number of labels with which a pre-trained arm matches scratch with all labels.
 
-    target: mean of scratch with all labels. most_labels: what the arm's largest share has. labels: None
-    where no share reaches the target. at_most: the smallest share reaches it already, so fewer labels may
-    do. times: all labels / labels. by_seed: times of the arm's curve of each seed, against the same target;
-    None where it is not reached.
+    target: mean of scratch with all labels. most_labels: in the arm's largest share. labels: None if no share
+    reaches the target. at_most: the smallest share already reaches it, so fewer labels may do. times: all
+    labels / labels. by_seed: times for each seed's own curve against the same target; None if not reached.
     """
 
     arm: Arm
@@ -98,7 +97,7 @@ class Saving:
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """All of one task. shares ascend; cells, verdicts and savings are there for what has trials."""
+    """All about one task. shares ascend; cells, verdicts and savings exist only where there are trials."""
 
     name: str
     metric: str
@@ -123,10 +122,10 @@ class Summary:
 
 
 def summarise(trials: Sequence[Trial], study: Study | None = None) -> Summary:
-    """All tasks in the study's order, then the others by name; and the planned trials that are missing.
+    """All tasks, the study's first, then the others by name; and the planned trials that are missing.
 
-    Where the study names no shares or seeds, those of any trial count as planned.
-    Raises ValueError where trials of a task differ in metric, direction, guessing or classes.
+    If the study names no shares or seeds, those of any trial count as planned. Raises ValueError if trials of
+    a task differ in metric, direction, guessing or classes.
     """
     study = study or Study()
     found = sorted({trial.task for trial in trials} - set(study.tasks))
@@ -176,7 +175,8 @@ def compare(cell: Cell, scratch: Cell, higher_is_better: bool) -> Verdict:
 
 
 def welch_half_width(a: Sequence[float], b: Sequence[float]) -> float:
-    """Half of the 95 % interval for the difference of the means of two samples, of two values or more."""
+    """Half the width of the 95 % interval for the difference of the means of two samples, each of at least
+    two values."""
     from scipy.special import stdtrit
 
     parts = [variance(values) / len(values) for values in (a, b)]
@@ -190,9 +190,9 @@ def welch_half_width(a: Sequence[float], b: Sequence[float]) -> float:
 def labels_to_reach(
     curve: Sequence[tuple[int, float]], target: float, higher_is_better: bool
 ) -> float | None:
-    """The fewest labels with which a curve of (labels, value), by labels, reaches the target.
+    """The fewest labels at which a curve of (labels, value), sorted by labels, reaches the target.
 
-    Between two points the value is taken to be linear in the logarithm of the labels.
+    Between two points the value is interpolated linearly in the logarithm of the labels.
     """
     sign = 1 if higher_is_better else -1
     gaps = [(labels, sign * (value - target)) for labels, value in curve]

@@ -1,4 +1,4 @@
-"""The numbers and the verdicts of a label-efficiency report, as its readers see them."""
+"""Numbers and verdicts of a label-efficiency report, as text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from speech_ssl.evaluation.labels.summary import Saving, TaskSummary, Verdict
 
 ARM_NAMES: dict[Arm, str] = {"scratch": "from scratch", "frozen": "frozen", "finetuned": "fine-tuned"}
 PERCENT = {"accuracy", "cer", "wer", "per", "eer", "error rate", "uar", "balanced accuracy"}
-"""Metrics that are read in percent, in lower case; all others are shown with three decimals."""
+"""Metrics shown in percent, in lower case; all others get three decimals."""
 POINTS = " points"
 
 
@@ -16,7 +16,7 @@ def number(value: float, metric: str) -> str:
 
 
 def change(value: float, metric: str) -> str:
-    """With its sign: in percentage points, or as the metric itself."""
+    """Signed: in percentage points, or in the metric's own unit."""
     percent = metric.lower() in PERCENT
     digits = f"{abs(100 * value):.1f}" if percent else f"{abs(value):.3f}"
     sign = "\u00b1" if not digits.strip("0.") else "+" if value > 0 else "\u2212"
@@ -28,7 +28,7 @@ def percent(share: float) -> str:
 
 
 def verdict_lines(task: TaskSummary) -> list[str]:
-    """One for each comparison with scratch, then one for each arm's labels saved."""
+    """One line per comparison with scratch, then one per arm with the labels saved."""
     lines = [verdict_line(verdict, task.metric) for verdict in task.verdicts]
     return lines + [saving_line(saving, task.metric) for saving in task.savings]
 
@@ -48,7 +48,7 @@ def saving_line(saving: Saving, metric: str) -> str:
     if saving.times is None or saving.labels is None:
         unfinished = f" (so far trained on at most {saving.most_labels:,})"
         return f"{name}: does not reach {level}" + unfinished * (saving.most_labels < saving.all_labels)
-    labels = float(f"{saving.labels:.2g}")  # more digits are not known of a point between two shares
+    labels = float(f"{saving.labels:.2g}")  # a point between two shares is known no more precisely
     need = f"{name}: {'at most' if saving.at_most else 'about'} {labels:,.0f} labels for {level}"
     if saving.times < 1.05:
         return f"{need}, no fewer"

@@ -1,1 +1,1 @@
-"""Scores: error rates of texts, detection of events, verification of speakers."""
+"""Metrics: error rates of texts, detection of events, speaker verification."""

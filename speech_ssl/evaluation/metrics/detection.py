@@ -1,8 +1,8 @@
-"""How well the labels of clips are told, and sound events with their times. Needs the `eval` extra.
+"""Metrics for the labels of clips, and for sound events with their times. Needs the `eval` extra.
 
-N clips, K labels. Labels are texts; a matrix has a column for each, in the order of `labels`. What has no
-value (the recall of a label that no clip has) is left out of means, and such labels are in `left_out`.
-PSDS, which judges events at all thresholds, is in `psds`.
+N clips, K labels. Labels are texts; a matrix has a column for each, in the order of `labels`. Labels whose
+value is undefined (such as the recall of a label that no clip has) are left out of means and listed in
+`left_out`. PSDS, which covers all thresholds, is in `psds`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """One label a clip.
+    """Results with one label per clip.
 
-    balanced_accuracy: mean recall of the labels, each as much as another (unweighted average recall, UAR).
-    confusion_KK: clips of label i that were taken for label j, in the order of `labels`.
+    balanced_accuracy: mean recall of the labels, equally weighted (unweighted average recall, UAR).
+    confusion_KK: clips of label i that were classified as label j, in the order of `labels`.
     """
 
     labels: tuple[str, ...]
@@ -46,7 +46,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class AveragePrecision:
-    """mean: over the labels (mAP, macro-averaged)."""
+    """mean: over the labels (macro-averaged, mAP)."""
 
     mean: float
     per_label: Mapping[str, float]
@@ -55,7 +55,7 @@ class AveragePrecision:
 
 @dataclass(frozen=True, slots=True)
 class EventCounts:
-    """hits: detections that match a reference, one to one."""
+    """hits: detections matched one to one with references."""
 
     hits: int
     references: int
@@ -68,7 +68,7 @@ class EventCounts:
 
 @dataclass(frozen=True, slots=True)
 class EventScores:
-    """macro_f1: mean over labels. micro_f1: of all events together. left_out: neither there nor detected."""
+    """macro_f1: mean over labels. micro_f1: over all events. left_out: neither referenced nor detected."""
 
     macro_f1: float
     micro_f1: float
@@ -77,13 +77,15 @@ class EventScores:
 
 
 def classification(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> Classification:
-    """Accuracy, balanced accuracy and the confusion matrix of one label a clip.
+    """Accuracy, balanced accuracy and the confusion matrix for one label per clip.
 
-    Raises ValueError for lists of different lengths, empty ones, and labels that are not among `labels`.
+    Raises ValueError for lists that are empty or differ in length, and for labels that are not in `labels`.
     """
     names = check_labels(labels)
     if len(truth) != len(predicted) or not len(truth):
-        raise ValueError(f"{len(truth)} true labels and {len(predicted)} predicted: give one of each a clip")
+        raise ValueError(
+            f"{len(truth)} true labels and {len(predicted)} predicted: give one of each per clip"
+        )
     place = {label: number for number, label in enumerate(names)}
     if unknown := sorted({str(label) for label in (*truth, *predicted) if label not in place}):
         raise ValueError(f"unknown labels {', '.join(unknown)}: the labels are {', '.join(names)}")
@@ -104,11 +106,11 @@ def classification(truth: Sequence[str], predicted: Sequence[str], labels: Seque
 def mean_average_precision(
     truth_NK: ArrayLike, scores_NK: ArrayLike, labels: Sequence[str]
 ) -> AveragePrecision:
-    """Mean average precision of any number of labels a clip. truth: true or false (1 or 0).
+    """Mean average precision for any number of labels per clip. truth: true or false (1 or 0).
 
     The average precision of a label is the sum over the ranking of its clips of precision times the step in
-    recall, not interpolated; clips of equal score enter together. Labels without a clip are left out.
-    Raises ValueError for shapes that do not fit, scores that are not finite, and without any true label.
+    recall, without interpolation; clips of equal score enter together. Labels without a clip are left out.
+    Raises ValueError for shapes that do not fit, scores that are not finite, and if no label is true.
     """
     with eval_extra("average precision"):
         from sklearn.metrics import average_precision_score
@@ -132,8 +134,8 @@ def mean_average_precision(
 def lwlrap(truth_NK: ArrayLike, scores_NK: ArrayLike) -> float:
     """Label-weighted label-ranking average precision (Fonseca et al. 2019, arXiv 1906.02975).
 
-    For each true label of each clip, the share of true labels among those of that clip that score at least as
-    high; the mean over all of them. Equal scores count against the label. Raises ValueError as
+    For each true label of each clip: the share of true labels among the clip's labels that score at least as
+    high; the mean over all of them. Ties count against the label. Raises ValueError as
     `mean_average_precision` does.
     """
     with eval_extra("lwlrap"):
@@ -155,12 +157,11 @@ def event_based_f1(
 ) -> EventScores:
     """Event-based F1 of detected events, by file (Mesaros et al. 2016, Applied Sciences 6(6); DCASE task 4).
 
-    A detection matches a reference of its label in its file if it starts within `onset_collar_s` of it and
-    ends within `offset_collar_s` of it, or within `offset_share` of the length of the reference if that is
-    more. Each event is matched once at most, and as many as can be. A file may have no events: an empty list;
-    one without detections may be missing from `detections`. A label that is detected but is nowhere in the
-    references has an F1 of 0. Raises ValueError for labels, files or times that cannot be, and without any
-    reference.
+    A detection matches a reference with its label in its file if it starts within `onset_collar_s` of it and
+    ends within `offset_collar_s`, or within `offset_share` of the reference's length if that is more. Each
+    event is matched at most once, with as many matches as possible. A file without events has an empty list;
+    a file without detections may be missing from `detections`. A label that is detected but never referenced
+    has an F1 of 0. Raises ValueError for invalid labels, files or times, and if there is no reference.
     """
     names = check_labels(labels)
     check_events(references, names)
@@ -191,14 +192,14 @@ def event_based_f1(
 
 
 def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    """The labels, which must be some and different."""
+    """The labels as a tuple. Raises ValueError if there are none, or a label occurs twice."""
     if isinstance(labels, str) or not labels or len(set(labels)) < len(labels):
         raise ValueError("labels must be a list of at least one label, each once")
     return tuple(labels)
 
 
 def check_events(events_of: Mapping[str, Sequence[Event]], labels: Sequence[str]) -> None:
-    """Raises ValueError that names the file of an event with an unknown label or impossible times."""
+    """Raises ValueError naming the file of an event with an unknown label or invalid times."""
     for file, events in events_of.items():
         for label, start, end in events:
             if label not in labels:
@@ -213,7 +214,7 @@ def _times(events: Sequence[Event], label: str) -> NDArray[np.float64]:
 
 
 def _matched(fits: NDArray[np.bool_]) -> int:
-    """The most pairs (row, column) that fit, with each row and column in one at most."""
+    """The largest number of fitting pairs (row, column), with each row and column in at most one."""
     if not fits.any():
         return 0
     with eval_extra("event-based F1"):

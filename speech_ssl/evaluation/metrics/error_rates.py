@@ -1,14 +1,14 @@
 """Word and character error rates of transcripts, by jiwer. Needs the `eval` extra.
 
-A rate is the least number of substitutions, deletions and insertions that make the references of the
-hypotheses, over the number of words (characters) of the references. Both are summed over the corpus before
-they are divided, so that long utterances count for more, and a rate can exceed 1.
+A rate is the least number of substitutions, deletions and insertions that turn the references into the
+hypotheses, divided by the number of words (characters) in the references. Both are summed over the corpus
+before the division, so long utterances count for more, and a rate can exceed 1.
 
-Empty texts are utterances like others. All words of an empty hypothesis are deletions. All words of a
-hypothesis whose reference is empty are insertions: such a reference adds errors but no words. Only a corpus
-without any word in its references has no rate, and is a ValueError.
+Empty texts count like others. For an empty hypothesis, all words of the reference are deletions. For an empty
+reference, all words of the hypothesis are insertions: it adds errors but no words. Only a corpus without any
+word in its references has no rate, and raises ValueError.
 
-Any run of whitespace separates words and is one character, at both ends it is none.
+Any run of whitespace separates words and counts as one character; at the ends of a text it is ignored.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Kind: TypeAlias = Literal["equal", "substitute", "delete", "insert"]
 class Errors:
     """Counts over a corpus. total: words (characters) of the references, above 0.
 
-    The sum of the errors is unique. How it divides into the three kinds is not always: it is that of one of
-    the shortest alignments.
+    The sum of the errors is unique, their division into the three kinds is not: it comes from one of the
+    shortest alignments.
     """
 
     total: int
@@ -47,7 +47,8 @@ class Errors:
 
 @dataclass(frozen=True, slots=True)
 class ErrorRates:
-    """Errors in words and characters, of the texts as written, and of `speech_ssl.text.normalize` of both."""
+    """Errors in words and in characters, of the texts as written and of both after
+    `speech_ssl.text.normalize`."""
 
     utterances: int
     words: Errors
@@ -73,7 +74,7 @@ class ErrorRates:
 
 
 class Stretch(NamedTuple):
-    """Successive words of a reference, and what the hypothesis has in their place. One may be empty."""
+    """Successive words of a reference, and the hypothesis' words in their place. Either may be empty."""
 
     kind: Kind
     reference: str
@@ -81,17 +82,17 @@ class Stretch(NamedTuple):
 
 
 def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRates:
-    """Error rates of a corpus: hypothesis i is what was made of utterance i.
+    """Error rates of a corpus: hypothesis i belongs to reference i.
 
-    Raises ValueError for lists of different lengths, and where the references have no word at all, as
-    written or once normalised.
+    Raises ValueError for lists of different lengths, and if the references have no word at all, as written or
+    once normalised.
     """
     for name, texts in (("references", references), ("hypotheses", hypotheses)):
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{name} must be a list of texts, one an utterance")
+            raise ValueError(f"{name} must be a list of texts, one per utterance")
     if len(references) != len(hypotheses):
         raise ValueError(
-            f"{len(references)} references but {len(hypotheses)} hypotheses: give one of each an utterance"
+            f"{len(references)} references but {len(hypotheses)} hypotheses: give one of each per utterance"
         )
     written = _tidy(references), _tidy(hypotheses)
     normal = [normalize(text) for text in references], [normalize(text) for text in hypotheses]
@@ -103,7 +104,7 @@ def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRa
 
 
 def differences(reference: str, hypothesis: str) -> list[Stretch]:
-    """A shortest alignment of two texts, word by word: its runs in order, the equal ones among them."""
+    """A shortest word alignment of two texts: its stretches in order, including the equal ones."""
     with eval_extra("an alignment"):
         import jiwer
 

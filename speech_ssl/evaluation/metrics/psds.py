@@ -1,14 +1,14 @@
-"""PSDS, the polyphonic sound detection score: how well sound events are detected, over all thresholds.
+"""PSDS, the polyphonic sound detection score, which evaluates detected sound events over all thresholds.
 
 Bilen et al. 2020, arXiv 1910.08440, section 3. A detection counts if enough of it lies within references of
-its label; a reference is found if such detections cover enough of it; a detection that does not count is a
-false alarm, and a cross trigger too if enough of it lies within references of another label. The score is the
-area under the rate of references found, mean less spread over the labels, against the false alarms an hour.
-Every score is a threshold, as in Ebbers et al. 2022, arXiv 2201.13148.
+its label; a reference is found if such detections cover enough of it. A detection that does not count is a
+false alarm, and also a cross trigger if enough of it lies within references of another label. The score is
+the area under the curve of references found (mean over labels minus weighted spread) against false alarms per
+hour. Every score is a threshold, as in Ebbers et al. 2022, arXiv 2201.13148.
 
 At a threshold, the detections of a label are the longest runs of frames with score >= threshold. Over all
-thresholds a file of T frames has at most T different runs, each of them there for an interval of thresholds:
-all counts follow from runs that appear and vanish as the threshold falls.
+thresholds, a file of T frames has at most T different runs, and each exists for an interval of thresholds.
+All counts follow from runs that appear and vanish as the threshold falls.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Floats: TypeAlias = NDArray[np.float64]
 
 
 class TimedScores(NamedTuple):
-    """Scores of K labels in the T frames of a file, frame t from edges_s[t] to edges_s[t + 1].
+    """Scores of K labels in the T frames of a file; frame t lasts from edges_s[t] to edges_s[t + 1].
 
-    scores_TK: shape (T, K). edges_s: shape (T + 1,), rising, in seconds. duration_s: of the file.
+    scores_TK: shape (T, K). edges_s: shape (T + 1,), increasing, in seconds. duration_s: of the file.
     """
 
     scores_TK: ArrayLike
@@ -38,14 +38,14 @@ class TimedScores(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scenario:
-    """What is asked of a detector, with the symbols of the paper.
+    """The parameters of a PSDS, with the paper's symbols.
 
     within: share of a detection that must lie within references of its label (rho_DTC).
     covered: share of a reference that such detections must cover (rho_GTC).
     cross: share of a detection within references of another label that makes it a cross trigger (rho_CTTC).
-    cross_weight: of cross triggers beside the false alarms (alpha_CT).
-    spread_weight: of the standard deviation over the labels (alpha_ST).
-    most_per_hour: false alarms an hour up to which the area is taken (e_max).
+    cross_weight: weight of cross triggers relative to false alarms (alpha_CT).
+    spread_weight: weight of the standard deviation over the labels (alpha_ST).
+    most_per_hour: upper limit of the area, in false alarms per hour (e_max).
     """
 
     within: float
@@ -70,7 +70,7 @@ CONFUSION = Scenario(within=0.1, covered=0.1, cross=0.3, cross_weight=0.5)
 
 @dataclass(frozen=True, slots=True)
 class Psds:
-    """value: from 0 to 1. per_label: the area of each label's own curve. left_out: without references."""
+    """value: from 0 to 1. per_label: the area under each label's curve. left_out: without references."""
 
     value: float
     per_label: Mapping[str, float]
@@ -85,10 +85,10 @@ def psds(
     *,
     thresholds: ArrayLike | None = None,
 ) -> Psds:
-    """PSDS of the scores of each file; `labels` names their columns. Thresholds: all, or only those given.
+    """PSDS of the scores of each file; `labels` names their columns. thresholds: those to use; None: all.
 
     A label without references is left out, as if it had no column. References of one label in a file must not
-    overlap. Raises ValueError for that, and for labels, times, files and scores that cannot be.
+    overlap. Raises ValueError if they do, and for invalid labels, times, files and scores.
     """
     files = _files(references, scores, check_labels(labels))
     used = tuple(name for name in labels if any(len(file.references[name]) for file in files))
@@ -107,7 +107,7 @@ def psds(
 
 @dataclass(frozen=True, slots=True)
 class _Times:
-    """Start and end of each of some events or runs, in seconds."""
+    """Start and end of events or runs, in seconds."""
 
     starts: Floats
     ends: Floats
@@ -131,7 +131,7 @@ class _File(NamedTuple):
 
 
 class _Runs(NamedTuple):
-    """Runs of frames, and the thresholds at which each is there: above `below`, up to `level`."""
+    """Runs of frames, and the thresholds at which each exists: above `below`, up to `level`."""
 
     times: _Times
     levels: Floats
@@ -139,7 +139,7 @@ class _Runs(NamedTuple):
 
 
 class _Curve(NamedTuple):
-    """A staircase: the rate from so many false alarms an hour on. Both rise, from 0 alarms."""
+    """A step function: the rate from this many false alarms per hour on. Both increase, from 0 alarms."""
 
     alarms: Floats
     rate: Floats
@@ -159,7 +159,7 @@ def _file(name: str, events: Sequence[Event], timed: TimedScores, labels: tuple[
     if edges.ndim != 1 or scores_TK.shape != (len(edges) - 1, len(labels)):
         raise ValueError(
             f"scores of {name} are of shape {scores_TK.shape}: {len(labels)} labels and {edges.size} edges "
-            "need a column a label and a row between two edges"
+            "need one column per label and one row between each two edges"
         )
     if not (np.isfinite(scores_TK).all() and np.isfinite(edges).all() and (np.diff(edges) > 0).all()):
         raise ValueError(f"scores of {name} must be finite numbers, and their edges must rise")
@@ -176,8 +176,8 @@ def _file(name: str, events: Sequence[Event], timed: TimedScores, labels: tuple[
 
 
 def _runs(scores_T: Floats, edges_s: Floats) -> _Runs:
-    """All different runs of frames with score >= some threshold, as the bars of a histogram nest."""
-    open_runs: list[tuple[int, float]] = []  # start and level of runs that have not ended; levels rise
+    """All different runs of frames with score >= some threshold; they nest like the bars of a histogram."""
+    open_runs: list[tuple[int, float]] = []  # start and level of open runs; levels rise
     found: list[tuple[int, int, float, float]] = []
     for stop, score in enumerate([*scores_T.tolist(), -np.inf]):
         start = stop
@@ -192,7 +192,7 @@ def _runs(scores_T: Floats, edges_s: Floats) -> _Runs:
 
 
 def _inside(runs: _Times, references: _Times) -> Floats:
-    """Seconds of each run that lie within references, which do not overlap."""
+    """Seconds of each run within references, which do not overlap."""
     knots = np.stack((references.starts, references.ends), axis=1).reshape(-1)
     if not len(knots):
         return np.zeros(len(runs))
@@ -201,8 +201,8 @@ def _inside(runs: _Times, references: _Times) -> Floats:
 
 
 def _changes(file: _File, label: str, used: tuple[str, ...], scenario: Scenario) -> Floats:
-    """What changes as the threshold falls to a level, rows (level, found, false alarms, cross triggers...):
-    one column of cross triggers for each of the other labels."""
+    """Changes as the threshold falls to a level: rows (level, found, false alarms, cross triggers...), with
+    one column of cross triggers for each other label."""
     runs = _runs(file.columns[label], file.edges_s)
     own = file.references[label]
     counts = _inside(runs.times, own) >= scenario.within * runs.times.lengths - SLACK_S
@@ -222,7 +222,7 @@ def _changes(file: _File, label: str, used: tuple[str, ...], scenario: Scenario)
 
 
 def _found(good: _Runs, start: float, end: float, covered: float) -> tuple[Floats, Floats]:
-    """Levels at which a reference comes to be found (+1), or no longer is (-1)."""
+    """Levels at which a reference becomes found (+1) or is no longer found (-1)."""
     over = np.minimum(good.times.ends, end) - np.maximum(good.times.starts, start)
     touching = over > 0
     ends = np.concatenate((good.levels[touching], good.below[touching]))
@@ -236,11 +236,11 @@ def _found(good: _Runs, start: float, end: float, covered: float) -> tuple[Float
 def _curve(
     files: Sequence[_File], label: str, used: tuple[str, ...], scenario: Scenario, thresholds: Floats | None
 ) -> _Curve:
-    """The references of a label that are found against the false alarms an hour, over thresholds."""
+    """The rate of a label's references that are found, against false alarms per hour, over thresholds."""
     changes = np.concatenate([_changes(file, label, used, scenario) for file in files])
     changes = changes[changes[:, 0] > -np.inf]  # below all thresholds
     levels, place = np.unique(changes[:, 0], return_inverse=True)
-    steps = np.zeros((len(levels) + 1, changes.shape[1] - 1))  # the last: a threshold above all scores
+    steps = np.zeros((len(levels) + 1, changes.shape[1] - 1))  # the last row: a threshold above all scores
     np.add.at(steps, place, changes[:, 1:])
     at_least = steps[::-1].cumsum(axis=0)[::-1]
     points = at_least if thresholds is None else at_least[np.searchsorted(levels, thresholds)]
@@ -256,7 +256,7 @@ def _curve(
 
 
 def _area(curves: Sequence[_Curve], scenario: Scenario) -> float:
-    """The normalised area under mean less spread of the curves."""
+    """The normalised area under the mean of the curves minus their weighted spread."""
     most = scenario.most_per_hour
     grid = np.unique(np.concatenate([*(curve.alarms for curve in curves), [most]]))
     grid = grid[grid <= most]

@@ -1,8 +1,8 @@
 """Speaker verification: are two clips of the same speaker? Needs the `eval` extra.
 
-A trial is a pair of clips with a score, higher for more alike, and the truth: `same` or not. At a threshold
-the trials with score >= threshold are accepted; equal scores are accepted or rejected together. P_miss is the
-share of the same-speaker trials that are rejected, P_fa that of the others that are accepted.
+A trial is a pair of clips with a score, higher for more similar, and the truth: `same` or not. At a
+threshold, trials with score >= threshold are accepted; equal scores are accepted or rejected together. P_miss
+is the share of same-speaker trials that are rejected, P_fa the share of the others that are accepted.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from speech_ssl.evaluation.extras import eval_extra
 
 
 class EqualError(NamedTuple):
-    """rate: where P_miss = P_fa. threshold: where the two are closest to each other."""
+    """rate: at P_miss = P_fa. threshold: where the two are closest."""
 
     rate: float
     threshold: float
 
 
 class _Rates(NamedTuple):
-    """One point a threshold, thresholds falling from above all scores to the lowest."""
+    """One point per threshold, from above all scores down to the lowest."""
 
     miss: NDArray[np.float64]
     false_alarm: NDArray[np.float64]
@@ -31,9 +31,10 @@ class _Rates(NamedTuple):
 
 
 def cosine_scores(left_ND: ArrayLike, right_ND: ArrayLike) -> NDArray[np.float64]:
-    """Cosine of the embeddings of each trial, shape (N,): row i of one against row i of the other.
+    """Cosine similarity of the embeddings of each trial, shape (N,): row i of `left_ND` and row i of
+    `right_ND`.
 
-    Raises ValueError for different shapes, values that are not finite, and vectors of zeros.
+    Raises ValueError for different shapes, values that are not finite, and zero vectors.
     """
     left, right = (np.asarray(side, dtype=np.float64) for side in (left_ND, right_ND))
     if left.ndim != 2 or left.shape != right.shape:
@@ -44,13 +45,13 @@ def cosine_scores(left_ND: ArrayLike, right_ND: ArrayLike) -> NDArray[np.float64
 
 
 def equal_error_rate(scores: ArrayLike, same: ArrayLike) -> EqualError:
-    """The equal error rate of trials, both of shape (N,).
+    """The equal error rate of trials, both arguments of shape (N,).
 
-    Between two neighbouring thresholds the rates are taken to change linearly, as the field does: it is where
-    the ROC crosses P_miss = P_fa. Raises ValueError unless there are trials of both kinds and finite scores.
+    Rates are interpolated linearly between neighbouring thresholds, as is usual: the EER is where the ROC
+    crosses P_miss = P_fa. Raises ValueError unless there are trials of both kinds and all scores are finite.
     """
     miss, false_alarm, thresholds = _rates(scores, same)
-    gap = miss - false_alarm  # falls strictly from 1 to -1
+    gap = miss - false_alarm  # decreases strictly from 1 to -1
     after = int(np.argmax(gap <= 0))
     before = after - 1
     part = gap[before] / (gap[before] - gap[after])
@@ -62,11 +63,11 @@ def equal_error_rate(scores: ArrayLike, same: ArrayLike) -> EqualError:
 def min_dcf(
     scores: ArrayLike, same: ArrayLike, p_target: float, *, c_miss: float = 1.0, c_fa: float = 1.0
 ) -> float:
-    """The least detection cost, c_miss p_target P_miss + c_fa (1 - p_target) P_fa, over all thresholds,
-    divided by that of accepting all trials or none, whichever costs less (NIST SRE evaluation plans): from 0
-    (perfect) to 1.
+    """The minimum detection cost, c_miss p_target P_miss + c_fa (1 - p_target) P_fa, over all thresholds,
+    divided by the cost of accepting all trials or none, whichever is lower (NIST SRE evaluation plans): from
+    0 (perfect) to 1.
 
-    p_target: 0.05 with VoxCeleb, 0.01 with SRE. Raises ValueError as `equal_error_rate` does, and for a prior
+    p_target: 0.05 for VoxCeleb, 0.01 for SRE. Raises ValueError as `equal_error_rate` does, and for a prior
     outside (0, 1) or costs that are not positive.
     """
     if not 0 < p_target < 1:
@@ -83,7 +84,7 @@ def _unit(vectors_ND: NDArray[np.float64]) -> NDArray[np.float64]:
         raise ValueError("the embeddings must be finite numbers")
     largest = np.abs(vectors_ND).max(axis=1, keepdims=True, initial=0.0)
     if not (largest > 0).all():
-        raise ValueError("an embedding of zeros only has no direction: leave its trials out")
+        raise ValueError("an embedding of zeros has no direction: leave its trials out")
     scaled = vectors_ND / largest  # so that squares neither overflow nor vanish
     return np.asarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True))
 
@@ -94,9 +95,7 @@ def _rates(scores: ArrayLike, same: ArrayLike) -> _Rates:
 
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(same)
     if values.ndim != 1 or values.shape != truth.shape:
-        raise ValueError(
-            f"scores and same must be of one shape (N,), not of {values.shape} and {truth.shape}"
-        )
+        raise ValueError(f"scores and same must be of one shape (N,), not {values.shape} and {truth.shape}")
     if not np.isfinite(values).all():
         raise ValueError("the scores of trials must be finite numbers")
     if not np.isin(truth, (0, 1)).all():

@@ -1,1 +1,1 @@
-"""What the frozen states of an encoder know: representations, and the probes that are fitted to them."""
+"""Probes: representations from the frozen states of an encoder, and the classifiers fitted to them."""

@@ -1,4 +1,4 @@
-"""Pictures of probes: what each layer is worth for each task, and what the learned mix makes of it."""
+"""Figures of probes: the score of each layer on each task, and its weight in the learned mix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEAST_SPAN = 0.1
 
 @dataclass(frozen=True)
 class Column:
-    """One task on one data set. scores_L: of each layer alone. weights_L: the learned mix, sums to 1."""
+    """One task on one data set. scores_L: each layer alone. weights_L: the learned mix, sums to 1."""
 
     task: str
     data: str
@@ -27,8 +27,8 @@ class Column:
 def draw_layers(columns: Sequence[Column], out: Path, *, title: str) -> None:
     """Two heat maps, layers x tasks: scores of single layers, and learned weights.
 
-    Scores are shaded by their distance from the best layer of the same task; the numbers are absolute.
-    Raises ModuleNotFoundError where matplotlib, of the `train` extra, is not installed.
+    Scores are shaded by their distance from the best layer of the same task; the numbers are absolute. Raises
+    ModuleNotFoundError if matplotlib, of the `train` extra, is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -58,7 +58,7 @@ def draw_layers(columns: Sequence[Column], out: Path, *, title: str) -> None:
 
 
 def nearness(scores_LK: NDArray[np.float64], lower_K: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """1 for the best of a column, 0 for its worst. Where the two are closer than LEAST_SPAN, that is the
+    """1 for the best of a column, 0 for its worst. If those are closer than LEAST_SPAN, LEAST_SPAN is the
     scale: a difference of one clip must not look like black and white."""
     signed_LK = np.where(lower_K, -scores_LK, scores_LK)
     behind_LK = signed_LK.max(0) - signed_LK

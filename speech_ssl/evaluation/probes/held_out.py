@@ -1,4 +1,4 @@
-"""Which clips are held out where a manifest does not say: whole recordings, or all of a speaker."""
+"""The clips to hold out if a manifest does not say: whole recordings, or all clips of a speaker."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from speech_ssl.data.splits import id_hash
 
 
 def by_hash(labels: Sequence[str], groups: Sequence[str], wanted: Mapping[str, int]) -> NDArray[np.bool_]:
-    """True for the clips to hold out: of each label at least `wanted`, where that can be. They are chosen by
-    the hash of the names of groups, which stay together; a group is not taken that is the last one with a
-    label: of that nothing would be left to learn from."""
+    """True for the clips to hold out: of each label at least `wanted`, where possible. Whole groups are
+    chosen, by the hash of their names. The last remaining group with a label is never taken: that label would
+    have nothing to train on."""
     own_groups: dict[str, set[str]] = {label: set() for label in labels}
     counts: dict[str, dict[str, int]] = {group: {} for group in groups}
     for label, group in zip(labels, groups, strict=True):

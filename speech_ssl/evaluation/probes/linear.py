@@ -1,13 +1,13 @@
-"""Probes of frozen representations: what a linear head can read out of them.
+"""Linear probes of frozen representations.
 
-The protocol is that of SUPERB (Yang et al. 2021, arXiv 2105.01051): frozen features, a softmax
-over one weight a layer that mixes all L hidden states, mean pooling over time, a linear head. Three things
-differ. Each layer is standardised by the statistics of the training clips, so that the weights say what a
-layer is worth and not how large its values are. SUPERB's projector to 256 values is left out, being linear
-before a linear head. And the head is fitted by L-BFGS on all clips at once, its L2 penalty chosen on a part
-of the training clips: nothing is tuned on what is tested, and nothing depends on an order of batches.
+The protocol is that of SUPERB (Yang et al. 2021, arXiv 2105.01051): frozen features, a softmax over one
+weight per layer that mixes all L hidden states, mean pooling over time, a linear head. Three things differ.
+Each layer is standardised by the statistics of the training clips, so that its weight tells its value and not
+the scale of its features. SUPERB's projector to 256 values is left out, since it is linear and precedes a
+linear head. And the head is fitted by L-BFGS on all clips at once, with an L2 penalty chosen on a part of the
+training clips: nothing is tuned on the test clips, and nothing depends on the order of batches.
 
-Arrays are (N, L, D) as `representations` makes them; labels are one string a clip.
+Arrays are (N, L, D) as in `representations`; labels are one string per clip.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ ITERATIONS = 60
 
 
 class HeldOut(NamedTuple):
-    """Share of errors and cross-entropy (nats), in the order in which they count: the lower tuple is better.
+    """Error rate and cross-entropy (nats), in order of precedence: the lower tuple is better.
 
-    Errors come first since accuracy is what is reported. Cross-entropy alone prefers heads that are unsure:
-    among 223 speakers of three clips each it chose a penalty that halved the accuracy.
+    Errors come first because accuracy is what is reported. Cross-entropy alone prefers unsure heads: among
+    223 speakers with three clips each it chose a penalty that halved the accuracy.
     """
 
     error: float
@@ -42,12 +42,11 @@ class HeldOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Probed:
-    """What a probe read out of the tested clips.
+    """The result of a probe on the test clips.
 
-    accuracy: share of clips. uar: unweighted average recall, the mean over the tested classes.
-    predictions: a label a tested clip. layer_weights_L: the learned mix, sums to 1.
-    weight_decay: the L2 penalty that was chosen. held_out: what it reached on the part of the training clips
-    that it was chosen on.
+    accuracy: share of clips. uar: unweighted average recall, the mean over the tested classes. predictions:
+    one label per test clip. layer_weights_L: the learned mix, sums to 1. weight_decay: the chosen L2 penalty.
+    held_out: its result on the training clips that were held out to choose it.
     """
 
     accuracy: float
@@ -60,7 +59,7 @@ class Probed:
 
 @dataclass(frozen=True)
 class CrossValidated:
-    """accuracy and uar: over all tested clips together, each predicted by a probe that has not seen its fold.
+    """accuracy and uar: over all test clips together, each predicted by a probe trained without its fold.
 
     layer_weights_L, held_out: means over the folds. skipped: folds with a single class, not tested.
     """
@@ -76,7 +75,7 @@ class CrossValidated:
 
 
 class IndexFold(NamedTuple):
-    """Indices of clips."""
+    """Indices of the clips to train on and to test."""
 
     name: str
     train: NDArray[np.intp]
@@ -84,7 +83,7 @@ class IndexFold(NamedTuple):
 
 
 class Standard(NamedTuple):
-    """Mean and standard deviation of each layer's values, (L, D), over some clips."""
+    """Mean and standard deviation of each layer's values, (L, D), over a set of clips."""
 
     mean_LD: Means
     std_LD: Means
@@ -92,7 +91,7 @@ class Standard(NamedTuple):
     @classmethod
     def of(cls, x_NLD: Means) -> Standard:
         std_LD = x_NLD.std(0, dtype=np.float64)
-        # A value that does not vary would have its rounding errors blown up.
+        # A constant value would have its rounding errors amplified.
         least_L1 = 1e-5 * std_LD.max(1, keepdims=True) + 1e-12
         return cls(
             x_NLD.mean(0, dtype=np.float64).astype(np.float32),
@@ -113,12 +112,12 @@ class Head(NamedTuple):
 
 
 def layers_first(x_NLD: Means) -> Tensor:
-    """(L, N, D): so the sum over layers is one product of a vector and a matrix, several times as fast."""
+    """(L, N, D): the sum over layers becomes one product of a vector and a matrix, several times as fast."""
     return torch.from_numpy(x_NLD).transpose(0, 1).contiguous()
 
 
 def mixed(x_LND: Tensor, mix_L: Tensor) -> Tensor:
-    """The layers' weighted sum (N, D); the weights are a softmax."""
+    """The weighted sum of the layers (N, D); the weights are the softmax of `mix_L`."""
     return (mix_L.softmax(0) @ x_LND.flatten(1)).view(x_LND.shape[1:])
 
 
@@ -133,8 +132,8 @@ def probe(
 ) -> Probed:
     """Fit a probe to the training clips and test it.
 
-    groups: of each training clip, e.g. its speaker. Then whole groups are held out to choose the penalty, as
-    fits a test on other speakers. seed: of that choice; nothing else is drawn.
+    groups: of each training clip, e.g. its speaker. The penalty is then chosen on held-out groups, as suits a
+    test on other speakers. seed: for that choice; nothing else is random.
 
     A test label that does not occur in training counts as an error. Raises ValueError for arrays and labels
     that do not fit, and for fewer than two classes.
@@ -166,8 +165,8 @@ def per_layer(
     groups: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[Probed]:
-    """A probe of each layer alone. The one with the lowest `held_out` is the best as far as training
-    clips can say; to choose by accuracy would be to choose on the test clips."""
+    """A probe of each layer alone. Choose the best layer by the lowest `held_out`; choosing by accuracy would
+    be choosing on the test clips."""
     return [
         probe(
             train_NLD[:, [layer]],
@@ -184,11 +183,11 @@ def per_layer(
 def cross_validate(
     x_NLD: Means, labels: Sequence[str], keys: Sequence[str], *, grouped: bool = False, seed: int = 0
 ) -> CrossValidated:
-    """Test each fold with a probe trained on the others. `keys` names each clip's fold: any column of a
-    manifest, as `split`, or `speaker` to leave one speaker out. `grouped`: the penalty is chosen on folds
-    that were held out too, as on other speakers.
+    """Test each fold with a probe trained on the others. keys: each clip's fold, from any column of a
+    manifest, such as `split`, or `speaker` to leave one speaker out. grouped: the penalty is chosen on
+    held-out folds too, as for other speakers.
 
-    Raises ValueError as `probe` does, and where no fold can be tested.
+    Raises ValueError as `probe` does, and if no fold can be tested.
     """
     check_features(x_NLD, labels)
     parts, skipped = folds(keys, labels)
@@ -222,10 +221,10 @@ def cross_validate(
 
 
 def folds(keys: Sequence[str], labels: Sequence[str]) -> tuple[list[IndexFold], list[str]]:
-    """Each key's clips against all others, and the keys that are skipped: those with clips of a single class,
-    on which a constant answer may be right. Their clips are still trained on."""
+    """Each key's clips against all others, and the keys that are skipped: those whose clips have a single
+    class, for which a constant answer may be right. Skipped clips are still trained on."""
     if len(keys) != len(labels):
-        raise ValueError(f"{len(keys)} keys for {len(labels)} labels: one of each a clip is needed")
+        raise ValueError(f"{len(keys)} keys for {len(labels)} labels: one of each per clip is needed")
     every, parts, skipped = np.array(keys, dtype=object), [], []
     for key in sorted(set(keys)):
         test = np.flatnonzero(every == key)
@@ -245,9 +244,9 @@ def scores(predictions: Sequence[str], labels: Sequence[str]) -> tuple[float, fl
 
 
 def held_out_part(labels: Sequence[str], groups: Sequence[str] | None, seed: int) -> NDArray[np.bool_]:
-    """Which training clips the penalty is chosen on: about HELD_OUT of every class, or of the groups.
+    """The training clips on which the penalty is chosen: about HELD_OUT of every class, or of the groups.
 
-    A class or group that is alone stays in training.
+    A class or group of one stays in training.
     """
     generator = np.random.default_rng(seed)
     if groups is not None and len(names := sorted(set(groups))) > 1:
@@ -265,7 +264,7 @@ def held_out_part(labels: Sequence[str], groups: Sequence[str] | None, seed: int
 def _held_out_results(
     x_NLD: Means, y_N: NDArray[np.intp], held_out_N: NDArray[np.bool_], classes: int
 ) -> list[HeldOut]:
-    """Of the held-out clips, for each penalty; zeros where none are held out."""
+    """Results on the held-out clips for each penalty; zeros if none are held out."""
     if not held_out_N.any():
         return [HeldOut(0.0, 0.0)] * len(WEIGHT_DECAYS)
     standard = Standard.of(x_NLD[~held_out_N])
@@ -280,7 +279,7 @@ def _held_out_results(
 
 
 def fit(x_NLD: Means, y_N: NDArray[np.intp], classes: int, weight_decay: float) -> Head:
-    """Least cross-entropy plus weight_decay / 2 * ||weight||^2, from a uniform mix and a zero head."""
+    """Minimises cross-entropy plus weight_decay / 2 * ||weight||^2, from a uniform mix and a zero head."""
     x_LND, target = layers_first(x_NLD), torch.from_numpy(y_N)
     head = Head(
         torch.zeros(len(x_LND), requires_grad=len(x_LND) > 1),
@@ -303,7 +302,7 @@ def fit(x_NLD: Means, y_N: NDArray[np.intp], classes: int, weight_decay: float) 
 def check_features(x_NLD: Means, labels: Sequence[str]) -> None:
     if x_NLD.ndim != 3 or len(x_NLD) != len(labels) or not len(labels):
         raise ValueError(
-            f"features must be (clips, layers, width) with a label a clip, not {x_NLD.shape} with "
+            f"features must be (clips, layers, width) with one label per clip, not {x_NLD.shape} with "
             f"{len(labels)} labels"
         )
     if not np.isfinite(x_NLD).all():

@@ -1,9 +1,9 @@
-"""Probes while a model is being pre-trained: does it learn anything of use, long before the run is over?
+"""Probes during pre-training: does the model learn useful features, long before the run is over?
 
 The loss of a pre-training method says little about that, and falls when the features collapse. k nearest
 neighbours and a linear classifier on labelled clips, as in instance discrimination (Wu et al. 2018, arXiv
-1805.01978, section 3.4), cost seconds and say it. Nothing of the training is touched: no parameter, buffer,
-gradient or random state.
+1805.01978, section 3.4), take seconds and answer it. The training is not disturbed: parameters, buffers,
+gradients and random state stay as they are.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ PENALTIES = 10.0 ** np.arange(-4, 3)
 
 
 class OnlineProbe:
-    """Labelled clips, decoded once, that an encoder is tried on.
+    """Labelled clips, decoded once, on which an encoder is probed.
 
-    column: of the manifest, whose values are the classes. Rows without one are left out, as are classes with
-    a single clip. At most `clips` of them are used, chosen by the hash of their id, and `seconds` of each,
-    from the middle. A quarter of every class is held out, in whole files where classes have several, or, if
-    the column `split` marks rows for validation or test, those. failures: id -> reason, of clips that cannot
-    be read.
+    column: of the manifest; its values are the classes. Rows without a value and classes with a single clip
+    are left out. At most `clips` clips are used, chosen by the hash of their id, and the middle `seconds` of
+    each. Held out are the rows that `split` marks for validation or test, if there are any; otherwise a
+    quarter of every class, in whole files where a class has several. failures: id -> reason, for clips that
+    cannot be read.
 
-    Raises ValueError where fewer than two classes are left.
+    Raises ValueError if fewer than two classes are left.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class OnlineProbe:
         self._y_N = np.array([index.get(label, -1) for label in labels])  # -1: only held out, always wrong
 
     def __call__(self, encoder: Encoder) -> dict[str, float]:
-        """Held-out accuracy of "knn" and "linear" on the means over time of all hidden states, and of
+        """Held-out accuracy of "knn" and "linear", on the means over time of all hidden states, and of
         "guessing" the most frequent class of the held-out clips.
 
-        Both are NaN for an encoder whose outputs are not finite.
+        "knn" and "linear" are NaN if the encoder's outputs are not finite.
         """
         waves = [np.divide(wave, 32_768, dtype=np.float32) for wave in self._waves]
         with _undisturbed(encoder):
@@ -102,7 +102,7 @@ class OnlineProbe:
 
 
 def nearest_neighbours(x_NF: Matrix, onehot_NC: Matrix, tried_MF: Matrix) -> NDArray[np.intp]:
-    """The class (M,) with the most weight among each vector's nearest by cosine (Wu et al. 2018)."""
+    """The class (M,) with the most weight among the nearest neighbours by cosine (Wu et al. 2018)."""
     cosine_MN = _unit(tried_MF) @ _unit(x_NF).T
     nearest = np.argsort(-cosine_MN, axis=1, kind="stable")[:, :NEIGHBOURS]
     weight_MK = np.exp(np.take_along_axis(cosine_MN, nearest, axis=1) / TEMPERATURE)
@@ -111,10 +111,10 @@ def nearest_neighbours(x_NF: Matrix, onehot_NC: Matrix, tried_MF: Matrix) -> NDA
 
 
 def ridge(x_NF: Matrix, onehot_NC: Matrix, tried_MF: Matrix) -> NDArray[np.intp]:
-    """The class (M,) that a ridge regression to one-hot targets puts first.
+    """The class (M,) that a ridge regression to one-hot targets ranks first.
 
-    Closed form, by the eigenvectors of the Gram matrix; the intercept is not penalised. The penalty is the
-    one with the least squared error when each of the N is left out in turn.
+    Closed form, by the eigenvectors of the Gram matrix; the intercept is not penalised. The penalty minimises
+    the leave-one-out squared error over the N vectors.
     """
     mean_F, mean_C = x_NF.mean(axis=0), onehot_NC.mean(axis=0)
     x_NF, y_NC = x_NF - mean_F, onehot_NC - mean_C
@@ -127,18 +127,18 @@ def ridge(x_NF: Matrix, onehot_NC: Matrix, tried_MF: Matrix) -> NDArray[np.intp]
 
 
 def left_out_error(values_N: Matrix, vectors_NN: Matrix, y_NC: Matrix, penalty: float) -> float:
-    """The sum of squared errors of a ridge regression at each point when that point is left out, without
-    fitting it N times (Allen 1974, PRESS): residual / (1 - leverage). From the eigenvalues and eigenvectors
-    of the centred Gram matrix, and centred targets."""
+    """The leave-one-out squared error of a ridge regression, summed, without fitting it N times (Allen 1974,
+    PRESS): residual / (1 - leverage). Takes the eigenvalues and eigenvectors of the centred Gram matrix, and
+    centred targets."""
     shrink_N = values_N / (values_N + penalty)
     residual_NC = y_NC - vectors_NN @ (shrink_N[:, None] * (vectors_NN.T @ y_NC))
-    leverage_N = np.square(vectors_NN) @ shrink_N + 1 / len(y_NC)  # the mean counts as well
+    leverage_N = np.square(vectors_NN) @ shrink_N + 1 / len(y_NC)  # including that of the mean
     return float(np.square(residual_NC / (1 - leverage_N).clip(1e-9)[:, None]).sum())
 
 
 @contextmanager
 def _undisturbed(encoder: Encoder) -> Iterator[None]:
-    """Eval mode inside; afterwards every module's mode and the random states are as they were."""
+    """Eval mode inside; restores every module's mode and the random states afterwards."""
     modes = [(module, module.training) for module in encoder.modules()]
     cuda = [p.device.index for p in [next(encoder.parameters())] if p.device.type == "cuda"]
     with torch.random.fork_rng(devices=cuda):
@@ -151,7 +151,7 @@ def _undisturbed(encoder: Encoder) -> Iterator[None]:
 
 
 def _chosen(utterances: Sequence[Utterance], column: str, clips: int) -> list[tuple[Utterance, bool]]:
-    """The clips to use, and whether each is held out; always the same ones."""
+    """The clips to use, and whether each is held out; always the same."""
     labelled = sorted((u for u in utterances if getattr(u, column)), key=lambda u: id_hash(u.id))
     counts = Counter(getattr(u, column) for u in labelled)
     labelled = [u for u in labelled if counts[getattr(u, column)] > 1]
@@ -176,7 +176,7 @@ def _middle(wave: Waveform, seconds: float) -> NDArray[np.int16]:
 
 
 def _standardised(x_NF: NDArray[np.float32], held_out_N: NDArray[np.bool_]) -> tuple[Matrix, Matrix]:
-    """Training and held-out vectors by the training ones' mean and standard deviation."""
+    """Training and held-out vectors, standardised by the training vectors' mean and standard deviation."""
     x = x_NF.astype(np.float64)
     mean_F, std_F = x[~held_out_N].mean(axis=0), x[~held_out_N].std(axis=0)
     x = (x - mean_F) / np.where(std_F > 1e-5 * std_F.max() + 1e-12, std_F, np.inf)

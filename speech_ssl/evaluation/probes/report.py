@@ -1,4 +1,4 @@
-"""What probes found, for readers: a table, and lines of CSV by representation and by layer."""
+"""Results of probes: a table, and CSV lines by representation and by layer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = ("guessing", "MFCC", "log-mel", RANDOM, BEST, MIXED)
 
 @dataclass(frozen=True)
 class ProbedProblem:
-    """A problem's outcomes: of each representation, and of each layer of the encoder alone."""
+    """A problem's outcomes: for each representation, and for each layer of the encoder alone."""
 
     data: str
     problem: Problem
@@ -25,7 +25,7 @@ class ProbedProblem:
 
     @property
     def best(self) -> int:
-        """The layer that the training clips would choose."""
+        """The layer that the held-out training clips choose."""
         return min(range(len(self.layers)), key=lambda layer: self.layers[layer].held_out)
 
 
@@ -80,7 +80,7 @@ def layer_lines(rows: Iterable[ProbedProblem]) -> Iterable[Sequence[object]]:
         for layer, outcome in enumerate(row.layers):
             numbers = (outcome.score, outcome.other, float(weights_L[layer]), *outcome.held_out)
             fields = (row.problem.name, row.data, layer, row.problem.metric, *(f"{n:.4f}" for n in numbers))
-            yield (*fields, "") if row.problem.verify else fields  # an EER has no loss beside it
+            yield (*fields, "") if row.problem.verify else fields  # an EER comes without a loss
 
 
 def write_csv(path: Path, lines: Iterable[Sequence[object]]) -> None:

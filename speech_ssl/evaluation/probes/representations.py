@@ -1,8 +1,8 @@
-"""What is probed: one vector a clip and layer, from an encoder's hidden states or from spectra.
+"""Representations to probe: one vector per clip and layer, from an encoder's hidden states or from spectra.
 
-Mean pooling over time, the mix of layers and the linear head of a probe are all linear, so a clip's mean
-over time of every layer is all that a probe needs of it. Arrays are (N, L, D) float32: N clips, L layers (an
-encoder of depth L has L + 1 states; spectra are one layer), D values.
+Mean pooling over time, the mix of layers and the linear head of a probe are all linear, so a probe needs only
+each layer's mean over time. Arrays are (N, L, D) float32: N clips, L layers (an encoder of depth L has L + 1
+states; spectra have one layer), D values.
 """
 
 from __future__ import annotations
@@ -29,20 +29,19 @@ Means: TypeAlias = NDArray[np.float32]
 """Shape (N, L, D)."""
 
 Representation: TypeAlias = Callable[[Sequence[Waveform]], Means]
-"""Of each wave by itself, whatever else is in the list."""
+"""Each wave is computed by itself, whatever else is in the list."""
 
-GATHERED_S = 160.0  # audio that is decoded before it is computed, to batch it by length
+GATHERED_S = 160.0  # seconds of audio decoded before computing, to batch it by length
 LIMITS = audio.Limits(max_seconds=1_800.0)
-MIN_SAMPLES = 512  # the transform of the spectra; published encoders need 400
+MIN_SAMPLES = 512  # for the FFT of the spectra; published encoders need 400
 SPECTRUM = {"sr": SAMPLE_RATE, "n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 80}
 
 
 @dataclass(frozen=True)
 class Cached:
-    """Representations of those clips that could be read.
+    """Representations of the clips that could be read.
 
-    means: name of the representation -> (N, L, D), N = len(clips).
-    failures: id -> reason, of the others.
+    means: name of the representation -> (N, L, D), N = len(clips). failures: id -> reason, for the others.
     """
 
     clips: list[Utterance]
@@ -57,11 +56,11 @@ def cached(
     min_samples: int = MIN_SAMPLES,
     tick: Callable[[float], object] | None = None,
 ) -> Cached:
-    """Decode each clip once and compute all representations of it.
+    """Decode each clip once and compute all its representations.
 
-    Clips that cannot be read, or have fewer than `min_samples` at 16 kHz, are left out and named. Beside the
-    result it holds about GATHERED_S seconds of audio, and the longest clip. `tick` is called with each clip's
-    seconds. Raises ValueError where nothing can be read.
+    Clips that cannot be read, or that have fewer than `min_samples` at 16 kHz, are left out and named. Memory
+    holds the result, about GATHERED_S seconds of audio, and the longest clip. `tick` is called with each
+    clip's seconds. Raises ValueError if no clip can be read.
     """
     kept: list[Utterance] = []
     failures: dict[str, str] = {}
@@ -100,7 +99,7 @@ def _gathered(
 
 
 def load_wave(clip: Utterance, min_samples: int = MIN_SAMPLES) -> Waveform:
-    """All of a clip (S,). Raises ValueError (AudioError) or OSError where it cannot be used."""
+    """A whole clip (S,). Raises ValueError (AudioError) or OSError if it cannot be used."""
     wave = audio.decode(clip.path, limits=LIMITS, start_s=clip.start or 0.0, stop_s=clip.end)
     if len(wave) < min_samples:
         raise audio.AudioError("too_short", f"{clip.id}: {len(wave)} samples, {min_samples} are needed")
@@ -108,24 +107,24 @@ def load_wave(clip: Utterance, min_samples: int = MIN_SAMPLES) -> Waveform:
 
 
 def random_encoder(config: EncoderConfig, seed: int) -> Encoder:
-    """An untrained encoder: what the architecture alone is worth. Leaves torch's global state as it was."""
+    """An untrained encoder: what the architecture alone is worth. Restores torch's global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Encoder(config)
 
 
 def encoder_states(encoder: Encoder, device: str = "auto") -> Representation:
-    """All hidden states of an encoder, (N, L + 1, D), in fp32. The encoder is left as it is."""
+    """All hidden states of an encoder, (N, L + 1, D), in fp32. The encoder is not changed."""
     engine = TorchEngine(encoder, device, "fp32")
     return lambda waves: _hidden_means(engine, waves)
 
 
 def hidden_means(encoder: Encoder, waves: Sequence[Waveform]) -> Means:
-    """The mean over the real frames of each hidden state, (N, L + 1, D), as in `Encoder.hidden_states`, on
-    the encoder's device.
+    """The mean over valid frames of each hidden state, (N, L + 1, D), as in `Encoder.hidden_states`, on the
+    encoder's device.
 
-    Long waves are computed in windows, as the runtime does, and each frame counts once. A wave's means depend
-    on the others by at most 1e-4.
+    Long waves are computed in windows, as in the runtime, and each frame counts once. Other waves change a
+    wave's means by at most 1e-4.
     """
     return encoder_states(encoder, str(next(encoder.parameters()).device))(waves)
 
@@ -141,7 +140,7 @@ def _hidden_means(engine: TorchEngine, waves: Sequence[Waveform]) -> Means:
 
 def log_mel(waves: Sequence[Waveform]) -> Means:
     """Mean and standard deviation over time of 80 log-mel bands (windows of 25 ms every 10 ms, natural
-    logarithm of the power): (N, 1, 160). Unlike the encoder's, they know how loud a clip is."""
+    logarithm of the power): (N, 1, 160). Unlike the encoder's features, they depend on a clip's loudness."""
     librosa = _librosa()
 
     def bands(wave: Waveform) -> NDArray[np.float32]:
@@ -152,12 +151,12 @@ def log_mel(waves: Sequence[Waveform]) -> Means:
 
 
 def mfcc(waves: Sequence[Waveform]) -> Means:
-    """Mean and standard deviation over time of 13 MFCC, their first and second differences: (N, 1, 78)."""
+    """Mean and standard deviation over time of 13 MFCCs and their two differences: (N, 1, 78)."""
     librosa = _librosa()
 
     def coefficients(wave: Waveform) -> NDArray[np.float32]:
         static = librosa.feature.mfcc(y=wave, n_mfcc=13, **SPECTRUM)
-        # "nearest", for the default refuses clips of fewer than 9 frames
+        # the default mode refuses clips of fewer than 9 frames
         deltas = [librosa.feature.delta(static, order=order, mode="nearest") for order in (1, 2)]
         return np.concatenate([static, *deltas])
 
@@ -174,6 +173,6 @@ def _moments(waves: Sequence[Waveform], spectrum: Callable[[Waveform], NDArray[n
 
 def _librosa() -> Any:
     with eval_extra("log-mel and MFCC"):
-        import librosa  # takes a second, which the encoder's own features need not wait for
+        import librosa  # takes a second, which the encoder's own features can do without
 
     return librosa

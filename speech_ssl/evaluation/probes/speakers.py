@@ -1,11 +1,11 @@
-"""A probe of speaker verification: a linear embedding, learned from some speakers, compared on others.
+"""A probe of speaker verification: a linear embedding, trained on some speakers and tested on others.
 
-As in SUPERB (Yang et al. 2021, arXiv 2105.01051) the layers are mixed by learned softmax weights, an
+As in SUPERB (Yang et al. 2021, arXiv 2105.01051), the layers are mixed by learned softmax weights, an
 embedding is trained to tell the training speakers apart, and trials are pairs of clips of unseen speakers,
-scored by cosine. SUPERB trains an x-vector network; here it is linear on the clip's mean, as in the other
-probes: the embedding is what the head gives for the training speakers, before the softmax. An embedding of
-fewer values behind a softmax over cosines, whose penalty does nothing since cosines have no scale, was tried:
-it learned the noise of the training clips by heart (EER 0.48 instead of 0.25 on planted features).
+scored by cosine. SUPERB trains an x-vector network; here the embedding is linear in the clip's mean, as in
+the other probes: it is the head's logits for the training speakers. A smaller embedding behind a softmax over
+cosines was tried: weight decay has no effect on it, since cosines have no scale, and it memorised the noise
+of the training clips (EER 0.48 instead of 0.25 on planted features).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ MIN_SPEAKERS = 5
 
 @dataclass(frozen=True)
 class Verified:
-    """eer, min_dcf (P_TARGET): of the trials' `scores`; `same` is True where both clips are of one speaker.
+    """eer, min_dcf (at P_TARGET): of the trials' `scores`; `same` is True if both clips are of one speaker.
 
-    weight_decay, held_out_eer: as chosen on training speakers that were held out.
+    weight_decay, held_out_eer: as chosen on held-out training speakers.
     """
 
     eer: float
@@ -58,17 +58,17 @@ def probe_verification(
     sessions: tuple[Sequence[str], Sequence[str]] | None = None,
     seed: int = 0,
 ) -> Verified:
-    """Learn an embedding from the training speakers and verify the test speakers: every pair of their clips
-    is a trial, but for pairs of one session, see `trials`. sessions: of the training and of the test clips.
-    seed: of the speakers held out to choose the penalty; nothing else is drawn.
+    """Learn an embedding from the training speakers and verify the test speakers on every pair of their
+    clips, except pairs of one session, see `trials`. sessions: of the training and of the test clips. seed:
+    for the speakers held out to choose the penalty; nothing else is random.
 
-    Raises ValueError where a speaker is in both parts, for fewer than MIN_SPEAKERS in training, and where the
-    test clips have no pair of one speaker or none of two.
+    Raises ValueError if a speaker is in both parts, if there are fewer than MIN_SPEAKERS in training, and if
+    the test clips have no pair of the same speaker or none of different speakers.
     """
     check_features(train_NLD, train_speakers)
     check_features(test_NLD, test_speakers)
     if both := set(train_speakers) & set(test_speakers):
-        raise ValueError(f"speaker {min(both)} is trained on and tested: verification is of unseen speakers")
+        raise ValueError(f"speaker {min(both)} is trained on and tested: verification needs unseen speakers")
     if (found := len(set(train_speakers))) < MIN_SPEAKERS:
         raise ValueError(f"verification needs {MIN_SPEAKERS} speakers or more to train on, not {found}")
     train_sessions, test_sessions = sessions or (None, None)
@@ -94,8 +94,8 @@ def trials(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """The cosine of every pair of clips, N * (N - 1) / 2 of them, and whether both are of one speaker.
 
-    Pairs of one session are left out: room and microphone would give them away. Where no speaker has two
-    sessions they are all that there is.
+    Pairs of one session are left out, since room and microphone would give them away. If no speaker has two
+    sessions, they are kept: there are no others.
     """
     x_NE = embedded_NE.astype(np.float64)
     unit_NE = x_NE / np.linalg.norm(x_NE, axis=1, keepdims=True).clip(1e-12)
@@ -115,8 +115,8 @@ def _alike(names: Sequence[str], first: NDArray[np.intp], second: NDArray[np.int
 def _held_out_rates(
     x_NLD: Means, speakers: Sequence[str], sessions: Sequence[str] | None, seed: int
 ) -> list[float]:
-    """The equal error rate among held-out training speakers for each penalty; alike for all if there is no
-    pair of one speaker among them."""
+    """The equal error rate among held-out training speakers for each penalty; the same for all if they have
+    no pair of one speaker."""
     names = np.unique(np.array(speakers))
     most = max(2, round(HELD_OUT * len(names)))
     held_out_N = np.isin(np.array(speakers), np.random.default_rng(seed).choice(names, most, replace=False))

@@ -1,14 +1,14 @@
-"""The tasks that representations are probed with: which clips of a manifest, with which labels, and what is
-tested on what.
+"""Probing tasks: the clips of a manifest that each uses, their labels, and how they are split into training
+and test.
 
 keyword       `label`, tested on the manifest's test or validation rows
 intent        the field "intent" of the JSON in `label`; if it never varies, each slot by itself
-emotion       `label`, one speaker left out at a time where the manifest names speakers
-speaker       `speaker`: who of the speakers in training it is
-verification  `speaker`: whether two clips of speakers that training has not heard are of one
+emotion       `label`, leaving one speaker out at a time if the manifest names speakers
+speaker       `speaker`: which of the training speakers it is
+verification  `speaker`: whether two clips, of speakers not in training, are of the same speaker
 
-Where every speaker has a single clip, that clip is cut into parts, and the figures are of one session: they
-say how well recordings are told apart, room and microphone included, not only voices.
+If every speaker has a single clip, that clip is cut into parts, and the figures are of one session: they
+measure how well recordings are told apart, room and microphone included, not only voices.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from speech_ssl.evaluation.probes.speakers import probe_verification
 
 PART_S, MOST_PARTS = 3.0, 4
 LEAST_SPEAKERS = 5  # to test whole speakers
-TESTED = 0.2  # of the clips or speakers, where the manifest does not say which
+TESTED = 0.2  # share of the clips or speakers, if the manifest marks none
 ABSENT = "(none)"
 SAME_SPEAKERS = "speakers of the test also in training"
-SAME_SESSION = "parts of one clip a speaker: same session"
+SAME_SESSION = "parts of one clip per speaker: same session"
 
 
 @dataclass(frozen=True)
 class Problem:
     """Labels of clips, and which of them are tested.
 
-    tested_N: True for the clips to test on. keys: a fold a clip instead, each tested in turn. With `verify`
-    trials of pairs of the tested clips are scored; sessions: the recording that each clip is from, for two
-    of one are no trial. note: what to know when reading the figures.
+    tested_N: True for the clips to test on. keys: instead, a fold for each clip; folds are tested in turn.
+    verify: score trials of pairs of the test clips. sessions: the recording of each clip; two clips of one
+    recording are no trial. note: what to know when reading the figures.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Problem:
 
     @property
     def guessing(self) -> float:
-        """What comes without listening: the share of the most frequent tested class, or an EER of a half."""
+        """The score of guessing: the share of the most frequent tested class, or an EER of 0.5."""
         if self.verify:
             return 0.5
         return Counter(self.tested_labels).most_common(1)[0][1] / len(self.tested_labels)
@@ -74,10 +74,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Outcome:
-    """score: accuracy, or EER where lower is better. other: UAR, or minDCF at a prior of 0.05.
+    """score: accuracy, or EER (lower is better). other: UAR, or minDCF at a prior of 0.05.
 
-    held_out: error, then loss, on training clips that were held out; lower is better. It may choose among
-    layers, which `score` may not.
+    held_out: error, then loss, on held-out training clips; lower is better. Layers may be chosen by it, but
+    not by `score`.
     """
 
     score: float
@@ -89,7 +89,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Task:
-    """clips: of a manifest, those to read. problems: of those that could be read; most tasks have one."""
+    """clips: selects the clips to read from a manifest. problems: makes the problems from those that could be
+    read; most tasks have one."""
 
     name: str
     clips: Callable[[Sequence[Utterance]], list[Utterance]]
@@ -97,7 +98,7 @@ class Task:
 
 
 def solve(problem: Problem, x_NLD: Means, *, seed: int) -> Outcome:
-    """Probe all layers of a representation together, by learned weights."""
+    """Probe all layers of a representation together, mixed by learned weights."""
     if problem.keys is not None:
         found = cross_validate(x_NLD, problem.labels, problem.keys, grouped=True, seed=seed)
         note = f"not tested, with a single class: {', '.join(found.skipped)}" if found.skipped else ""
@@ -116,7 +117,7 @@ def solve(problem: Problem, x_NLD: Means, *, seed: int) -> Outcome:
 
 
 def solve_layers(problem: Problem, x_NLD: Means, *, seed: int) -> list[Outcome]:
-    """Each layer alone."""
+    """Probe each layer alone."""
     return [solve(problem, x_NLD[:, [layer]], seed=seed) for layer in range(x_NLD.shape[1])]
 
 
@@ -199,7 +200,7 @@ def verification() -> Task:
 
 
 def cut(clip: Utterance) -> Iterator[Utterance]:
-    """The first MOST_PARTS parts of PART_S seconds, none of which overlap; whatever is left is not used."""
+    """The first MOST_PARTS parts of PART_S seconds, without overlap; the rest is not used."""
     begin = clip.start or 0.0
     for number in range(min(int(clip.duration_s / PART_S), MOST_PARTS)):
         start = begin + number * PART_S
@@ -213,7 +214,7 @@ def cut(clip: Utterance) -> Iterator[Utterance]:
 
 
 def _several_a_speaker(utterances: Sequence[Utterance]) -> list[Utterance]:
-    """The clips of speakers who have two or more; if nobody has, parts of each clip."""
+    """The clips of speakers who have at least two; if nobody has, parts of each clip."""
     clips = _with("speaker")(utterances)
     counts = Counter(clip.speaker for clip in clips)
     if max(counts.values()) == 1:
@@ -223,7 +224,7 @@ def _several_a_speaker(utterances: Sequence[Utterance]) -> list[Utterance]:
 
 
 def _are_parts(clips: Sequence[Utterance]) -> bool:
-    """Whether each speaker's clips are of one file."""
+    """Whether each speaker's clips come from one file."""
     files = {(clip.speaker, clip.path) for clip in clips}
     return len(files) == len({clip.speaker for clip in clips}) < len(clips)
 
@@ -240,8 +241,8 @@ def _with(column: str) -> Callable[[Sequence[Utterance]], list[Utterance]]:
 
 def _by_split(name: str, labels: list[str], clips: Sequence[Utterance]) -> Problem:
     """Tested on the test rows, else on the validation rows, else on about a fifth of every class: on whole
-    speakers where the manifest names some, else on whole files. A class that has no clip to train on counts
-    as errors."""
+    speakers if the manifest names them, else on whole files. Clips of a class without training clips count as
+    errors."""
     kinds = [split_kind(clip.split) for clip in clips]
     for tested in ("test", "valid"):
         tested_N = np.array([kind == tested for kind in kinds])
@@ -258,7 +259,7 @@ def _by_split(name: str, labels: list[str], clips: Sequence[Utterance]) -> Probl
 
 
 def _apart(labels: Sequence[str], clips: Sequence[Utterance]) -> Iterator[list[str]]:
-    """What had better be on one side of a test: speakers, else files, which share voice and room."""
+    """Groups not to split between training and test: speakers, else files, which share voice and room."""
     speakers = [clip.speaker for clip in clips]
     if all(speakers) and speakers != labels and len(set(speakers)) >= LEAST_SPEAKERS:
         yield speakers
@@ -267,7 +268,7 @@ def _apart(labels: Sequence[str], clips: Sequence[Utterance]) -> Iterator[list[s
 
 
 def _shared(labels: Sequence[str], clips: Sequence[Utterance], tested_N: NDArray[np.bool_]) -> str:
-    """What a test has in common with the training, for a reader of its figures."""
+    """What training and test have in common, for readers of the figures."""
     trained, tested = (
         [clip for clip, out in zip(clips, tested_N, strict=True) if out == side] for side in (False, True)
     )
@@ -289,7 +290,7 @@ def _checked(problem: Problem) -> Problem:
 
 
 def _order(clip: Utterance) -> dict[str, str]:
-    """Intent and slots of a spoken order: {"intent": ..., "slots": {...}}, quotes escaped or not."""
+    """Intent and slots of a spoken command: {"intent": ..., "slots": {...}}, quotes escaped or not."""
     for text in (clip.label, clip.label.replace('\\"', '"')):
         try:
             found = json.loads(text)

@@ -1,1 +1,1 @@
-"""From the outputs of a CTC head to text: the best path, beam search with words, times of words."""
+"""From the outputs of a CTC head to text: best path, beam search, and the times of words."""

@@ -1,10 +1,10 @@
-"""CTC prefix beam search, with a word n-gram and a lexicon if there are any.
+"""CTC prefix beam search, with an optional word n-gram and lexicon.
 
 Graves and Jaitly (2014), algorithm 1; Hannun et al. (2014), "First-pass large vocabulary continuous speech
-recognition using bi-directional recurrent DNNs", algorithm 1. A hypothesis is a text, and its probability
-is the sum over all paths that read it, not that of the best path. Texts are words with one space between:
-paths that differ in spaces at the ends, or in how many stand together, read the same. A beam that holds
-all prefixes finds the most probable text; a smaller one loses some paths, so its scores are at most right.
+recognition using bi-directional recurrent DNNs", algorithm 1. A hypothesis is a text, and its probability is
+the sum over all paths that spell it, not that of the best path. Texts are words with one space between: paths
+that differ in spaces at the ends, or in the length of runs of spaces, spell the same text. A beam that holds
+all prefixes finds the most probable text. A smaller one loses some paths, so its scores are lower bounds.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from speech_ssl.text import SPACE, Vocabulary
 
 BEAM, LM_WEIGHT, WORD_SCORE = 32, 0.5, 1.5
 AT_ONCE = 64
-"""Frames, after which prefixes that have left the beam go."""
+"""Every this many frames, prefixes that have left the beam are freed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """A text and its score: the natural logarithm of its probability, plus what the language model adds."""
+    """A text and its score: ln of its probability, plus the language model's contribution."""
 
     text: str
     score: float
@@ -39,8 +39,7 @@ class Hypothesis:
 
 @dataclass(eq=False, slots=True)
 class _Prefix:
-    """A node of the tree of prefixes: the same prefix is the same node, for as long as it or what grew out of
-    it is in the beam."""
+    """A node in the tree of prefixes. Equal prefixes share a node while it or a descendant is in the beam."""
 
     parent: _Prefix | None
     unit: int
@@ -48,23 +47,24 @@ class _Prefix:
 
 
 Grown: TypeAlias = dict[tuple[int, int], _Prefix]
-"""By the `id` of what they grew out of, which lives as long as they do, and their last unit."""
+"""Children, by the parent's `id` and the child's unit. The parent lives as long as the child."""
 
 
 @dataclass(slots=True)
 class _Kept:
-    """The prefixes in the beam (K). Log-probabilities of all their paths so far that end in a blank, and in
-    their last unit. The begin counts as ending in a space, if there is one."""
+    """The prefixes in the beam (K), with the log-probabilities of all their paths that end in a blank
+    (`blank_K`) and in their last unit (`unit_K`). The empty prefix counts as ending in a space, if there is
+    one."""
 
     prefixes: list[_Prefix]
     grown: Grown
     blank_K: NDArray[np.float64]
     unit_K: NDArray[np.float64]
     last_K: NDArray[np.intp]
-    score_K: NDArray[np.float64]  # what the words add
+    score_K: NDArray[np.float64]  # the words' contribution
 
     def forget(self) -> None:
-        """Let go of prefixes that have left the beam, and all that grew out of them."""
+        """Free the prefixes that have left the beam and have no descendant in it."""
         living: set[_Prefix] = set()
         for prefix in self.prefixes:
             node: _Prefix | None = prefix
@@ -75,20 +75,20 @@ class _Kept:
 
 
 class BeamSearch:
-    """Log-probabilities (T, V), natural logarithms, to the best text.
+    """From log-probabilities (T, V), natural logarithms, to the best text.
 
-    beam: prefixes that are kept after each frame. Where the vocabulary has more than 256 units, they grow by
-        the 64 likeliest of a frame alone.
-    lexicon: words, or a file with one word a line; only they occur in texts. `skipped` counts those that
-        the vocabulary cannot spell, as `example`.
-    lm: a word n-gram: an ARPA file, or KenLM's binary form together with a lexicon; or one that came with a
-        model, which has the weights with it. It needs the extra `lm`. Without a lexicon, words may be
-        unknown to it: they count as `<unk>` times a spelling, or as that model says.
-    A text's score is log P(text | audio) + lm_weight * ln P(words and end) + word_score * words; the last
-    two only with a language model, whose preference for few words word_score makes good.
+    beam: prefixes kept after each frame. With more than 256 units in the vocabulary, they are extended only
+    by a frame's 64 most probable units.
+    lexicon: words, or a file with one word per line; texts contain no others. `skipped` counts those that the
+    vocabulary cannot spell, such as `example`.
+    lm: a word n-gram: an ARPA file, or KenLM's binary form together with a lexicon; or the one of a model,
+    which includes the weights. Needs the extra `lm`. Without a lexicon, words may be unknown to it: these
+    score as `<unk>` times a spelling, or as that model says.
+    A text's score is log P(text | audio) + lm_weight * ln P(words and end) + word_score * words. The last two
+    apply only with a language model; word_score compensates for its preference for few words.
 
-    Raises ValueError for files that cannot be read, for a lexicon none of whose words can be spelled, for a
-    language model in another spelling than the vocabulary's, and without the extra.
+    Raises ValueError for files that cannot be read, for a lexicon without any word that can be spelled, for a
+    language model spelled differently from the vocabulary, and without the extra.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class BeamSearch:
         if (lexicon is not None or lm is not None) and SPACE not in vocabulary.symbols:
             raise ValueError("the vocabulary has no space to tell words apart: no lexicon or lm can be used")
         if (lexicon is not None or lm is not None) and vocabulary.spaced:
-            raise ValueError("the vocabulary is of phones: no lexicon or lm of words can be used")
+            raise ValueError("the vocabulary consists of phones: no lexicon or lm of words can be used")
         self.vocabulary, self.beam = vocabulary, beam
         words = None if lexicon is None else Lexicon(lexicon, vocabulary)
         self.skipped = 0 if words is None else words.skipped
@@ -119,18 +119,18 @@ class BeamSearch:
         self._all = np.arange(len(vocabulary.symbols))
 
     def __call__(self, log_probs_TV: NDArray[np.float32]) -> Hypothesis:
-        """The best text. Raises ValueError for log-probabilities of another form."""
+        """The best text. Raises ValueError for log-probabilities of the wrong shape, or with NaN."""
         return self.n_best(log_probs_TV, 1)[0]
 
     def part(self, log_probs_TV: NDArray[np.float32], *, before: str, last: bool) -> Hypothesis:
-        """The best text of a part of a recording. before: the text of the parts before it, which the language
-        model goes on from. last: it is the last part, and only then comes the end."""
+        """The best text of a part of a recording. before: the text of the earlier parts, which the language
+        model continues. last: this is the last part; only then the end of the text is scored."""
         return self.n_best(log_probs_TV, 1, before=before, last=last)[0]
 
     def n_best(
         self, log_probs_TV: NDArray[np.float32], n: int, *, before: str = "", last: bool = True
     ) -> list[Hypothesis]:
-        """Up to n texts of those in the beam, the best first; at least one. before, last: as of `part`."""
+        """Up to n texts from the beam, the best first; at least one. before, last: as in `part`."""
         check_log_probs(log_probs_TV, self.vocabulary)
         kept = self._begin(before)
         silent = [unit for unit in self.vocabulary.silent if unit]
@@ -148,14 +148,14 @@ class BeamSearch:
         return _Kept([root], {}, one, none, np.array([root.unit]), one)
 
     def _step(self, kept: _Kept, row_V: NDArray[np.float64], units_U: NDArray[np.intp]) -> _Kept:
-        """One frame: every kept prefix stays as it is, or grows by one of these units; the best remain."""
+        """One frame: prefixes stay as they are or are extended by one of these units; the best are kept."""
         total_K = np.logaddexp(kept.blank_K, kept.unit_K)
         more_KU = total_K[:, None] + row_V[units_U]
         rows, places = self._among(kept.last_K, units_U)
-        repeated_K = kept.blank_K + row_V[kept.last_K]  # a repeat needs a blank between
+        repeated_K = kept.blank_K + row_V[kept.last_K]  # a repeat needs a blank in between
         more_KU[rows, places] = repeated_K[rows]
         blank_K = total_K + row_V[0]
-        # Spaces that stand together are one.
+        # A run of spaces is one space.
         spaced_K = np.where(kept.last_K == self._space, total_K, kept.unit_K)
         unit_K = spaced_K + row_V[kept.last_K]
         self._join(kept, unit_K, more_KU, units_U)
@@ -174,7 +174,7 @@ class BeamSearch:
         more_KU: NDArray[np.float64],
         units_U: NDArray[np.intp],
     ) -> _Kept:
-        """The prefixes that remain: those below K stay, the others grow."""
+        """The remaining prefixes: indices below K stay, the others are extended."""
         stays = best < len(blank_K)
         grown, places = np.divmod(best - len(blank_K), len(units_U))
         rows = np.where(stays, best, grown)
@@ -201,7 +201,7 @@ class BeamSearch:
         return child
 
     def _likeliest(self, row_V: NDArray[np.float64]) -> NDArray[np.intp]:
-        """Units of a frame that a prefix may grow by: all, or the likeliest of a large vocabulary."""
+        """Units that may extend a prefix: all, or the most probable ones of a large vocabulary."""
         if len(row_V) <= WHOLE:
             return self._all
         return np.argpartition(row_V, -KEPT)[-KEPT:]
@@ -209,7 +209,7 @@ class BeamSearch:
     def _among(
         self, last_N: NDArray[np.intp], units_U: NDArray[np.intp]
     ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Those that are among the units, and where."""
+        """The indices of those that are among the units, and their places there."""
         if units_U is self._all:
             return np.arange(len(last_N)), last_N
         found, places = np.nonzero(last_N[:, None] == units_U)
@@ -222,7 +222,7 @@ class BeamSearch:
         more_KU: NDArray[np.float64],
         units_U: NDArray[np.intp],
     ) -> None:
-        """Where a kept prefix grows into another kept one, it is that one: add it there, take it off here."""
+        """If an extended prefix is itself in the beam, move its probability there."""
         place = {prefix: row for row, prefix in enumerate(kept.prefixes)}
         pairs = [(place[p.parent], row) for p, row in place.items() if p.parent in place]
         if pairs:
@@ -233,8 +233,8 @@ class BeamSearch:
             more_KU[parents, places] = -np.inf
 
     def _texts(self, kept: _Kept, last: bool) -> list[Hypothesis]:
-        """The texts of the kept prefixes, each once. If none ends with a whole word, as at a small beam or
-        where the audio breaks off, the one that was best so far, without its last word."""
+        """The texts of the kept prefixes, each once. If none ends with a whole word, as with a small beam or
+        where the audio breaks off: the best text so far, without its last word."""
         total_K = np.logaddexp(kept.blank_K, kept.unit_K)
         scores: dict[str, float] = {}
         for prefix, total in zip(kept.prefixes, total_K.tolist(), strict=True):
@@ -256,6 +256,6 @@ class BeamSearch:
 
 
 def _best(scores: NDArray[np.float64], most: int) -> NDArray[np.intp]:
-    """Indices of the highest, in no order; those of -inf are never among them."""
+    """Indices of the highest scores, unordered, without those of -inf."""
     best = np.argpartition(-scores, most)[:most] if len(scores) > most else np.arange(len(scores))
     return best[scores[best] > -np.inf]

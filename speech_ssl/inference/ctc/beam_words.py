@@ -1,4 +1,4 @@
-"""What a beam search knows of words: a lexicon that restricts them, a word n-gram that prefers some."""
+"""Words in a beam search: a lexicon that restricts them, a word n-gram that scores them."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from speech_ssl.text import SPACE, Vocabulary
 UNKNOWN = "<unk>"
 MARKS = ("<s>", "</s>", UNKNOWN)
 CHARACTER_SCORE = -1.5
-"""What each character of an unknown word adds to the log-probability of `<unk>`, which is all unknown words
-together: about what a character tells, for one who knows the language, in natural logarithms."""
+"""Added to the log-probability of `<unk>`, which stands for all unknown words together, for each character of
+an unknown word: about the information in a character, given the language, in natural logarithms."""
 GZIP = b"\x1f\x8b"
 REMEMBERED = 100_000  # prefixes
-REMEMBERED_WORDS = 10  # more than an n-gram looks back
-LAST = "\U0010ffff"  # after every character
+REMEMBERED_WORDS = 10  # longer than the context of any n-gram
+LAST = "\U0010ffff"  # sorts after every character
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Where a prefix stands: in which word, after which words.
+    """Where a prefix stands: its unfinished word, and the state after its finished words.
 
-    score: what the words so far add, of it `ahead` for the word that is not finished.
-    What each next unit adds, -inf where it may not follow: `known` characters lead on to words that are
-    worth so much, less what is ahead; `other` is what all others add, `space` what the end of the word does.
-    next_V: the same of all units, where they are few.
+    score: the words' contribution so far, including `ahead` for the unfinished word. The contribution of the
+    next unit, -inf if it may not follow: for characters in `known`, which lead to words, the value there
+    minus `ahead`; for other characters `other`; for the end of the word `space`. next_V: the contributions of
+    all units, if there are few.
     """
 
     word: str
@@ -50,13 +50,13 @@ class Context:
 
 
 class LanguageModel:
-    """A word n-gram by KenLM (Heafield 2011), with the weights that it has in a search."""
+    """A word n-gram by KenLM (Heafield 2011), with its weights in a search."""
 
     def __init__(self, ngram: NGram) -> None:
         self.path, self.weight, self.word_score = ngram.path, ngram.weight, ngram.word_score
         self._ngram, path = ngram, ngram.path
         self.known: Container[str] | None = None
-        """The only words that are not unknown; None: all of the n-gram's."""
+        """The only known words; None: all words of the n-gram."""
         try:
             kenlm: Any = import_module("kenlm")
         except ImportError as error:
@@ -74,7 +74,9 @@ class LanguageModel:
             self._model = kenlm.Model(str(path), config)
         except (OSError, RuntimeError) as error:
             reason = str(error).splitlines()[0].rsplit(" threw ", 1)[-1].rstrip(")")
-            raise ValueError(f"{path}: no ARPA file, nor KenLM's binary form of one ({reason})") from error
+            raise ValueError(
+                f"{path}: neither an ARPA file nor KenLM's binary form of one ({reason})"
+            ) from error
         self._new_state = kenlm.State
         self._nowhere = kenlm.State()
         self._model.NullContextWrite(self._nowhere)
@@ -89,7 +91,7 @@ class LanguageModel:
         return known and self._as_written.get(word, word) in self._model
 
     def meet(self, word: str) -> bool:
-        """Whether it knows a word, however it composes the word's characters; from then on it does."""
+        """Whether it knows a word, in any Unicode composition. If so, it recognises the word as given."""
         for form in forms(word):
             if form in self._model:
                 if form != word:
@@ -98,7 +100,7 @@ class LanguageModel:
         return False
 
     def begin(self, before: Sequence[str] = ()) -> Any:
-        """The state at the beginning of a sentence, or after some words of it."""
+        """The state at the beginning of a sentence, or after some of its words."""
         state = self._new_state()
         (self._model.BeginSentenceWrite if self._ngram.boundary else self._model.NullContextWrite)(state)
         for word in before:
@@ -106,7 +108,7 @@ class LanguageModel:
         return state
 
     def add(self, state: Any, word: str) -> tuple[float, Any]:
-        """What one more word adds to the score, and the state after it."""
+        """A further word's contribution to the score, and the state after it."""
         after = self._new_state()
         return self.weight * self._log_prob(word, state, after) + self.word_score, after
 
@@ -116,22 +118,22 @@ class LanguageModel:
         return self.weight * float(self._model.BaseScore(state, "</s>", self._new_state())) * math.log(10)
 
     def alone(self, word: str) -> float:
-        """What a word adds where nothing is known of the words before."""
+        """A word's contribution without any context."""
         return self.weight * self._log_prob(word, self._nowhere, self._new_state()) + self.word_score
 
     def unknown(self, characters: int) -> float:
-        """The same, of an unknown word of so many characters."""
+        """The contribution of an unknown word of this length, without any context."""
         log_prob = float(self._model.BaseScore(self._nowhere, UNKNOWN, self._new_state())) * math.log(10)
         return self.weight * (log_prob + self._unknown(characters)) + self.word_score
 
     def words(self) -> Iterator[str]:
-        """Those of its list, else of an ARPA file. Raises ValueError for the binary form without a list."""
+        """The words of its list, else of an ARPA file. Raises ValueError for the binary form without one."""
         if self._ngram.words is not None:
             yield from filter(None, lines_of(self._ngram.words))
             return
         if b"\\data\\" not in self._head:
             raise ValueError(
-                f"{self.path}: KenLM's binary form cannot tell its words: give a lexicon with it"
+                f"{self.path}: KenLM's binary form does not list its words: give a lexicon with it"
             )
         with self.path.open(encoding="utf-8", errors="replace") as lines:
             for line in islice(dropwhile(lambda line: line.strip() != "\\1-grams:", lines), 1, None):
@@ -150,7 +152,7 @@ class LanguageModel:
 
 
 class Tree:
-    """Words by their beginnings. worth: what each adds at best."""
+    """A prefix tree of words. worth: a word's contribution without context."""
 
     def __init__(self, words: Iterable[str], worth: Callable[[str], float]) -> None:
         self._words = sorted(words)
@@ -158,12 +160,12 @@ class Tree:
         self._found: dict[str, tuple[bool, dict[str, float]]] = {}
 
     def follow(self, prefix: str) -> tuple[bool, dict[str, float]]:
-        """Whether a prefix is a word, and the characters that lead on to words: the most that one of
-        those is worth."""
+        """Whether a prefix is a word, and the characters that lead to words, each with the highest worth of
+        those words."""
         found = self._found.get(prefix)
         if found is None:
-            if len(self._found) >= REMEMBERED:  # a decoder may serve for weeks
-                self._found = {}  # another one, for several threads may search
+            if len(self._found) >= REMEMBERED:  # a decoder may run for weeks
+                self._found = {}  # a new dict, since several threads may search
             found = self._found[prefix] = self._follow(prefix)
         return found
 
@@ -182,12 +184,12 @@ class Tree:
 
 
 class Words:
-    """The contexts of a search: how prefixes go on, and what that is worth.
+    """The contexts of a search: how prefixes may continue, and how that is scored.
 
-    A word that is not finished counts as the best of those that it can become, as if nothing were known of
-    the words before; one that no known word begins with counts as unknown. Else unfinished words would
-    cost nothing, and the beam fill with texts that never come to a space. With its space, or at the end, a
-    word counts what it is. No lexicon and no language model: words add nothing.
+    An unfinished word scores as the best word that it can become, without context; if no known word begins
+    so, it scores as unknown. Otherwise unfinished words would cost nothing, and the beam would fill with
+    texts that never reach a space. At its space, or at the end, a word gets its own score. Without a lexicon
+    and a language model, words add nothing.
     """
 
     def __init__(self, vocabulary: Vocabulary, lexicon: Lexicon | None, lm: LanguageModel | None) -> None:
@@ -199,15 +201,16 @@ class Words:
             self._tree = Tree(lexicon.words, lambda word: 0.0)
         elif lm is not None:
             known = self._known(lm, None if lexicon is None else lexicon.words)
-            if not known and (lexicon is not None or any(lm.words())):  # an empty list knows none on purpose
+            if not known and (lexicon is not None or any(lm.words())):  # an empty list is meant to know none
                 raise ValueError(
-                    f"{lm.path}: the language model knows no word that can be said here; is it of another "
-                    "language, or in capitals?"
+                    f"{lm.path}: the language model knows no word that this vocabulary can spell; is it for "
+                    "another language, or in capitals?"
                 )
             self._tree = Tree(known if lexicon is None else lexicon.words, lm.alone)
 
     def _known(self, lm: LanguageModel, words: Sequence[str] | None) -> set[str]:
-        """Those of a lexicon that a language model knows; else its own that can be said, as they are said."""
+        """The lexicon's words that the language model knows; without a lexicon, its own words that the
+        vocabulary can spell, in that spelling."""
         if words is not None:
             known = {word for word in words if lm.meet(word)}
             fits = lm.meet
@@ -226,13 +229,13 @@ class Words:
         return fitting(word, self._units) is not None
 
     def begin(self, before: str = "") -> Context:
-        """before: what has been said already."""
+        """before: the text so far."""
         state = None if self._lm is None else self._lm.begin(before.split()[-REMEMBERED_WORDS:])
         return self._context("", state, 0.0, 0.0)
 
     def next(self, contexts: Sequence[Context], units_U: NDArray[np.intp]) -> NDArray[np.float64]:
-        """What each of these units adds as the next one (K, U); -inf where it may not follow. Of few units
-        all are asked for, in their order."""
+        """The contributions of each of these units as the next one (K, U); -inf if it may not follow. With a
+        small vocabulary, all units are requested in their order."""
         if len(self._symbols) <= WHOLE:
             return np.array([context.next_V for context in contexts])
         units = units_U.tolist()
@@ -240,14 +243,14 @@ class Words:
 
     def _adds(self, context: Context, unit: int) -> float:
         if unit == 0:
-            return -math.inf  # a blank is no unit to go on with
+            return -math.inf  # a blank does not extend a prefix
         if unit == self.space:
             return context.space
         worth = context.known.get(self._symbols[unit])
         return context.other if worth is None else worth - context.ahead
 
     def extend(self, context: Context, unit: int) -> Context:
-        """The context after one more unit, which may follow."""
+        """The context after one more unit, which must be allowed to follow."""
         adds = self._adds(context, unit)
         score = context.score + adds
         if unit != self.space:
@@ -258,8 +261,8 @@ class Words:
         return self._context("", state, score, 0.0)
 
     def end(self, context: Context, *, last: bool = True) -> float:
-        """What the words of a text that ends here add; -inf if the last one is not whole. last: and with them
-        what is being said."""
+        """The contribution of the words of a text that ends here; -inf if its last word is incomplete. last:
+        add that of the end of the sentence."""
         if context.word and self.space is not None:
             context = self.extend(context, self.space)
         return context.score + (self._lm.end(context.state) if self._lm is not None and last else 0.0)

@@ -1,8 +1,8 @@
-"""CTC without search: the best path, forced alignment, times of words, and cuts of long recordings.
+"""CTC without search: the best path, forced alignment, and cuts of long recordings.
 
-Log-probabilities are (T, V) float32, natural logarithms, one row a frame; unit 0 is the blank (Graves et al.
-2006). Frame t stands for the seconds from t * hop_s to (t + 1) * hop_s.
-The times of words are those of `inference.ctc.word_times`.
+Log-probabilities are (T, V) float32, natural logarithms, one row per frame; unit 0 is the blank (Graves et
+al. 2006). Frame t stands for the seconds from t * hop_s to (t + 1) * hop_s. Times of words are computed as in
+`inference.ctc.word_times`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from speech_ssl.inference.units import Outputs, best_path, blanks, numbers
 from speech_ssl.text import SPACE, Vocabulary
 from speech_ssl.types import least_frames
 
-LEAST_LOG_PROB = -200.0  # as good as never, and float32 sums stay exact enough
+LEAST_LOG_PROB = -200.0  # effectively impossible, and float32 sums stay exact enough
 
 MOST_CELLS = 1_000_000_000
 SURE = math.log(0.9)  # of a blank
-PAUSE, SHORT_PAUSE = 15, 3  # frames of sure blanks on both sides of a cut: as good as any; just a pause
+PAUSE, SHORT_PAUSE = 15, 3  # sure blanks on both sides of a cut: the most that count; the fewest of a pause
 
 
 def greedy(
@@ -35,7 +35,7 @@ def greedy(
     """The text of the best path, with one space between words, and its words.
 
     Times come from the path, which is the forced alignment of its own text. Raises ValueError for
-    log-probabilities of another form.
+    log-probabilities of the wrong shape, or with NaN.
     """
     check_log_probs(log_probs_TV, vocabulary)
     silent = vocabulary.silent
@@ -60,10 +60,10 @@ def align(
 ) -> list[Word]:
     """The words of a text on the most probable path that spells it, with one space between words.
 
-    It takes memory of T times the length of the text: align long recordings in parts, see
-    `split_at_blanks`. Raises ValueError where the vocabulary lacks characters of the text, where there are
-    too few frames for it, or so much of both that it would take more than a gigabyte, and for
-    log-probabilities of another form.
+    Memory is proportional to T times the length of the text: align long recordings in parts, see
+    `split_at_blanks`. Raises ValueError if the vocabulary lacks characters of the text, if there are too few
+    frames for it, if the two are so long that it would take more than a gigabyte, and for log-probabilities
+    of the wrong shape, or with NaN.
     """
     check_log_probs(log_probs_TV, vocabulary)
     units = vocabulary.encode(SPACE.join(text.split()))
@@ -77,20 +77,20 @@ def align(
         )
     if len(log_probs_TV) * (2 * len(units) + 1) > MOST_CELLS:
         raise ValueError(
-            f"{len(log_probs_TV)} frames and {len(units)} characters are too much to align at once: do it in "
-            "parts of some minutes"
+            f"{len(log_probs_TV)} frames and {len(units)} characters are too many to align at once: align "
+            "parts of a few minutes"
         )
     spans = _forced(log_probs_TV, units)
     return words_of(spans, len(log_probs_TV), vocabulary, hop_s, loudness_TE)
 
 
 def split_at_blanks(log_probs_TV: Outputs, most_frames: int) -> list[slice]:
-    """Parts of at most `most_frames` frames, one after the other, that cover all; cut in pauses.
+    """Consecutive parts of at most `most_frames` frames that cover the recording, cut in pauses.
 
-    A pause is a run of nearly certain blanks. Each cut is in the longest pause within reach, in its middle;
-    more than 15 frames of silence on both sides of a cut count no more than 15, and of equals the last is
-    taken, so that parts are long. Where nothing pauses, the cut is in the later half of the reach, at the
-    frame that is most probably blank. Raises ValueError for fewer than 1 frame.
+    A pause is a run of nearly certain blanks. Each cut is in the middle of the longest pause within reach.
+    Silence of more than 15 frames on both sides of a cut counts as 15, and the last of equal cuts is taken,
+    so that parts are long. Without a pause, the cut is in the second half of the reach, at the frame most
+    probably blank. Raises ValueError for fewer than 1 frame.
     """
     if most_frames < 1:
         raise ValueError(f"most_frames must be at least 1, not {most_frames}")
@@ -118,7 +118,7 @@ def _forced(log_probs_TV: NDArray[np.float32], units: Sequence[int]) -> list[Spa
     import torch
     from torchaudio.functional import forced_align, merge_tokens
 
-    # Of a large vocabulary no copy is made but of what the text has.
+    # With a large vocabulary, only the text's own units are copied.
     columns = [0, *sorted(set(units))]
     places = {unit: place for place, unit in enumerate(columns)}
     log_probs_TC = np.maximum(log_probs_TV[:, columns], np.float32(LEAST_LOG_PROB))
@@ -130,10 +130,10 @@ def _forced(log_probs_TV: NDArray[np.float32], units: Sequence[int]) -> list[Spa
 
 
 def _depths(speech: NDArray[np.intp], frames: int) -> NDArray[np.intp]:
-    """For a cut before each frame: blank frames on the side of it that has fewer, at most PAUSE."""
+    """For a cut before each frame: the blank frames on its shorter side, at most PAUSE."""
     cuts = np.arange(frames)
     after = np.searchsorted(speech, cuts)
-    edges = np.concatenate([[-PAUSE - 1], speech, [frames + PAUSE]])  # beyond the recording is silence
+    edges = np.concatenate([[-PAUSE - 1], speech, [frames + PAUSE]])  # silence beyond the ends
     depth_T: NDArray[np.intp] = np.minimum(cuts - edges[after] - 1, edges[after + 1] - cuts)
     return np.minimum(depth_T, PAUSE)
 
@@ -144,7 +144,7 @@ def _best_cut(blank_T: NDArray[np.float32], depth_T: NDArray[np.intp], begin: in
     depths = np.minimum(depth_T[cuts], cuts - begin)
     speech = np.flatnonzero(blank_T[begin:end] < SURE)
     silence = int(speech[0]) if len(speech) else end - begin
-    # The rest of the pause of the cut before is not worth a part, unless it is long by itself.
+    # The rest of the previous cut's pause is not worth a part of its own, unless it is long itself.
     depths[:silence][depths[:silence] < PAUSE] = 0
     if depths.max() >= SHORT_PAUSE:
         return end - int(depths[::-1].argmax())

@@ -1,4 +1,4 @@
-"""Words that texts may hold, in the letters that a vocabulary has."""
+"""The words that texts may contain, spelled in the vocabulary's characters."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from speech_ssl.text import Vocabulary
 
 
 class Lexicon:
-    """The words that texts may hold: given, or of a file with one a line. Empty lines are passed over.
+    """The words that texts may contain, given or from a file with one word per line. Empty lines are skipped.
 
-    words: with their characters composed as the vocabulary has them. skipped: how many have others; they are
-    left out. Raises ValueError if no word is left, or more would be in capitals or small letters, for words
-    with spaces in them, and for a file that cannot be read.
+    words: in the Unicode composition of the vocabulary's characters. skipped: the number of words that it
+    cannot spell; they are left out. Raises ValueError if no word is left, if more words would fit in capitals
+    or in small letters, for words that contain spaces, and for a file that cannot be read.
     """
 
     def __init__(self, source: str | Path | Iterable[str], vocabulary: Vocabulary) -> None:
         given = set(lines_of(Path(source)) if isinstance(source, str | Path) else source) - {""}
         if torn := [word for word in given if word.split() != [word]]:
-            raise ValueError(f"the lexicon has {min(torn)!r}: give one word a line, with no spaces in it")
+            raise ValueError(f"the lexicon has {min(torn)!r}: give one word per line, without spaces")
         characters = set(vocabulary.symbols[1:])
         spelled = {word: fitting(word, characters) for word in given}
         self.words = sorted({word for word in spelled.values() if word is not None})
         left_out = sorted(word for word, form in spelled.items() if form is None)
         self.skipped, self.example = len(left_out), next(iter(left_out), "")
         if not given:
-            raise ValueError("the lexicon has no words: give one a line")
+            raise ValueError("the lexicon has no words: give one per line")
         if not self.words:
             raise ValueError(
-                f"the vocabulary can spell none of the lexicon's {len(given)} words, as {min(given)!r}; its "
-                f"characters are {''.join(vocabulary.symbols[1:41])!r}"
+                f"the vocabulary can spell none of the lexicon's {len(given)} words, such as {min(given)!r}; "
+                f"its characters are {''.join(vocabulary.symbols[1:41])!r}"
             )
         check_letters(given, lambda word: fitting(word, characters) is not None, "the lexicon")
 
 
 def forms(word: str) -> Iterator[str]:
-    """The same word: as it is, its characters composed (NFC), and decomposed (NFD)."""
+    """The same word as it is, composed (NFC), and decomposed (NFD)."""
     yield word
     yield unicodedata.normalize("NFC", word)
     yield unicodedata.normalize("NFD", word)
 
 
 def fitting(word: str, characters: Collection[str]) -> str | None:
-    """The form of a word that has these characters alone."""
+    """The form of a word that uses only these characters, or None."""
     return next((form for form in forms(word) if all(each in characters for each in form)), None)
 
 
 def check_letters(words: Collection[str], fits: Callable[[str], bool], whose: str) -> None:
-    """Raises ValueError where more than twice as many words as now would fit in capitals or small letters. Of
-    English "I" and "A" fit a vocabulary of capitals, and make no language of it."""
+    """Raises ValueError if more than twice as many words would fit in capitals or in small letters. The
+    English "I" and "A" fit a vocabulary of capitals, but a few such words do not make the letters right."""
     now = sum(map(fits, words))
     for letters, change in (("capitals", str.upper), ("small letters", str.lower)):
         then = sum(fits(change(word)) for word in words)
@@ -61,8 +61,10 @@ def check_letters(words: Collection[str], fits: Callable[[str], bool], whose: st
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """Words of a file. Raises ValueError if it cannot be read."""
+    """The words of a file. Raises ValueError if it cannot be read."""
     try:
         yield from (line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: the lexicon cannot be read ({error}); it is one word a line") from error
+        raise ValueError(
+            f"{path}: the lexicon cannot be read ({error}); it must have one word per line"
+        ) from error

@@ -1,19 +1,20 @@
-"""When each word is said, from the spikes of a CTC model and the loudness of the recording.
+"""Times of words, from the spikes of a CTC model and the loudness of the recording.
 
-A CTC model emits a unit in one frame or two, somewhere within its sound or a little after it, and blanks
-around it. So the spikes tell which word is where, and roughly when; the loudness tells the rest:
+A CTC model emits a unit in one or two frames, somewhere within its sound or a little later, with blanks
+around it. So the spikes give the order of the words and their rough times. The loudness gives the rest:
 
-- Between two words, before the first and after the last, a pause is 50 ms or more that are 30 dB below the
-  loudest moment around, or as quiet as it gets there. A word ends where the first pause after its last spike
-  begins, and begins where the last pause before its first spike ends, if that is within 0.5 s of the spike.
-- With no pause between them, neighbours at most 0.3 s apart, from spike to spike, meet where it is quietest.
-- Where that tells nothing, and without the loudness, a spike is taken for the middle of its unit: a word
-  reaches half of the usual distance between spikes beyond its first and its last one (the median over the
-  text, at most 0.2 s; 0.08 s where no word has two units), and those at most 0.2 s apart meet in the middle
-  of the space. Units that hold on for longer are covered whole.
+- A pause is at least 50 ms that are 30 dB below the loudest moment nearby, or as quiet as it gets there. It
+  may lie between two words, before the first or after the last. A word ends where the first pause after its
+  last spike begins, and begins where the last pause before its first spike ends, if that is within 0.5 s of
+  the spike.
+- Without a pause between them, neighbours whose spikes are at most 0.3 s apart meet at the quietest place.
+- If that gives nothing, or without the loudness, a spike is taken as the middle of its unit. A word extends
+  beyond its first and last spike by half of the usual distance between spikes (the median over the text, at
+  most 0.2 s; 0.08 s if no word has two units). Neighbours at most 0.2 s apart meet in the middle of the
+  space. Units that last longer are covered entirely.
 
-Words never overlap, are in order, and lie within the recording. How far off they are is measured by
-benchmarks/word_times.py.
+Words never overlap, are in order, and lie within the recording. benchmarks/word_times.py measures their
+errors.
 """
 
 from __future__ import annotations
@@ -36,18 +37,19 @@ NEAR_S, HEARD_NEAR_S = 0.2, 0.3
 QUIET_S = 0.05
 AROUND_S = 0.5
 SILENT, AS_QUIET, UNTOLD = 1e-3, 4.0, 0.1
-"""Of the loudest: a pause for sure. Times the quietest: as quiet. Of the loudest: too loud to tell pauses."""
+"""Relative to the loudest: below it is certainly a pause. Relative to the quietest: below it is as quiet.
+Relative to the loudest: if quiet is above it, pauses cannot be told."""
 
 PARTS = 4
-"""Of a frame, each with a loudness of its own; fewer only where a hop has fewer samples."""
+"""Parts of a frame whose loudness is measured; fewer only if a hop has fewer samples."""
 
 Loudness: TypeAlias = NDArray[np.float32]
-"""Mean squares by parts of a frame: (T, E)."""
+"""Mean squares, by parts of a frame: (T, E)."""
 
 
 def loudness_of(wave: Waveform, frames: int, hop: int, receptive_field: int) -> Loudness:
-    """Of the samples around the middles of frames, a hop for each. Parts of a hop that cannot be divided
-    evenly differ by a sample. Beyond the wave, where a field shorter than a hop reaches, it is silent."""
+    """Loudness of one hop of samples around the middle of each frame. If a hop does not divide evenly, its
+    parts differ by a sample. Beyond the wave, where a field shorter than a hop reaches, it is silent."""
     parts = min(PARTS, hop)
     first = (receptive_field - hop) // 2
     begin, stop = max(first, 0), first + frames * hop
@@ -60,7 +62,7 @@ def loudness_of(wave: Waveform, frames: int, hop: int, receptive_field: int) -> 
 
 
 def of_every(stride: int, loudness_TE: Loudness) -> Loudness:
-    """What belongs to every `stride`-th frame, if each stands for `stride` hops around its middle: (ceil(T /
+    """The loudness for every `stride`-th frame, each standing for `stride` hops around its middle: (ceil(T /
     stride), stride * E). Beyond the recording it is as loud as at its end."""
     frames, parts = loudness_TE.shape
     if not loudness_TE.size:
@@ -74,9 +76,9 @@ def of_every(stride: int, loudness_TE: Loudness) -> Loudness:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word and where it is said. start, end: seconds.
+    """A word and when it is spoken. start, end: seconds.
 
-    score: the geometric mean of its units' posteriors, in [0, 1]; a unit's is that over its frames.
+    score: the geometric mean of its units' posteriors, in [0, 1]; a unit's posterior is that over its frames.
     """
 
     word: str
@@ -106,7 +108,7 @@ def words_of(
     hop_s: float,
     loudness_TE: Loudness | None = None,
 ) -> list[Word]:
-    """The words that the spikes of a path spell, by the rules above."""
+    """The words that the spikes of a path spell, with times by the rules above."""
     said, spaces = _parted(spans, vocabulary)
     half = _step(said, hop_s) / 2
     starts = [max(min(first.start, first.middle - half), 0) for first, *_ in said]
@@ -129,13 +131,13 @@ def words_of(
     words = []
     for units, start, end in zip(said, starts, ends, strict=True):
         score = math.exp(statistics.fmean(span.log_prob for span in units))
-        text = vocabulary.decode(span.unit for span in units)
+        text = vocabulary.decode([span.unit for span in units])
         words.append(Word(text, start * hop_s, end * hop_s, min(score, 1.0)))
     return words
 
 
 def _parted(spans: Sequence[Span], vocabulary: Vocabulary) -> tuple[list[list[Span]], list[tuple[int, int]]]:
-    """Words as their units, and the frames between them, which a space has. A phone is a word."""
+    """The units of each word, and the frames between words, which belong to a space. A phone is a word."""
     space = vocabulary.symbols.index(SPACE) if SPACE in vocabulary.symbols else None
     groups = [list(group) for _, group in groupby(spans, key=lambda span: span.unit == space)]
     words = [group for group in groups if group[0].unit != space]
@@ -147,13 +149,13 @@ def _parted(spans: Sequence[Span], vocabulary: Vocabulary) -> tuple[list[list[Sp
 
 
 def _step(words: Sequence[Sequence[Span]], hop_s: float) -> float:
-    """Frames from one spike of a word to the next, as usual in these words."""
+    """The usual distance in frames from one spike of a word to the next: the median over these words."""
     steps = [later.middle - earlier.middle for word in words for earlier, later in pairwise(word)]
     return min(statistics.median(steps), LONGEST_STEP_S / hop_s) if steps else USUAL_STEP_S / hop_s
 
 
 class Quiet:
-    """Where a recording is quiet. Places are in frames, as those of spans."""
+    """Where a recording is quiet. Places are in frames, as in spans."""
 
     def __init__(self, loudness_TE: Loudness, hop_s: float) -> None:
         self.parts = loudness_TE.shape[1]
@@ -163,7 +165,7 @@ class Quiet:
         self.around = round(AROUND_S / hop_s * self.parts)
 
     def pauses(self, begin: float, stop: float) -> list[tuple[float, float]]:
-        """Those within a part of the recording; at its ends they may be short."""
+        """The pauses within a part of the recording; at the recording's ends they may be short."""
         low, high = math.ceil(begin * self.parts), int(stop * self.parts)
         near_N = self.smooth_N[max(low - self.around, 0) : high + self.around]
         if high <= low or not near_N.size:
@@ -181,19 +183,19 @@ class Quiet:
         ]
 
     def end(self, last: Span, stop: float, otherwise: float) -> float:
-        """Of a word, after its last spike and before `stop`."""
+        """The end of a word, after its last spike and before `stop`."""
         pauses = self.pauses(last.middle, stop)
         near = pauses and pauses[0][0] - last.middle <= self.around / self.parts
         return pauses[0][0] if near else otherwise
 
     def start(self, begin: float, first: Span, otherwise: float) -> float:
-        """Of a word, after `begin` and before its first spike."""
+        """The start of a word, after `begin` and before its first spike."""
         pauses = self.pauses(begin, first.start)
         near = pauses and first.start - pauses[-1][1] <= self.around / self.parts
         return pauses[-1][1] if near else otherwise
 
     def quietest(self, last: Span, first: Span, middle: float) -> float:
-        """The place between two spikes where it is quietest over about the length of a frame; of equals the
+        """The quietest place between two spikes, averaged over about the length of a frame; of equal ones the
         nearest to `middle`."""
         squares_N = self.squares_N[last.start * self.parts : first.stop * self.parts]
         quiet_N = np.convolve(squares_N, np.ones(self.parts) / self.parts, "valid")

@@ -1,1 +1,1 @@
-"""What runs an encoder: one file an engine, none of which knows another."""
+"""Engines that run an encoder: one file per engine, none of which imports another."""

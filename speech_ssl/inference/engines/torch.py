@@ -1,4 +1,4 @@
-"""What runs an encoder: one padded forward pass, in a device's and a precision's terms."""
+"""The PyTorch engine: one padded forward pass, on a given device and in a given precision."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from speech_ssl.inference.arithmetic import Precision, check_precision, computing, fitted
 from speech_ssl.inference.ctc.word_times import Loudness, loudness_of
+from speech_ssl.inference.outputs import NO_FRAMES, Layers, WindowOutput
 from speech_ssl.inference.units import KEPT, WHOLE, Outputs, TopUnits
-from speech_ssl.inference.window_output import NO_FRAMES, Layers, WindowOutput
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.heads.head import CTCHead
 from speech_ssl.types import Levels, Waveform, pad
@@ -22,12 +22,12 @@ from speech_ssl.types import Levels, Waveform, pad
 class TorchEngine:
     """An encoder and its heads on a device, for inference: weight norm folded, no dropout, no gradients.
 
-    precision "fp32" is what the batch-invariance contract speaks of; TF32 is off. "bf16" and "fp16" hold
-    weights and activations in 16 bits (the wave's normalisation stays in float32). "int8" quantises the
-    linear layers dynamically, on the CPU only, and computes rows one by one, since the scale of a quantised
-    activation is that of its whole batch. "auto": see `arithmetic.fitted`. Heads stay in fp32.
+    precision: the batch-invariance contract holds for "fp32"; TF32 is off. "bf16" and "fp16" keep weights and
+    activations in 16 bits (the wave's normalisation stays in float32). "int8" quantises the linear layers
+    dynamically, on the CPU only, and computes rows one by one, since a quantised activation has one scale for
+    its whole batch. "auto": see `arithmetic.fitted`. Heads stay in fp32.
 
-    Raises ValueError for a device that is not there, or a precision that it cannot do.
+    Raises ValueError for a missing device, and for a precision that it does not support.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class TorchEngine:
         units: Sequence[int] | None = None,
     ) -> list[WindowOutput]:
         """One pass: each wave's frames at its own layer, 0 to N (None: no frames; several: (T, L, D)), and
-        the outputs of the heads named. levels: of the clips that waves are windows of; None: waves are clips.
-        units: of heads that transcribe these alone, in this order; None: all, or the likeliest of many. No
-        wave may be too short for a frame."""
+        the outputs of the named heads. levels: of the clips that the waves are windows of; None: waves are
+        clips. units: only these units, in this order, for heads that transcribe; None: all, or the most
+        probable ones of a large vocabulary. No wave may be too short for a frame."""
         levels = [None] * len(waves) if levels is None else levels
         if self.precision == "int8":
             rows = zip(waves, layers, levels, strict=True)
@@ -102,7 +102,7 @@ class TorchEngine:
 
 
 class _Outputs:
-    """What a head gives for a batch, where it is; of a large vocabulary the likeliest units alone."""
+    """A head's outputs for a batch, on the device; with a large vocabulary only the most probable units."""
 
     def __init__(
         self, head: nn.Module, states: Sequence[Tensor], frames_B: Tensor, units: Sequence[int] | None
@@ -114,7 +114,7 @@ class _Outputs:
             x_BTO = x_BTO[..., list(units)]
         elif isinstance(head, CTCHead) and self._size > WHOLE:
             self._top = x_BTO.topk(KEPT, dim=-1)
-            x_BTO = x_BTO[..., :1].clone()  # of the rest nothing is held
+            x_BTO = x_BTO[..., :1].clone()  # frees the rest
         self._x_BTO = x_BTO
 
     def of(self, row: int, count: int) -> Outputs:
@@ -140,12 +140,12 @@ def _rows(x_BTD: Tensor, row: int, count: int) -> NDArray[np.float32]:
 
 
 def automatic() -> str:
-    """What the device "auto" is here."""
+    """The device that "auto" selects."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def checked_device(name: str) -> torch.device:
-    """Raises ValueError for one that is not there."""
+    """Raises ValueError for an unknown or missing device."""
     name = automatic() if name == "auto" else name
     try:
         device = torch.device(name)

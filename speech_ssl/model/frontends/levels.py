@@ -1,6 +1,7 @@
-"""What a front end normalises rows by that are windows of longer clips: the moments of the whole clip.
+"""Moments of the whole clip, by which a front end normalises rows that are windows of it.
 
-Normalised by itself, a quiet window would be as loud as all others, as it never is in one pass over the clip.
+Normalised by itself, a quiet window would become as loud as the others; in one pass over the clip it stays
+quiet.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from speech_ssl.types import Levels, Moments
 
 Given: TypeAlias = Sequence[tuple[Tensor, Tensor] | None]
-"""Mean and variance for each row of a batch. None, or an empty sequence: the row's own."""
+"""Mean and variance for each row of a batch. None, or an empty sequence: use the row's own."""
 
 
 def given(levels: Levels, moments: Callable[[Moments], tuple[Tensor, Tensor]]) -> Given:
@@ -23,17 +24,17 @@ def given(levels: Levels, moments: Callable[[Moments], tuple[Tensor, Tensor]]) -
 
 
 def given_means(own: Tensor, rows: Given) -> Tensor:
-    """Of each row of the batch what is given for it, else its own."""
+    """The given mean of each row, else its own."""
     return _replaced(own, [None if row is None else row[0] for row in rows])
 
 
 def given_variances(own: Tensor, rows: Given) -> Tensor:
-    """Of each row of the batch what is given for it, else its own."""
+    """The given variance of each row, else its own."""
     return _replaced(own, [None if row is None else row[1] for row in rows])
 
 
 def wave_moments(level: Moments) -> tuple[Tensor, Tensor]:
-    """Of samples: those by themselves, or all that windows hold."""
+    """Mean and variance of a clip's samples, from moments of single samples or of short runs of samples."""
     mean = level.mean_N.mean()
     variance = level.covariance_NN.diagonal().mean() + np.square(level.mean_N - mean).mean()
     return torch.tensor(float(mean)), torch.tensor(float(variance))

@@ -1,4 +1,4 @@
-"""The log-mel front end of w2v-BERT 2.0: from raw samples to normalised mel bins, two steps to a frame."""
+"""The log-mel front end of w2v-BERT 2.0: normalised mel bins from raw samples, two steps to a frame."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from speech_ssl.model.frontends.levels import Given, given, given_means, given_v
 from speech_ssl.types import SAMPLE_RATE, Frames, Levels, Moments, valid_mask
 
 STEP, WINDOW = 160, 400
-"""Samples from one spectrum to the next, 10 ms, and those that one sees, 25 ms."""
+"""Hop (10 ms) and window (25 ms) of the spectra, in samples."""
 FFT = 512
 LOWEST_HZ = 20.0
 FULL_SCALE = 2.0**15
-"""Kaldi hears 16-bit integers."""
+"""Kaldi works on the scale of 16-bit integers."""
 PREEMPHASIS = 0.97
 LEAST_ENERGY = 2.0**-23
-"""Under the logarithm: the distance from 1 to the next float32."""
+"""Floor under the logarithm: float32's epsilon."""
 
 
 class MelFrontend(nn.Module):
-    """Waves (B, S) to frames (B, T, stacked * bins), 100 / stacked a second: Kaldi's log-mel filter bank with
-    mean 0 and variance 1 in each bin over the clip, then some steps side by side.
+    """Waves (B, S) to frames (B, T, stacked * bins), 100 / stacked per second: Kaldi's log-mel filter bank,
+    each bin normalised to mean 0 and variance 1 over the clip, then `stacked` steps side by side.
 
-    (Seamless Communication 2023, arXiv 2312.05187, section 3.2.1; what transformers calls
-    SeamlessM4TFeatureExtractor.) It learns nothing. It computes in float64 whatever the precision around,
-    since in a spectrum's quiet bins float32 leaves the rounding of the loud ones: up to 1e-3 in features of
-    speech, where float64 is within 2e-6 of transformers. The result is float32.
+    (Seamless Communication 2023, arXiv 2312.05187, section 3.2.1; SeamlessM4TFeatureExtractor in
+    transformers.) Nothing is learned. Computed in float64 at any precision, result in float32: in float32,
+    rounding errors of loud bins reach quiet ones, up to 1e-3 in features of speech; float64 is within 2e-6 of
+    transformers.
 
-    Bins are normalised over all valid steps of a row, and so over last ones that no frame holds.
+    Bins are normalised over all valid steps of a row, including last steps that no frame holds.
     """
 
     def __init__(self, bins: int, stacked: int = 2) -> None:
@@ -46,7 +46,7 @@ class MelFrontend(nn.Module):
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one frame sees: the shortest clip that has a frame."""
+        """Samples that one frame sees, and so the length of the shortest clip with a frame."""
         return (self.stacked - 1) * STEP + WINDOW
 
     def frame_count(self, lengths: Lengths) -> Lengths:
@@ -54,7 +54,7 @@ class MelFrontend(nn.Module):
         return output_length(lengths, self.receptive_field, self.hop)
 
     def forward(self, wave_BS: Tensor, lengths_B: Tensor, levels: Levels = ()) -> Frames:
-        """levels: of the bins at each step. Raises ValueError if the padded batch has no frame."""
+        """levels: moments of the whole clips' bins. Raises ValueError if the padded batch has no frame."""
         if wave_BS.shape[1] < self.receptive_field:
             raise ValueError(f"a clip needs at least {self.receptive_field} samples, got {wave_BS.shape[1]}")
         with torch.autocast(wave_BS.device.type, enabled=False):
@@ -66,9 +66,9 @@ class MelFrontend(nn.Module):
 
 
 def log_mel(wave_BS: Tensor, bins: int) -> Tensor:
-    """Logarithms of the energies in `bins` bands at each step: (B, steps, bins), in the wave's precision.
+    """Log energies in `bins` mel bands at each step: (B, steps, bins), in the wave's precision.
 
-    As Kaldi with its defaults, no dither, and no step that would need samples before or after the wave.
+    Kaldi's defaults without dither. Only steps with a full window: nothing is padded at the ends.
     """
     bank = _bank(bins, wave_BS.device)
     x_BTW = wave_BS.unfold(1, WINDOW, STEP) * FULL_SCALE
@@ -82,8 +82,8 @@ def log_mel(wave_BS: Tensor, bins: int) -> Tensor:
 
 
 def _normalized(steps: Frames, moments: Given) -> Tensor:
-    """Each bin of each row over its valid steps, or all of the clip that it is a window of, with the unbiased
-    variance; zero where invalid."""
+    """Normalise each bin over its row's valid steps, or by the given moments of the whole clip; unbiased
+    variance. Invalid steps become zero."""
     valid_BT1 = valid_mask(steps.lengths_B, steps.x_BTD.shape[1])[:, :, None]
     count_B11 = steps.lengths_B[:, None, None].to(steps.x_BTD.dtype)
     mean_B1M = (steps.x_BTD * valid_BT1).sum(1, keepdim=True) / count_B11.clamp(min=1)
@@ -106,7 +106,7 @@ class _Bank(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _bank(bins: int, device: torch.device) -> _Bank:
-    """In float64. Not buffers of the module, which would be rounded where a model is made bf16."""
+    """In float64. Not buffers of the module, which would be rounded when a model is converted to bf16."""
     with torch.inference_mode(False):
         window_W = torch.hann_window(WINDOW, periodic=False, dtype=torch.float64).pow(0.85)  # Povey's
         lowest, highest = _mels([LOWEST_HZ, SAMPLE_RATE / 2]).tolist()

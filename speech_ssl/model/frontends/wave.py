@@ -1,4 +1,4 @@
-"""The convolutions from raw samples to frames: the only place that knows strides."""
+"""The convolutional front end on raw samples."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
 
 
 def normalize_waves(wave_BS: Tensor, lengths_B: Tensor, eps: float = WAVE_EPS, moments: Given = ()) -> Tensor:
-    """Zero mean and unit variance of each row over its true length, or of the clip that it is a window of;
-    padding stays zero."""
+    """Normalise each row to zero mean and unit variance over its true length, or by the moments given for the
+    whole clip. Padding stays zero."""
     valid_BS = valid_mask(lengths_B, wave_BS.shape[1])
     count_B1 = lengths_B[:, None].to(wave_BS.dtype)
     mean_B1 = (wave_BS * valid_BS).sum(1, keepdim=True) / count_B1
@@ -37,9 +37,9 @@ def normalize_waves(wave_BS: Tensor, lengths_B: Tensor, eps: float = WAVE_EPS, m
 
 
 class ValidGroupNorm(nn.Module):
-    """Group norm with one channel a group, its statistics over the valid frames only.
+    """Group norm with one channel per group, its statistics over valid frames only.
 
-    torch's GroupNorm counts the padding too, which makes a clip depend on its neighbours in the batch.
+    torch's GroupNorm includes the padding, so that a clip depends on its neighbours in the batch.
     """
 
     def __init__(self, channels: int, eps: float) -> None:
@@ -49,7 +49,7 @@ class ValidGroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, frames: Frames, moments: Given = ()) -> Tensor:
-        """moments: of channels (C,)."""
+        """moments: per channel (C,)."""
         x_BTC = frames.x_BTD.float()
         valid_BT1 = frames.valid_BT[:, :, None]
         count_B11 = frames.lengths_B[:, None, None].float()
@@ -63,7 +63,7 @@ class ValidGroupNorm(nn.Module):
 
 
 class ConvLayer(nn.Module):
-    """Convolution, norm, activation: one of the front end, by its number."""
+    """One layer of the front end: convolution, norm, activation. number: its index."""
 
     def __init__(self, spec: Convolutions, number: int, activation: Activation) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class ConvLayer(nn.Module):
             start_bias_(offset, inputs * self.kernel)
 
     def forward(self, frames: Frames, levels: Levels = ()) -> Frames:
-        """levels: of the samples under the kernel, one after the other, at each of its places."""
+        """levels: the moments of the samples under the kernel, over all its positions in the clip."""
         x_BTC = conv_over_time(frames.x_BTD, self.weight, self.bias, stride=self.stride)
         out = Frames(x_BTC, output_length(frames.lengths_B, self.kernel, self.stride))
         if isinstance(self.norm, ValidGroupNorm):
@@ -92,7 +92,8 @@ class ConvLayer(nn.Module):
         return Frames(self.activation(self.norm(x_BTC)), out.lengths_B)
 
     def _channel_moments(self, level: Moments) -> tuple[Tensor, Tensor]:
-        """Mean and variance of each channel over all of a clip, since a convolution is linear."""
+        """Mean and variance of each channel over a whole clip, computed from its samples' moments: a
+        convolution is linear."""
         weight_CK = self.weight[:, 0].double()
         mean_K, covariance_KK = (
             torch.as_tensor(x, device=weight_CK.device) for x in (level.mean_N, level.covariance_NN)
@@ -103,13 +104,13 @@ class ConvLayer(nn.Module):
 
 @torch.no_grad()
 def smooth_convolutions_(layers: Sequence[ConvLayer], roughness: float = 0.1) -> None:
-    """Start all convolutions but the first as averages over time of random mixtures of channels.
+    """Initialise all convolutions but the first as averages over time of random mixtures of channels.
 
-    With independent random taps an untrained front end follows the phase of the wave, so that its
-    quantized frames cannot be told from their surroundings: a short run never leaves the plateau at
-    chance. Averaging what the first layer's filters and GELU let through follows spectral shape
-    instead, which is predictable from the first step. The mixtures sum to zero over their inputs, for
-    else the mean that every GELU adds comes to dominate, and few codes are ever chosen.
+    With independent random taps, an untrained front end follows the phase of the wave. Its quantized frames
+    cannot be told from their surroundings, and a short run never leaves the plateau at chance. Averages of
+    what the first layer's filters and GELU pass follow the spectral shape instead, which is predictable from
+    the first step. Each mixture sums to zero over its inputs; otherwise the mean that every GELU adds comes
+    to dominate, and few codes are ever chosen.
     """
     for layer in layers[1:]:
         outputs, inputs, kernel = layer.weight.shape
@@ -120,10 +121,10 @@ def smooth_convolutions_(layers: Sequence[ConvLayer], roughness: float = 0.1) ->
 
 
 class LayerNorm(nn.LayerNorm):
-    """A layer norm that stays in the input's precision: under autocast torch would widen all to fp32.
+    """A layer norm that stays in the input's precision; under autocast, torch would widen everything to fp32.
 
-    Its statistics are accumulated in fp32 either way; what is saved is memory traffic, on CPU a
-    quarter of the front end's time.
+    Its statistics are accumulated in fp32 either way. Less memory traffic saves a quarter of the front end's
+    time on the CPU.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -133,7 +134,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Frontend(nn.Module):
-    """Waves (B, S) to frames (B, T, C): seven convolutions in the published models, 49 frames a second."""
+    """Waves (B, S) to frames (B, T, C): seven convolutions in the published models, 49 frames per second."""
 
     def __init__(self, spec: Convolutions, activation: Activation, init: Init) -> None:
         super().__init__()
@@ -151,7 +152,7 @@ class Frontend(nn.Module):
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one frame sees: the shortest clip that has a frame."""
+        """Samples that one frame sees, and so the length of the shortest clip with a frame."""
         field, hop = 1, 1
         for kernel, stride in zip(self.kernels, self.strides, strict=True):
             field += (kernel - 1) * hop
@@ -165,8 +166,9 @@ class Frontend(nn.Module):
         return lengths
 
     def forward(self, wave_BS: Tensor, lengths_B: Tensor, levels: Levels = ()) -> Frames:
-        """levels: of samples one by one, or, for a group norm, of those under the first kernel at each of its
-        places. Raises ValueError if the padded batch is too short for a single frame."""
+        """levels: moments of the whole clips: of single samples, or, with a group norm, of the samples under
+        the first kernel over all its positions. Raises ValueError if the padded batch is too short for a
+        single frame."""
         if wave_BS.shape[1] < self.receptive_field:
             raise ValueError(f"a clip needs at least {self.receptive_field} samples, got {wave_BS.shape[1]}")
         if self.normalize_wave:

@@ -1,1 +1,1 @@
-"""What turns hidden states into answers, and what describes it."""
+"""Heads that turn hidden states into answers, and their specs."""

@@ -1,7 +1,7 @@
-"""What transformers' `add_adapter` puts between an encoder and its head for CTC: layers that each make one
-frame of two.
+"""The adapter that transformers' `add_adapter` puts between an encoder and its CTC head: each layer halves
+the number of frames.
 
-An adapter belongs to its head: the frames of the encoder stay what they are.
+An adapter belongs to its head: the encoder's own frames do not change.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from speech_ssl.model.heads.specs import STRIDE, AdapterKind, AdapterSpec
 from speech_ssl.types import Frames
 
 KERNEL, PADDING = 3, 1
-"""With STRIDE 2: ceil(T / 2) frames of T."""
+"""With STRIDE 2, T frames become ceil(T / 2)."""
 
 
 class Halving(nn.Module):
-    """A gated convolution that makes one frame of two. Invalid frames are zero before it can see them."""
+    """A gated convolution that halves the number of frames. Invalid frames are zeroed before it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class AdapterConvolution(nn.Module):
 
 
 class AdapterBlock(nn.Module):
-    """Attention and feed-forward on half as many frames; a convolution of its own halves the residual."""
+    """Attention and feed-forward on half as many frames; a second convolution halves the residual."""
 
     def __init__(self, spec: AdapterSpec) -> None:
         super().__init__()
@@ -75,8 +75,8 @@ LAYERS: Mapping[AdapterKind, type[AdapterConvolution] | type[AdapterBlock]] = {
 
 
 class CTCAdapter(nn.Module):
-    """The encoder's final state (B, T, D) to (B, ceil(T / stride), width). A row's frames depend on its valid
-    ones alone."""
+    """The encoder's final state (B, T, D) to (B, ceil(T / stride), width). A row's frames depend on its own
+    valid frames only."""
 
     def __init__(self, encoder_width: int, spec: AdapterSpec) -> None:
         super().__init__()

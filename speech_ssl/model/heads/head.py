@@ -1,8 +1,8 @@
-"""What turns hidden states into answers. A head gives each frame its outputs; what a clip is said to be is
-made of them afterwards, so that long files can be computed in windows.
+"""Heads: hidden states to outputs for each frame. Answers for a clip are made of them later, so that long
+files can be computed in windows.
 
-A head sees all hidden states of the encoder, as `Encoder.hidden_states` gives them: a sequence of L + 1
-tensors (B, T, D).
+A head takes all hidden states of the encoder, as `Encoder.hidden_states` returns them: L + 1 tensors (B, T,
+D).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from speech_ssl.types import Frames
 class CTCHead(nn.Module):
     """The final state to log-probabilities of units (B, T, V), in fp32. Unit 0 is the blank.
 
-    An adapter makes fewer frames of it. Each is repeated, so that every frame of the encoder has its outputs:
-    windows are joined and cut by frames, and only what reads the text looks at one in `CTCSpec.stride`.
+    With an adapter there are fewer frames. Each is repeated, so that every frame of the encoder has outputs:
+    windows are joined and cut by frames, and only decoding reads one frame in `CTCSpec.stride`.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class CTCHead(nn.Module):
         nn.init.zeros_(self.logits.bias)
 
     def forward(self, states: Sequence[Tensor], lengths_B: Tensor | None = None) -> Tensor:
-        """lengths_B: valid frames of each row, which adapters need; None: all are."""
+        """lengths_B: valid frames of each row, which adapters need; None: all frames are valid."""
         x_BTD = states[-1]
         with torch.autocast(x_BTD.device.type, enabled=False):
             if self.adapter is None:
@@ -56,9 +56,9 @@ class CTCHead(nn.Module):
 class LayerMix(nn.Module):
     """A learned convex combination of all hidden states (SUPERB: Yang et al. 2021, arXiv 2105.01051).
 
-    Each is normalised first, for their scales differ by orders of magnitude; then each channel by its mean
-    and deviation over training clips, where they were measured. Pre-trained states vary by little around
-    means that are large, and a head that must first learn those learns slowly (LOG.md).
+    Each state is normalised first, since their scales differ by orders of magnitude, then standardised per
+    channel by mean and deviation over training clips, if they were measured. Pre-trained states vary little
+    around large means, and a head that must first learn those means learns slowly (LOG.md).
     """
 
     def __init__(self, states: int, width: int) -> None:
@@ -73,7 +73,7 @@ class LayerMix(nn.Module):
         return torch.einsum("l,lbtd->btd", self.scores.softmax(0), self.standardised(states))
 
     def standardised(self, states: Sequence[Tensor]) -> Tensor:
-        """What is mixed: (L, B, T, D)."""
+        """The standardised states, before mixing: (L, B, T, D)."""
         x_LBTD = torch.stack([self.normalized(x_BTD) for x_BTD in states])
         return (x_LBTD - self.mean_LD[:, None, None]) / self.deviation_LD[:, None, None]
 
@@ -83,7 +83,7 @@ class LayerMix(nn.Module):
 
     @torch.no_grad()
     def measure(self, batches: Iterable[tuple[Sequence[Tensor], Tensor]]) -> None:
-        """Take mean and deviation from batches of states and their valid frames (B, T)."""
+        """Measure mean and deviation from batches of states and their valid frames (B, T)."""
         count, total_LD, squares_LD = 0, torch.zeros(1), torch.zeros(1)
         for states, valid_BT in batches:
             x_LND = torch.stack([self.normalized(x_BTD)[valid_BT] for x_BTD in states]).double()
@@ -97,7 +97,7 @@ class LayerMix(nn.Module):
 
 
 class PlainMix(nn.Module):
-    """A convex combination of all hidden states as they are: `use_weighted_layer_sum` of transformers."""
+    """A convex combination of all hidden states, not normalised: `use_weighted_layer_sum` of transformers."""
 
     def __init__(self, states: int) -> None:
         super().__init__()
@@ -115,8 +115,8 @@ class LastState(nn.Module):
 
 
 class EventsHead(nn.Module):
-    """All states to the outputs of labels (B, T, O), in fp32: K logits, and for attentive pooling K more
-    that say where to listen (Kong et al. 2019, arXiv 1903.00765)."""
+    """All states to the outputs of labels (B, T, O), in fp32: K logits, and for attentive pooling K attention
+    logits (Kong et al. 2019, arXiv 1903.00765)."""
 
     def __init__(self, encoder: EncoderConfig, spec: EventsSpec, dropout: float = 0.0) -> None:
         super().__init__()
@@ -136,12 +136,12 @@ class EventsHead(nn.Module):
 
     @property
     def layers(self) -> LayerMix:
-        """The mix of normalised states: that of every head that is trained here."""
+        """The mix of normalised states, which every head trained here has."""
         assert isinstance(self.mix, LayerMix)
         return self.mix
 
     def forward(self, states: Sequence[Tensor], lengths_B: Tensor | None = None) -> Tensor:
-        """lengths_B: for heads that need it; this one judges each frame by itself."""
+        """lengths_B: not used; the head judges each frame by itself."""
         with torch.autocast(states[-1].device.type, enabled=False):
             x_BTD = self.dropout(self.mix(states))
             if self.hidden is not None:

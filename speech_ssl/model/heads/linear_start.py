@@ -1,8 +1,8 @@
-"""Where a linear head starts: at the best linear answer that the encoder, as it is, can give.
+"""The initial weights of a linear head: the best linear classifier on the encoder as it is.
 
-Fine-tuning from a head at random first spoils what pre-training left, and a short run has no time to learn
-what the head alone could be told at once (Kumar et al. 2022, arXiv 2202.10054: a linear probe, then
-fine-tuning). With mean pooling all that a linear head needs of a clip is the mean of each layer's frames.
+Fine-tuning from a random head first spoils what pre-training learned, and a short run has no time for what a
+linear fit gives at once (Kumar et al. 2022, arXiv 2202.10054: a linear probe, then fine-tuning). With mean
+pooling, a linear head needs of a clip only the mean of each layer's frames.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from speech_ssl.model.heads.head import EventsHead
 
 WEIGHT_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 STRONG = WEIGHT_DECAYS[3:]
-"""For an encoder that will move: with large weights each of its steps would change the answers by much."""
+"""For an encoder that will be trained: with large weights, its first steps change the outputs too much."""
 ITERATIONS = 60
 
 
 class Pooled(NamedTuple):
-    """Standardised means over the frames of each clip, by layer, and what is to be said of it."""
+    """Standardised means over the frames of each clip, by layer, and the clips' targets."""
 
     means_NLD: Tensor
     targets_NK: Tensor
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (N, K) and targets (N, K) to the sum of the clips' losses."""
+"""From logits (N, K) and targets (N, K) to the sum of the clips' losses."""
 
 
 def fit_linear(
@@ -39,9 +39,9 @@ def fit_linear(
     loss: Loss,
     decays: Sequence[float] = WEIGHT_DECAYS,
 ) -> float:
-    """Set the mix of layers and the linear outputs of `head` to those with the least loss on the training
-    clips, under the L2 penalty that is best on the held-out ones; without those, under the middle one.
-    Returns the mean loss of the held-out clips (NaN without any)."""
+    """Fit the mix of layers and the linear outputs of `head` to the training clips. The L2 penalty is the
+    best one on the held-out clips; without those, the middle one. Returns the mean loss of the held-out clips
+    (NaN without any)."""
     if not len(valid.means_NLD):
         decays = [sorted(decays)[len(decays) // 2]]
     fitted = [_fit(training, loss, decay) for decay in decays]

@@ -1,6 +1,6 @@
-"""What a head is, as data that needs no PyTorch: the service's own process reads it, and loads none.
+"""Specs of heads, as data that needs no PyTorch: the service's own process reads them and never loads it.
 
-Each builds its module: those are in `heads` and `adapters`.
+`build` makes the module, which is in `head` or `adapters`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 AdapterKind = Literal["convolutions", "blocks"]
 STRIDE = 2
-"""Of each layer of an adapter."""
+"""Stride of each layer of an adapter."""
 LARGEST, DEEPEST = 2**20, 8
 EventPooling = Literal["mean", "max", "attentive"]
 Mixing = Literal["normalized", "plain", "last"]
@@ -25,8 +25,8 @@ Mixing = Literal["normalized", "plain", "last"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterSpec:
     """kind: layers of "convolutions" alone, or Transformer "blocks" (w2v-BERT 2.0). width: of its frames; if
-    that is not the encoder's, they are projected first. eps: of the norms. The others are of "blocks" alone;
-    ffn_first: half of a feed-forward with ReLU comes before, as in a Conformer."""
+    it differs from the encoder's, they are projected first. eps: of the norms. The other fields are for
+    "blocks" alone. ffn_first: a half-step feed-forward with ReLU comes first, as in a Conformer."""
 
     kind: AdapterKind
     layers: int
@@ -61,13 +61,13 @@ class AdapterSpec:
 
     @property
     def stride(self) -> int:
-        """Frames of the encoder to one of the adapter."""
+        """Frames of the encoder per frame of the adapter."""
         return int(STRIDE**self.layers)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AdapterSpec:
-        """The inverse of `dataclasses.asdict`. Raises ValueError that names a missing or unknown field: one
-        that is passed over would change the numbers."""
+        """The inverse of `dataclasses.asdict`. Raises ValueError naming a missing or unknown field: ignoring
+        one would change the numbers."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(map(str, set(values) - known)):
             raise ValueError(f"field {unknown[0]!r} of the adapter is not known")
@@ -78,9 +78,9 @@ class AdapterSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CTCSpec:
-    """vocabulary: one symbol a unit; the first is the blank, the others as `text.Vocabulary` has them.
-    adapter: what comes before the units and makes fewer frames. spaced: units are phones, a space between
-    them, as in `text.Vocabulary`. The last two may be missing in a stored spec."""
+    """vocabulary: one symbol per unit; the first is the blank, the others as in `text.Vocabulary`. adapter:
+    the layers before the units, which make fewer frames. spaced: units are phones, with a space between them,
+    as in `text.Vocabulary`. A stored spec may lack the last two."""
 
     vocabulary: tuple[str, ...]
     adapter: AdapterSpec | None = None
@@ -95,7 +95,7 @@ class CTCSpec:
 
     @property
     def stride(self) -> int:
-        """Of that many frames the first has what is said in all of them; the others repeat it."""
+        """The outputs of the first of this many frames count; the others repeat them."""
         return 1 if self.adapter is None else self.adapter.stride
 
     def build(self, encoder: EncoderConfig, dropout: float = 0.0) -> CTCHead:
@@ -106,11 +106,11 @@ class CTCSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EventsSpec:
-    """labels: what may be heard. exclusive: exactly one of them in a clip (softmax), or any number
-    (sigmoid). hidden: width of the layer before the outputs; 0: none, the head is linear.
-    mixing: of the hidden states: a sum of "normalized" or of "plain" ones, or the "last" alone. gelu: whether
-    one follows the hidden layer. timed: whether each frame was taught by itself; else by labels of clips
-    alone; None: not known. The last three may be missing in a stored spec."""
+    """labels: the possible labels. exclusive: exactly one in a clip (softmax), else any number (sigmoid).
+    hidden: width of the layer before the outputs; 0: the head is linear. mixing: a sum of "normalized" or
+    "plain" hidden states, or the "last" one alone. gelu: whether a GELU follows the hidden layer. timed:
+    trained on targets for each frame; False: on labels of clips alone; None: unknown. A stored spec may lack
+    the last three."""
 
     labels: tuple[str, ...]
     exclusive: bool = True
@@ -141,8 +141,8 @@ class EventsSpec:
 
     @property
     def frames_decide(self) -> bool:
-        """Whether a label is heard where its frames say so, or only in clips that have it. Labels of clips
-        alone leave most frames untaught: many of them say yes in clips that have nothing of the kind."""
+        """Whether frame scores alone decide where a label is heard; if not, its clip must have it too. Labels
+        of clips leave most frames untrained: many of them score high in clips without the label."""
         if self.exclusive:
             return False
         return self.pooling != "attentive" if self.timed is None else self.timed
@@ -155,7 +155,7 @@ class EventsSpec:
 
 HeadSpec: TypeAlias = CTCSpec | EventsSpec
 OLD_GELU = "bent"
-"""What `gelu` is called in artifacts of format version 1."""
+"""The name of `gelu` in artifacts of format version 1."""
 _LATER = {"mixing", "gelu", "timed", "adapter", "spaced"}
 KINDS: dict[str, type[CTCSpec] | type[EventsSpec]] = {"ctc": CTCSpec, "events": EventsSpec}
 
@@ -167,8 +167,8 @@ def spec_to_dict(spec: HeadSpec) -> dict[str, Any]:
 
 
 def spec_from_dict(values: Mapping[str, Any]) -> HeadSpec:
-    """The inverse of `spec_to_dict`; further fields are passed over. Raises ValueError that names what
-    is missing or unknown."""
+    """The inverse of `spec_to_dict`; ignores other fields. Raises ValueError naming a missing or unknown
+    one."""
     cls = KINDS.get(str(values.get("kind")))
     if cls is None:
         raise ValueError(f"kind {values.get('kind')!r} is not known: this version knows {', '.join(KINDS)}")

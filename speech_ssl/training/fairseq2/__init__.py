@@ -1,1 +1,1 @@
-"""fairseq2's trainer as an engine of ours."""
+"""Training with fairseq2's Trainer as the engine."""

@@ -1,10 +1,10 @@
-"""A run under fairseq2's Trainer instead of our own loop: its data parallelism (DDP, FSDP2), checkpoints
-and metric recorders around our objective, loader, schedule and random numbers.
+"""A run under fairseq2's Trainer instead of our own loop. The Trainer brings data parallelism (DDP, FSDP2),
+checkpoints and metric recorders; objective, loader, schedule and random numbers are ours.
 
-The steps are those of `loop.train`, but none is skipped: the first whose loss or gradients are not finite
-ends the run. Two things are kept in another way: the Trainer's checkpoints are in `checkpoints/`, and are
+The steps are those of `loop.train`, except that none is skipped: the first step with a non-finite loss or
+gradients ends the run. State is kept differently: the Trainer's checkpoints are in `checkpoints/` and must be
 resumed by as many processes as saved them; `last.safetensors` is written at the end, without the optimizer.
-Importing this needs the extra `fairseq2`.
+Importing this module needs the extra `fairseq2`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fairseq2.recipe  # noqa: F401 - first: fairseq2.trainer imports it, and is imported by it
+import fairseq2.recipe  # noqa: F401 - first: fairseq2.trainer and this import each other
 import numpy as np
 import torch
 from fairseq2.checkpoint import (
@@ -73,7 +73,8 @@ from speech_ssl.training.ranks import Ranks
 from speech_ssl.types import Batch, LossSum
 
 FEWEST = 1e-9
-"""Targets of a batch that has none: with 0 the Trainer would leave out a sum that other ranks wait for."""
+"""Target count of a batch without targets: with 0 the Trainer would skip an all-reduce that other ranks wait
+for."""
 
 
 def train(  # noqa: PLR0913 - each is a part of the run
@@ -88,17 +89,18 @@ def train(  # noqa: PLR0913 - each is a part of the run
     tell: Callable[[TrainingEvent], None] = silent,
     sharded: bool = False,
 ) -> RunState:
-    """As `loop.train`. `objective` itself stays on the CPU: it carries the best and the last weights to disk.
+    """The counterpart of `loop.train`. `objective` itself stays on the CPU and is used to save the best and
+    the last weights.
 
-    sharded: parameters, gradients and optimizer state are shared out by FSDP2; else each process has all of
-    them (DDP). Raises ValueError for numbers that the Trainer does not take, and as `loop.train`.
+    sharded: FSDP2 shards parameters, gradients and optimizer state; otherwise each process has all of them
+    (DDP). Raises ValueError for numbers that the Trainer does not support, and what `loop.train` raises.
     """
     config = replace(config, precision=ranks.from_first(resolve(config.precision, ranks.device)))
     check(objective, config, ranks, sharded)
     micro_steps = ranks.share(config.batches_per_step)
     state = RunState()
     parts = Parts(objective, config, out, ranks, state, sharded)
-    probing = ranks.any(probe is not None)  # the first rank has it, but all must lend their shards
+    probing = ranks.any(probe is not None)  # only the first rank probes, but all must gather their shards
     with (
         Logs(out, total=config.steps, done=parts.last_step, active=ranks.first, tell=tell) as logs,
         stop_signals() as caught,
@@ -124,7 +126,7 @@ def train(  # noqa: PLR0913 - each is a part of the run
         parts.optimizer.register_step_post_hook(after_step)
         run(trainer, parts, reader)
         if ranks.any(watch.collapsed is not None):
-            raise watch.collapsed or Collapsed("the first process tells why")
+            raise watch.collapsed or Collapsed("the first process reports the reason")
         parts.keep(LAST)
         logs.saved(out / LAST, state.step)
         if state.step < config.steps and not is_over(state, config):
@@ -133,7 +135,7 @@ def train(  # noqa: PLR0913 - each is a part of the run
 
 
 def check(objective: Objective, config: TrainConfig, ranks: Ranks, sharded: bool) -> None:
-    """Raises ValueError for what this engine cannot do."""
+    """Raises ValueError for what this engine does not support."""
     for name in ("valid_every", "save_every"):
         if getattr(config, name) % config.log_every:
             raise ValueError(
@@ -141,35 +143,33 @@ def check(objective: Objective, config: TrainConfig, ranks: Ranks, sharded: bool
                 f"{config.log_every}"
             )
     if config.precision == "fp16":
-        raise ValueError("fp16 needs the loss scaling of our own loop: leave --engine away, or take fp32")
+        raise ValueError("fp16 needs the loss scaling of our own loop: leave out --engine, or use fp32")
     if sharded and ranks.world == 1:
-        raise ValueError(
-            "one process has nothing to share out: use --engine fairseq2, or start with torchrun"
-        )
+        raise ValueError("FSDP2 needs several processes: use --engine fairseq2, or start them with torchrun")
     if sharded and ranks.device.type == "cpu" and objective.encoder.config.layer_drop:
         raise ValueError(
-            "with FSDP2 all processes must skip the same layers, which on the CPU they do not: set "
+            "FSDP2 needs all processes to skip the same layers, and on the CPU they do not: set "
             "layer_drop to 0, or use --engine fairseq2"
         )
 
 
 class Unit(TrainUnit[Shipment]):
-    """One step's batches to their losses and numbers of targets."""
+    """Computes the losses and target counts of one step's batches."""
 
     def __init__(self, parts: Parts, watch: CollapseWatch, caught: list[int]) -> None:
         self._parts, self._watch, self._caught = parts, watch, caught
         self._micro = 0
         self._begun = False
         self.stopping = False
-        """Whether a signal came to some rank."""
+        """Whether any rank received a signal."""
         self.request_stop: Callable[[], None] = lambda: None
 
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
         metric_bag.add("sums", LossSums())
 
     def set_step_nr(self, step_nr: int) -> None:
-        """Called before each step, with its number from 1. The Trainer does not look for the end itself:
-        with a number of steps it would not listen to `request_stop`."""
+        """Called before each step, with its number from 1. The last step is requested here: given a number of
+        steps, the Trainer would ignore `request_stop`."""
         parts, self._micro = self._parts, 0
         if not self._begun:
             parts.trained.set_progress(parts.state.step / parts.config.steps)
@@ -177,7 +177,7 @@ class Unit(TrainUnit[Shipment]):
         flags = [float(self._watch.collapsed is not None), float(bool(self._caught))]
         collapsed, caught = parts.ranks.all_sum(torch.tensor(flags, device=parts.ranks.device)).tolist()
         if collapsed:
-            raise self._watch.collapsed or Collapsed("the first process tells why")
+            raise self._watch.collapsed or Collapsed("the first process reports the reason")
         self.stopping = self.stopping or caught > 0
         if self.stopping or step_nr >= parts.config.steps:
             self.request_stop()
@@ -187,7 +187,7 @@ class Unit(TrainUnit[Shipment]):
         ranks, seed, step = parts.ranks, parts.config.seed, parts.state.step
         generator = seeded(seed, step, self._micro * ranks.world + ranks.rank, parts.gangs.device)
         if parts.sharded and parts.objective.encoder.config.layer_drop:
-            # It draws on the CPU, and alone does: all ranks must gather the same layers.
+            # Only LayerDrop draws on the CPU; all ranks must gather the same layers.
             shared = np.random.SeedSequence([seed, step, self._micro]).generate_state(1, np.uint64)
             torch.default_generator.manual_seed(int(shared[0]))
         self._micro += 1
@@ -197,13 +197,13 @@ class Unit(TrainUnit[Shipment]):
         return total, max(float(count), FEWEST)
 
     def process_metric_values(self, values: dict[str, Any]) -> None:
-        """On the first rank, with the sums over all of them."""
+        """Called on the first rank, with sums over all ranks."""
         sums, values["audio_s"] = values.pop("sums")
         values |= summarize(sums, self._parts.trained)
 
 
 class HeldOutValidator(Validator):
-    """Evaluates on held-out batches and keeps the best weights, as the local loop does."""
+    """Evaluates on held-out batches and keeps the best weights, as our own loop does."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class HeldOutValidator(Validator):
         self._logs = logs
 
     def run(self, train_step_nr: int) -> float | None:
-        """The score, the higher the better; None without held-out batches, or if there is no time."""
+        """The score, higher is better; None without held-out batches, or when stopping."""
         parts, state = self._parts, self._parts.state
         numbers: Mapping[str, float] = {}
         if not self._unit.stopping:
@@ -236,7 +236,7 @@ class HeldOutValidator(Validator):
         return score if objective.higher_is_better else -score
 
     def reset(self) -> None:
-        """Nothing is kept between validations but the run's state."""
+        """Nothing to do: only the run's state is kept between validations."""
 
 
 class OutOfPatience(EarlyStopper):
@@ -252,7 +252,7 @@ def build_trainer(
 ) -> Trainer:
     config, optimizer = parts.config, parts.optimizer
     for group in optimizer.param_groups:
-        group["lr"] = 1.0  # what LambdaLR multiplies
+        group["lr"] = 1.0  # LambdaLR multiplies this
     clock = Stopwatch(device=parts.gangs.device)
     clock.start()
     return Trainer(
@@ -276,7 +276,7 @@ def build_trainer(
         wall_watch=clock,
         progress_reporter=NOOP_PROGRESS_REPORTER,
         seed=config.seed,
-        no_sync_grad_accumulation=not parts.sharded,  # FSDP2 would keep whole gradients until the last
+        no_sync_grad_accumulation=not parts.sharded,  # FSDP2 would keep whole gradients meanwhile
         max_grad_norm=config.clip_norm,
         validate_at_start=config.valid_at_start,
         validate_every_n_steps=config.valid_every,
@@ -287,7 +287,7 @@ def build_trainer(
 
 
 def run(trainer: Trainer, parts: Parts, reader: Reader) -> None:
-    """To the end, or a stop. Raises ValueError for a checkpoint that cannot be read."""
+    """Run to the end, or to a stop. Raises ValueError for a checkpoint that cannot be read."""
     try:
         if parts.last_step >= parts.config.steps or is_over(parts.state, parts.config):
             parts.manager.load_model_state(parts.last_step, parts.facade)

@@ -1,6 +1,6 @@
-"""What fairseq2's Trainer is given of ours: gangs, batches, sums of losses, logs, checkpoint files.
+"""Adapters that fairseq2's Trainer needs: gangs, batches, loss sums, logs, checkpoint files.
 
-Imported only by `fairseq2.py`: it needs the extra `fairseq2`.
+Imported only by `fairseq2.py`; needs the extra `fairseq2`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from speech_ssl.types import SAMPLE_RATE, Batch, LossSum
 
 @dataclass(kw_only=True, frozen=True)
 class BorrowedGangs(Gangs):
-    """Gangs of a process group that `joined_ranks` opened, and will close."""
+    """Gangs over the process group that `joined_ranks` opened and will close."""
 
     def close(self) -> None:
-        """Called by the Trainer at its end, when the group is still needed."""
+        """Called by the Trainer at its end, when the group is still needed: does nothing."""
 
 
 def gangs_of(ranks: Ranks, *, sharded: bool) -> BorrowedGangs:
-    """sharded: over the processes of a machine, with a replica on each machine (hybrid FSDP2)."""
+    """sharded: across the processes of a machine, with a replica per machine (hybrid FSDP2)."""
     device = ranks.device
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -51,7 +51,7 @@ def gangs_of(ranks: Ranks, *, sharded: bool) -> BorrowedGangs:
 
 
 class Shipment(SupportsDeviceTransfer):
-    """A batch as the Trainer moves it: in place."""
+    """A batch that moves to a device in place, as the Trainer expects."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -61,8 +61,8 @@ class Shipment(SupportsDeviceTransfer):
 
 
 class Reader(DataReader[Shipment]):
-    """This rank's batches, `num_accumulate` a step, without end. Its state is all that the Trainer does not
-    keep itself: where the run stands."""
+    """This rank's batches, `num_accumulate` per step, endless. Its state holds what the Trainer does not save
+    itself: the run's progress."""
 
     def __init__(self, batches: Batches, state: RunState, num_accumulate: int) -> None:
         self._batches, self._state, self._number = batches, state, num_accumulate
@@ -81,10 +81,10 @@ class Reader(DataReader[Shipment]):
         return shipments
 
     def reset(self) -> None:
-        """Not called: there is no end of the data."""
+        """Never called: the data has no end."""
 
     def close(self) -> None:
-        """Ends the processes that read."""
+        """Ends the reading processes."""
         if self._stream is not None:
             self._stream.close()
 
@@ -102,7 +102,7 @@ class Reader(DataReader[Shipment]):
 
 
 class LossSums(Metric[LossSum]):
-    """LossSums and the samples they were computed from, added up over batches and ranks."""
+    """LossSums and the number of their samples, summed over batches and ranks."""
 
     sums: dict[str, Tensor]
 
@@ -129,14 +129,14 @@ class LossSums(Metric[LossSum]):
         return self
 
     def compute(self) -> tuple[LossSum, float]:
-        """The sums, and seconds of audio."""
+        """The sums, and the seconds of audio."""
         metrics = {k.removeprefix("metric."): v for k, v in self.sums.items() if k.startswith("metric.")}
         seconds = float(self.sums["samples"]) / SAMPLE_RATE
         return LossSum(self.sums["total"], self.sums["count"], metrics), seconds
 
 
 class IntoLogs(MetricRecorder):
-    """Passes what fairseq2 records on to `log.jsonl`, TensorBoard and the terminal."""
+    """Forwards what fairseq2 records to `log.jsonl`, TensorBoard and the terminal."""
 
     def __init__(self, logs: Logs) -> None:
         self._logs = logs
@@ -147,12 +147,12 @@ class IntoLogs(MetricRecorder):
         self._logs.numbers(category, step_nr or 0, numbers_in(values))
 
     def close(self) -> None:
-        """The logs are closed by who opened them."""
+        """Does nothing: whoever opened the logs closes them."""
 
 
 class CollapseWatch(MetricRecorder):
-    """Looks for a collapse in what is recorded. It cannot stop the Trainer on its own, for only the first
-    rank records: `collapsed` is the reason to."""
+    """Watches the recorded numbers for a collapse. Only the first rank records, so it cannot stop the Trainer
+    itself; it keeps the reason in `collapsed`."""
 
     def __init__(self, objective: Objective, state: RunState, config: TrainConfig, logs: Logs) -> None:
         self._run = objective, state, config, logs
@@ -168,12 +168,12 @@ class CollapseWatch(MetricRecorder):
             self.collapsed = collapsed
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing."""
 
 
 def numbers_in(values: Mapping[str, object]) -> dict[str, float]:
-    """The scalars; of learning rates the first, for ours are all the same. With them the speed, as our own
-    loop names it."""
+    """The scalars, with the first learning rate (ours are all equal) and the speed, under the names of our
+    own loop."""
     numbers = {name: value[0] if isinstance(value, list) else value for name, value in values.items()}
     scalars = {
         name: float(value) for name, value in numbers.items() if isinstance(value, int | float | Tensor)

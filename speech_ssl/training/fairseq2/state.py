@@ -1,6 +1,6 @@
 """The model, the optimizer and the checkpoints of a run under fairseq2's Trainer.
 
-Imported only by `fairseq2.py`: it needs the extra `fairseq2`.
+Imported only by `fairseq2.py`; needs the extra `fairseq2`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ started = lru_cache(1)(init_fairseq2)
 
 
 class Parts:
-    """What a run is made of: model, optimizer, checkpoints."""
+    """Model, optimizer and checkpoints of a run."""
 
     def __init__(
         self,
@@ -76,24 +76,24 @@ class Parts:
         self._recall_best()
 
     def recorders(self) -> list[MetricRecorder]:
-        """fairseq2's own, beside our logs: `metrics/train.jsonl` and `metrics/valid.jsonl`."""
+        """fairseq2's own recorders, beside our logs: `metrics/train.jsonl` and `metrics/valid.jsonl`."""
         return [
             JsonlMetricRecorder(self.out, self.resolver.resolve(FileSystem), MetricDescriptorRegistry([]))
         ]
 
     def keep(self, name: str) -> None:
-        """Write the weights for `recipes`, without the optimizer. All ranks must come here."""
+        """Write the weights for `recipes`, without the optimizer. Collective: all ranks must call it."""
         full = full_tensors(self.trained.state_dict())
         if self.ranks.first:
             self.objective.load_state_dict(full)
             save_checkpoint(self.out / name, self.state, self.objective)
 
     def _check_same_start(self) -> None:
-        """Raises ValueError where the last checkpoint is not for these processes."""
+        """Raises ValueError if these processes cannot resume from the last checkpoint."""
         mine = torch.tensor(float(self.last_step), device=self.ranks.device)
         if self.ranks.any(float(self.ranks.all_sum(mine.clone())) != self.ranks.world * self.last_step):
             raise ValueError(
-                f"the processes do not begin at the same step: all need the same folder {self.out}"
+                f"the processes do not start at the same step: all need the same folder {self.out}"
             )
         if not self.last_step:
             return
@@ -105,7 +105,7 @@ class Parts:
             )
 
     def _recall_best(self) -> None:
-        """The best validation before the checkpoint that is resumed from."""
+        """Restore the best validation up to the checkpoint that is resumed from."""
         if not self.last_step or not (self.out / BEST).exists():
             return
         best, state, every = (
@@ -119,7 +119,7 @@ class Parts:
 
 
 class Summed(nn.Module):
-    """An objective whose result DDP and FSDP2 can look into: they know no LossSum."""
+    """An objective that returns plain tensors: DDP and FSDP2 cannot look into a LossSum."""
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Summed(nn.Module):
 
 
 def spread(model: Summed, gangs: BorrowedGangs, sharded: bool) -> nn.Module:
-    """Over the processes: each encoder block and the rest are sharded apart, or all is replicated."""
+    """Distribute the model: shard each encoder block and the rest separately, or replicate all of it."""
     if sharded:
 
         def shard_blocks(module: nn.Module, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -146,7 +146,7 @@ def spread(model: Summed, gangs: BorrowedGangs, sharded: bool) -> nn.Module:
 
 
 class Finite(DataParallelFacade):
-    """A facade that refuses gradients that are not finite, on all ranks alike, before they do harm."""
+    """A facade that rejects non-finite gradients on all ranks alike, before the optimizer uses them."""
 
     def __init__(self, facade: DataParallelFacade, state: RunState, config: TrainConfig) -> None:
         self._facade, self._state, self._config = facade, state, config
@@ -171,7 +171,7 @@ class Finite(DataParallelFacade):
 
 
 class PlainLoader(TensorFileLoader):
-    """Loads nothing but tensors, numbers, texts and containers of them: no file executes anything."""
+    """Loads only tensors, numbers, texts and containers of them: no file can execute anything."""
 
     def __init__(self, loader: TensorFileLoader) -> None:
         self._loader = loader
@@ -183,7 +183,7 @@ class PlainLoader(TensorFileLoader):
 
 
 class PlainDumper(TensorFileDumper):
-    """Writes what PlainLoader can read."""
+    """Writes files that PlainLoader can read."""
 
     def __init__(self, dumper: TensorFileDumper) -> None:
         self._dumper = dumper
@@ -195,7 +195,8 @@ class PlainDumper(TensorFileDumper):
 
 
 def keep_local_state(optimizer: torch.optim.Optimizer) -> None:
-    """Make the state dict of sharded parameters' optimizer one of plain tensors: this rank's shards."""
+    """Make the optimizer's state dict hold plain tensors, this rank's shards, instead of sharded parameters'
+    state."""
 
     def to_local(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         states = {
@@ -217,7 +218,7 @@ def keep_local_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def as_parameter(value: Any, parameter: Tensor) -> Any:
-    """A shard of the optimizer's state, distributed as its parameter is; counters as they are."""
+    """A shard of the optimizer's state, distributed like its parameter; counters unchanged."""
     if not (isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.ndim):
         return value
     mesh, placements = parameter.device_mesh, parameter.placements
@@ -227,5 +228,5 @@ def as_parameter(value: Any, parameter: Tensor) -> Any:
 
 
 def full_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """With the shards of all ranks put together. All ranks must come here."""
+    """The state with the shards of all ranks gathered. Collective: all ranks must call it."""
     return {key: value.full_tensor() if isinstance(value, DTensor) else value for key, value in state.items()}

@@ -1,24 +1,29 @@
-"""A request's files and options, from whichever of the three forms it has."""
+"""A request: its files and options, from whichever of the three forms it has; and the wait for its answer."""
 
 from __future__ import annotations
 
+import asyncio
 import binascii
+import math
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
+from fastapi import Depends
 from pydantic import BaseModel
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
+from service.batcher import Stopped
 from service.errors import ServiceError, bad_request
 from service.models.engine import Engine, File
-from service.v1.dependencies import attended
+from service.record import current
 from service.v1.json_reader import json_body, json_object
 from service.v1.schemas import EmbeddingOptions, EmbeddingRequest
 from speech_ssl.audio import FORMATS
@@ -38,6 +43,60 @@ T = TypeVar("T")
 Options = TypeVar("Options", bound=BaseModel)
 
 
+async def _engine(request: Request) -> Engine:  # not async, it would be called in a thread
+    engine: Engine = request.app.state.engine
+    return engine
+
+
+TheEngine = Annotated[Engine, Depends(_engine)]
+
+
+def seconds_left(request: Request, engine: Engine) -> float:
+    """Until an answer is of no more use: the client's word, within the service's. Raises ServiceError."""
+    asked = request.headers.get("x-request-timeout")
+    if asked is None:
+        return engine.settings.request_timeout_s
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise bad_request("X-Request-Timeout is a number of seconds, more than 0", "X-Request-Timeout")
+    return min(seconds, engine.settings.request_timeout_s)
+
+
+async def attended(request: Request, engine: Engine, work: Coroutine[Any, Any, T]) -> T:
+    """Until it is done, or the client leaves, or the deadline passes, or the service stops. The deadline of a
+    request is that of the first work that it is attended in."""
+    try:
+        seconds = seconds_left(request, engine)
+    except ServiceError:
+        work.close()
+        raise
+    record = current()
+    record.due = min(record.due, time.monotonic() + seconds)
+    task = asyncio.create_task(work)
+    left = asyncio.create_task(_disconnect(request))
+    stopping = asyncio.create_task(engine.stopping.wait())
+    try:
+        timeout = record.due - time.monotonic()
+        await asyncio.wait({task, left, stopping}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if task.done() and not task.cancelled():
+            return task.result()
+        if left.done():
+            raise ClientDisconnect
+        raise Stopped if stopping.done() else TimeoutError
+    finally:
+        for each in (task, left, stopping):
+            each.cancel()
+        await asyncio.gather(task, left, stopping, return_exceptions=True)
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 @dataclass(frozen=True)
 class Upload(Generic[Options]):
     files: list[File]
@@ -48,7 +107,9 @@ class Upload(Generic[Options]):
 async def received(
     request: Request, engine: Engine, options: type[Options], *, max_files: int | None = None
 ) -> AsyncIterator[Upload[Options]]:
-    """The whole body, with its temporary files closed at the end. Raises ServiceError."""
+    """The whole body, with its temporary files closed at the end. Raises ServiceError, and as
+    `Engine.check_room` before a byte of it is read."""
+    engine.check_room()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     query = once(request.query_params.multi_items())
     if kind == "multipart/form-data":

@@ -1,7 +1,7 @@
-"""What the service's processes may import, and what the decoders see of its environment.
+"""What processes that are started may import, and what decoders see of the environment.
 
-The service may be started anywhere, in a folder that was downloaded too: a `json.py` there is nobody's code
-but that folder's.
+A program may be started anywhere, in a folder that was downloaded too: a `json.py` there is nobody's code but
+that folder's.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import os
 import site
 import sys
 from pathlib import Path
-
-import speech_ssl
 
 KEPT = (
     "HOME",
@@ -53,5 +51,5 @@ def import_path() -> list[str]:
     given = [Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     kept = [str(path.absolute()) for path in given if path.is_absolute() or path.resolve() != Path.cwd()]
     installed = {*site.getsitepackages(), site.getusersitepackages()}
-    homes = {str(Path(file or "").parents[1]) for file in (__file__, speech_ssl.__file__)}
-    return kept + sorted(homes.intersection(sys.path) - installed.union(kept))
+    home = str(Path(__file__).parents[2])
+    return kept + [home] * (home in sys.path and home not in installed.union(kept))

@@ -1,8 +1,7 @@
-"""What surrounds every request: its id, its times, and the limits on its body."""
+"""What is known of every request: its id, its times and how it ended, for logs, metrics and traces."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
@@ -13,13 +12,11 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.edge.pace import Pace, stalled
 from service.edge.tracing import Tracing, trace_id
-from service.errors import ServiceError, as_service_error, bad_request, overloaded, refuse
+from service.errors import ServiceError, as_service_error, refuse
 from service.metrics import Metrics
 from service.models.engine import Engine
-from service.record import Record, milliseconds, recording
-from service.settings import Settings
+from service.record import Held, Record, milliseconds, recording
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -58,6 +55,7 @@ class Observe:
             exchange = _Exchange(scope := {**scope, "method": "GET"}, receive, send, "HEAD")
         else:
             exchange = _Exchange(scope, receive, send)
+        exchange.record.held = Held(self.engine.holding)
         if self.bare_errors is not None:
             exchange.record.bare_errors = f"{scope['path']}/".startswith(f"{self.bare_errors}/")
         span = self._span(exchange)
@@ -65,7 +63,7 @@ class Observe:
         self.engine.requests += work
         self.engine.streams += stream
         self.engine.answering += 1
-        with recording(exchange.record):
+        with recording(exchange.record), exchange.record.held:
             try:
                 if _is_framed_twice(scope, exchange.headers):
                     await refuse(_framed_twice(), scope, exchange.receive, exchange.send)
@@ -190,91 +188,6 @@ class _Exchange:
         if record.model:
             said |= {"speech_ssl.model": record.model, "speech_ssl.audio_seconds": record.audio_s}
         return said
-
-
-class GuardBody:
-    """Limits the bytes of a body and of all bodies together, and how slowly they may arrive; what is held for
-    an answer is released at its end.
-
-    A declared length is checked before a byte is read; other bodies are counted. What is written to the disk
-    as it arrives has a limit of its own, and is not held.
-    """
-
-    def __init__(self, app: ASGIApp, engine: Engine, settings: Settings, to_disk: str | None = None) -> None:
-        """to_disk: the path of requests whose bodies are written to the disk as they arrive."""
-        self.app = app
-        self.engine = engine
-        self.settings = settings
-        self.to_disk = to_disk
-        self.pending = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-            return
-        with self.engine.holding.of_one():
-            if scope["type"] == "http":
-                await self._guarded(scope, receive, send)
-            else:
-                await self.app(scope, receive, send)
-
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        to_disk = (scope["method"], scope["path"]) == ("POST", self.to_disk)
-        body = _Body(self, receive, to_disk)
-        try:
-            self._check_declared(scope, body.to_disk)
-        except ServiceError as error:
-            await error.response()(scope, receive, send)
-            return
-        try:
-            await self.app(scope, body.receive, send)
-        finally:
-            self.pending -= body.held
-
-    def check(self, size: int, to_disk: bool) -> None:
-        most = self.settings.max_job_bytes if to_disk else self.settings.max_body_bytes
-        if size > most:
-            raise ServiceError(413, "body_too_large", f"a request may have {most / (1 << 20):g} MiB")
-        if size and not to_disk and self.pending > self.settings.max_pending_bytes:
-            raise overloaded(1.0)
-
-    def _check_declared(self, scope: Scope, to_disk: bool) -> None:
-        declared = Headers(scope=scope).get("content-length", "0")
-        if not declared.isdecimal():
-            raise bad_request("the Content-Length is not a number")
-        self.check(int(declared), to_disk)
-        if scope["method"] == "POST" and self.engine.requests > self.settings.max_requests:
-            raise overloaded(1.0)
-
-
-class _Body:
-    def __init__(self, guard: GuardBody, receive: Receive, to_disk: bool) -> None:
-        self._guard = guard
-        self._receive = receive
-        self._pace = Pace(guard.settings.min_upload_rate, guard.settings.upload_idle_timeout_s)
-        self._whole = False
-        self._size = 0
-        self.to_disk = to_disk
-        self.held = 0
-
-    async def receive(self) -> Message:
-        if self._whole:
-            return await self._receive()
-        began = time.monotonic()
-        try:
-            async with asyncio.timeout(self._pace.left_s):
-                message = await self._receive()
-        except TimeoutError as error:
-            raise stalled(self._guard.settings) from error
-        self._whole = not message.get("more_body", False)
-        count = len(message.get("body", b""))
-        self._pace.moved(count, time.monotonic() - began)
-        self._size += count
-        if not self.to_disk:
-            self.held += count
-            self._guard.pending += count
-        self._guard.check(self._size, self.to_disk)
-        return message
 
 
 def _request_id(headers: Headers) -> str:

@@ -1,1 +1,0 @@
-"""Files to samples, in processes that may die."""
