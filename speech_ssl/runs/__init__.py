@@ -12,6 +12,7 @@ from speech_ssl.runs.console import Console
 from speech_ssl.runs.efficiency import StudyPlan, study
 from speech_ssl.runs.events import Listener, RunEvent
 from speech_ssl.runs.finetuning import finetune
+from speech_ssl.runs.hearing import HearPlan, hear
 from speech_ssl.runs.pretraining import pretrain
 from speech_ssl.runs.probing import probe
 from speech_ssl.runs.tuning import FineTuning
@@ -21,12 +22,14 @@ __all__ = [
     "ComparisonPlan",
     "Console",
     "FineTuning",
+    "HearPlan",
     "Listener",
     "Run",
     "RunEvent",
     "StudyPlan",
     "compare",
     "finetune",
+    "hear",
     "pretrain",
     "probe",
     "study",

@@ -26,6 +26,7 @@ from speech_ssl.runs.console import Console
 from speech_ssl.runs.efficiency import StudyPlan, study
 from speech_ssl.runs.finetuning import finetune
 from speech_ssl.runs.folders import RefusedByFirst
+from speech_ssl.runs.hearing import HearPlan, hear, lines
 from speech_ssl.runs.pretraining import ENGINES, pretrain
 from speech_ssl.runs.probing import probe
 from speech_ssl.runs.tuning import FineTuning
@@ -167,6 +168,32 @@ def probing(*variants: Callable[[], Sequence[Task]], doc: str | None) -> Main:
         with orderly_exit():
             tasks = _tried(named[given.variant](), given.manifest, sure=given.variant != "all")
             probe(tasks, given.out, init=given.init, device=given.device, tell=Console())
+
+    return main
+
+
+def hearing(*variants: Callable[[], HearPlan], doc: str | None) -> Main:
+    named = {variant.__name__: variant for variant in variants}
+
+    def main(arguments: Sequence[str] | None = None) -> None:
+        parser = _bare_parser(list(named), doc)
+        parser.add_argument("--manifest", type=Path, required=True)
+        parser.add_argument("--out", type=Path, required=True, help="the folder to write to")
+        parser.add_argument(
+            "--init", default="default", help="NAME or NAME:layer=L of a model (default: the packaged one)"
+        )
+        parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+        given = parser.parse_args(arguments)
+        with orderly_exit():
+            found = hear(
+                named[given.variant](),
+                given.manifest,
+                given.out,
+                init=given.init,
+                device=given.device,
+                tell=Console(),
+            )
+            print("\n".join(lines(found)))
 
     return main
 

@@ -18,6 +18,7 @@ from speech_ssl.objectives.ctc import CTCConfig
 from speech_ssl.objectives.data2vec import Data2VecConfig
 from speech_ssl.objectives.data2vec2 import Data2Vec2Config
 from speech_ssl.objectives.dinosr import DinoSRConfig
+from speech_ssl.objectives.distillation import DistillationConfig
 from speech_ssl.objectives.events import EventsConfig
 from speech_ssl.objectives.hubert import HuBERTConfig
 from speech_ssl.objectives.jepa import JEPAConfig
@@ -66,6 +67,16 @@ def causal(encoder: EncoderConfig) -> EncoderConfig:
 def mel(encoder: EncoderConfig) -> EncoderConfig:
     """With log-mel frames in place of convolutions: for methods that need some."""
     return replace(encoder, frontend=LogMel(bins=16))
+
+
+def distillation(encoder: EncoderConfig = ENCODER) -> Objective:
+    """Of teachers with random weights, the same ones whatever the seed, as a resumed run is given them again:
+    one has more width and other frames than the student."""
+    objective = DistillationConfig(layers=2).build(Encoder(encoder))
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        objective.learn_from([Encoder(ENCODER), Encoder(mel(ENCODER).changed(width=48, depth=2))])
+    return objective
 
 
 def ctc(encoder: EncoderConfig = ENCODER) -> Objective:
@@ -133,6 +144,7 @@ OBJECTIVES: list[Callable[..., Objective]] = [
     best_rq,
     cpc,
     apc,
+    distillation,
     ctc,
     events,
     events_frozen,
