@@ -89,6 +89,7 @@ def test_a_loss_that_is_not_finite_is_noticed():
     assert pretrain_throughput.measure(torch.nn.Linear(1, 1), lambda *_: module.bias.sum(), batches, 1).finite
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_leaves_an_artifact_and_goes_on(prompts, tmp_path):
     out = tmp_path / "run"
     command = ["benchmarks.gpu.pretrain_small", "--device", "cpu", "--tiny"]

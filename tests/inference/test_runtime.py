@@ -190,6 +190,7 @@ def test_int8_does_not_depend_on_the_batch(tiny_artifact: Path, speech: Waveform
 
 def test_loading_leaves_the_callers_encoder_alone(tiny_artifact: Path):
     artifact = load_artifact(tiny_artifact)
+    artifact.encoder.train()
     before = {key: value.clone() for key, value in artifact.encoder.state_dict().items()}
     Runtime(artifact, precision="bf16")
     assert artifact.encoder.training and all(p.requires_grad for p in artifact.encoder.parameters())

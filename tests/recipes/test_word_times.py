@@ -21,6 +21,8 @@ from speech_ssl.training.config import TrainConfig
 from tests.recipes.tuning import done, results
 from tests.sounds import RATE
 
+pytestmark = pytest.mark.slow  # it trains a model to read first
+
 LETTERS = "abcdef"
 Span = tuple[float, float]
 

@@ -93,11 +93,22 @@ def test_called_again_it_does_what_is_missing_alone(compared: Path, labelled: Pa
         runs.compare(replace(plan, budget_s=9.0), [labelled], [(keyword(), labelled)], compared)
 
 
-def test_a_signal_ends_it_and_it_goes_on_to_the_same_result(labelled: Path, tmp_path: Path) -> None:
+def begun(out: Path, compared: Path) -> Path:
+    """A folder with what was measured before: the baselines, and how long a step takes."""
+    (out / "runs").mkdir(parents=True)
+    (out / "runs" / "apc-smoke.pace.json").write_text('{"step_s": 0.02}')
+    (out / "results").mkdir()
+    for name in BASELINES:
+        (out / "results" / f"{name}.json").write_bytes((compared / "results" / f"{name}.json").read_bytes())
+    return out
+
+
+def test_a_signal_ends_it_and_it_goes_on_to_the_same_result(
+    compared: Path, labelled: Path, tmp_path: Path
+) -> None:
     plan = replace(PLAN, methods=PLAN.methods[1:])
     tasks = [(keyword(), labelled)]
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "apc-smoke.pace.json").write_text('{"step_s": 0.02}')  # as measured by both
+    stopped, whole = begun(tmp_path / "stopped", compared), begun(tmp_path / "whole", compared)
     steps = 0
 
     def interrupting(event: runs.RunEvent) -> None:
@@ -107,14 +118,11 @@ def test_a_signal_ends_it_and_it_goes_on_to_the_same_result(labelled: Path, tmp_
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped):
-        runs.compare(plan, [labelled], tasks, tmp_path, tell=interrupting)
-    assert not (tmp_path / "results" / "apc-smoke-seed0.json").exists()
-    runs.compare(plan, [labelled], tasks, tmp_path)
-    whole = tmp_path / "whole"
-    (whole / "runs").mkdir(parents=True)
-    (whole / "runs" / "apc-smoke.pace.json").write_text('{"step_s": 0.02}')
+        runs.compare(plan, [labelled], tasks, stopped, tell=interrupting)
+    assert not (stopped / "results" / "apc-smoke-seed0.json").exists()
+    runs.compare(plan, [labelled], tasks, stopped)
     runs.compare(plan, [labelled], tasks, whole)
-    first, second = (next(e for e in load_entries(f) if e.kind == "method") for f in (tmp_path, whole))
+    first, second = (next(e for e in load_entries(f) if e.kind == "method") for f in (stopped, whole))
     assert first == second
 
 
