@@ -70,7 +70,7 @@ def train(  # noqa: PLR0913 - each is a part of the run
     another number of ranks, takes the same steps. Raises Stopped, Collapsed or NonFinite.
     """
     config = replace(config, precision=ranks.from_first(resolve(config.precision, ranks.device)))
-    objective.to(ranks.device).train()
+    objective.to(ranks.device)
     optimizer = build_optimizer(objective, config)
     state = last_state(out, objective, optimizer, ranks)
     objective.set_progress(state.step / config.steps)

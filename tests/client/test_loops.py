@@ -71,7 +71,7 @@ def test_its_thread_ends_with_it(client: Client) -> None:
     for ask in (other.models, lambda: list(other.embed_many([WAVE]))):
         with pytest.raises(RuntimeError, match="closed"):
             ask()
-    for _ in range(60):  # in one of 25 a connection was just being made, and stayed open
+    for _ in range(30):  # in one of 25 a connection was just being made, and stayed open
         with Client(client.url) as brief:
             results = brief.embed_many([WAVE] * 9)
             next(results)

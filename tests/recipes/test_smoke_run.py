@@ -143,6 +143,7 @@ def test_resuming_a_finished_run_changes_nothing(undisturbed: Path, manifest: Pa
 
 
 @pytest.mark.numerical
+@pytest.mark.slow
 def test_two_processes_train_as_one(undisturbed: Path, manifest: Path, tmp_path: Path) -> None:
     torchrun = ("torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1")
     launcher = (*torchrun, "--nproc-per-node", "2", "-m", RECIPE)

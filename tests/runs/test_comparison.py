@@ -103,6 +103,7 @@ def begun(out: Path, compared: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_signal_ends_it_and_it_goes_on_to_the_same_result(
     compared: Path, labelled: Path, tmp_path: Path
 ) -> None:
