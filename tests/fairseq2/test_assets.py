@@ -131,7 +131,7 @@ def test_without_a_tokenizer_the_encoder_is_had(tmp_path: Path, served: tuple[st
     [
         ("gone_asr", "gone_asr: this asset of fairseq2 cannot be fetched"),
         ("no_file", "gone.pt"),
-        ("of_text", "of_text: of fairseq2's family 'llama'; read are wav2vec2, wav2vec2_asr"),
+        ("of_text", "of_text: of fairseq2's family 'llama'; supported are wav2vec2, wav2vec2_asr"),
         ("unknown", "unknown: no such folder or file, and no model that fairseq2 knows by this name"),
     ],
 )
