@@ -17,10 +17,14 @@ from torch import Tensor
 from speech_ssl.objectives.views import (
     Mixing,
     add_noise,
+    band_pass,
     beta,
+    change_speed,
     coloured_noise,
+    mix_in,
     mix_utterances,
     mixup,
+    random_crop,
     random_gain,
     time_shift,
 )
@@ -55,9 +59,24 @@ def overlay(wave_BS: Tensor, lengths_B: Tensor, generator: torch.Generator) -> T
     return mix_utterances(wave_BS, lengths_B, Mixing(share=1.0), generator)
 
 
-ALONE = [gain, noise, shift]
-"""Views of a row that have nothing to do with the other rows."""
-VIEWS = [*ALONE, partial(noise, babble=1.0), mix, overlay]
+def crop(wave_BS: Tensor, lengths_B: Tensor, generator: torch.Generator) -> Tensor:
+    return random_crop(wave_BS, lengths_B, share=(0.3, 0.9), generator=generator)[0]
+
+
+def speed(wave_BS: Tensor, lengths_B: Tensor, generator: torch.Generator) -> Tensor:
+    return change_speed(wave_BS, lengths_B, 1 + 0.25 * torch.rand(len(wave_BS), generator=generator))[0]
+
+
+def band(wave_BS: Tensor, lengths_B: Tensor, generator: torch.Generator) -> Tensor:
+    low_B, high_B = torch.rand(2, len(wave_BS), generator=generator)
+    return band_pass(wave_BS, lengths_B, 20 + 400 * low_B, 2_000 + 5_000 * high_B)
+
+
+behind: View = lambda wave_BS, lengths_B, generator: mix_in(  # noqa: E731
+    wave_BS, lengths_B, most=0.4, generator=generator
+)
+ALONE = [gain, noise, shift]  # of a row, whatever the other rows are
+VIEWS = [*ALONE, partial(noise, babble=1.0), mix, overlay, crop, speed, band, behind]
 
 
 def batch(lengths: list[int], padding: int = 0, seed: int = 1) -> tuple[Tensor, Tensor]:
