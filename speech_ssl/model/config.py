@@ -8,6 +8,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 ConvNorm = Literal["group", "layer"]
+MelNorm = Literal["bin", "clip"]
 Init = Literal["published", "smooth"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
@@ -85,6 +86,10 @@ class LogMel(Part):
     bins: int = 80
     stacked: int = field(default=2, metadata={**LATER, "most": 100})
     """Steps in a frame: 2 make 50 frames a second, 4 make 25."""
+    norm: MelNorm = field(default="bin", metadata=LATER)
+    """"bin": each bin has mean 0 and variance 1 over the clip, which removes microphone, room and level, and
+    with them most of the timbre of voices and sounds. "clip": all bins share the mean and variance, which
+    removes the level alone."""
 
     @property
     def width(self) -> int:

@@ -42,10 +42,11 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        if isinstance(config.frontend, LogMel):
-            self.frontend: MelFrontend | Frontend = MelFrontend(config.frontend.bins, config.frontend.stacked)
+        if isinstance(frontend := config.frontend, LogMel):
+            mel = MelFrontend(frontend.bins, frontend.stacked, frontend.norm)
+            self.frontend: MelFrontend | Frontend = mel
         else:
-            self.frontend = Frontend(config.frontend, config.conv_activation, config.init)
+            self.frontend = Frontend(frontend, config.conv_activation, config.init)
         self.feature_norm: nn.Module = nn.Identity()
         if config.feature_norm:
             self.feature_norm = LayerNorm(config.frontend.width, eps=config.norm_eps)

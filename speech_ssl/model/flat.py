@@ -67,6 +67,7 @@ LATER: dict[str, Any] = {
     "conformer_kernel": 0,
     "conformer_norm": "batch",
     "mel_bins": 0,
+    "mel_norm": "bin",
     "conformer_dropout": 0.1,
     "wave_eps": 1e-7,
     "causal": False,
@@ -112,9 +113,8 @@ def _of_flat(values: Mapping[str, Any]) -> EncoderConfig:
         else:
             parts |= {"block": Transformer(**_of(flat, TRANSFORMER)), "positions": _of_transformer(flat)}
         bins = flat["mel_bins"]
-        config = EncoderConfig(
-            frontend=LogMel(bins=bins) if bins else Convolutions(**_of(flat, FRONTEND)), **parts
-        )
+        mel = LogMel(bins=bins, norm=flat["mel_norm"]) if bins else None
+        config = EncoderConfig(frontend=mel or Convolutions(**_of(flat, FRONTEND)), **parts)
     except TypeError as error:
         raise ValueError(f"a field of the encoder config has the wrong type: {error}") from None
     for name, value in flat_of(config).items():  # a value that no part holds must not be ignored
@@ -165,8 +165,9 @@ def flat_of(config: EncoderConfig) -> dict[str, Any]:
     """The flat fields that apply to a config of this kind."""
     flat = {name: getattr(config, name) for name in SAME}
     match config.frontend:
-        case LogMel(bins=bins, stacked=stacked):
-            flat |= {"mel_bins": bins, "conv_channels": (stacked * bins,), "normalize_wave": False}
+        case LogMel(bins=bins, stacked=stacked, norm=norm):
+            flat |= {"mel_bins": bins, "mel_norm": norm}
+            flat |= {"conv_channels": (stacked * bins,), "normalize_wave": False}
             flat["conv_kernels"] = ((stacked - 1) * MEL_STEP + MEL_WINDOW,)
             flat["conv_strides"] = (stacked * MEL_STEP,)
         case Convolutions() as convolutions:

@@ -161,6 +161,26 @@ def test_the_bank_is_kaldis() -> None:
     torch.testing.assert_close(log_mel(wave[None].double(), 80)[0].float(), found, atol=2e-3, rtol=0)
 
 
+def test_normalised_together_bins_keep_the_shape_of_the_spectrum() -> None:
+    """By hand in float64; a gain changes nothing, a filter does."""
+    frontend, lengths = MelFrontend(20, norm="clip"), torch.tensor([16_000, 9_000])
+    wave_BS = torch.stack([noise(16_000), noise(16_000, 1)])
+    wave_BS[1, 9_000:] = 7.0
+    found = frontend(wave_BS, lengths)
+    for row, samples in enumerate(lengths.tolist()):
+        steps_TM = log_mel(wave_BS[row : row + 1, :samples].double(), 20)[0]
+        wanted_TM = (steps_TM - steps_TM.mean()) / (steps_TM.var() + 1e-7).sqrt()
+        count = int(found.lengths_B[row])
+        torch.testing.assert_close(found.x_BTD[row, :count].reshape(-1, 20), wanted_TM[: 2 * count].float())
+    torch.testing.assert_close(frontend(wave_BS * 0.25, lengths).x_BTD, found.x_BTD, atol=1e-5, rtol=0)
+    assert found.x_BTD[0].mean(0).std() > 0.3 > 0.1 > ours([wave_BS[0]], 20)[0].mean(0).std()
+    together = config().changed(frontend={"norm": "clip"})
+    assert stored_config(together.to_dict()) == together
+    assert hashed(flat_of(together)) != hashed(flat_of(config()))
+    with pytest.raises(ValueError, match="frontend"):
+        model_type_of(together.changed(block={"norm": "layer"}))
+
+
 @pytest.mark.parametrize("stacked", [1, 3, 4])
 def test_frames_hold_as_many_steps_as_asked(stacked: int) -> None:
     """Side by side, each step in one frame; the hash tells of it."""

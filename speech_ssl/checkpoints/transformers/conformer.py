@@ -142,7 +142,7 @@ def _block(config: EncoderConfig, family: str) -> Conformer:
     can = {
         "block": isinstance(block, Conformer) and bert == (block.norm == "layer"),
         "frontend": isinstance(config.frontend, LogMel if bert else Convolutions)
-        and getattr(config.frontend, "stacked", 2) == 2,
+        and (not bert or config.frontend == LogMel(bins=config.frontend.width // 2)),
         "positions": bert or not isinstance(config.positions, ClippedDistances),
         "feature_norm": config.feature_norm,
     }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from speech_ssl.model.config import MelNorm
 from speech_ssl.model.convolution import Lengths, output_length
 from speech_ssl.model.frontends.levels import Given, given, given_means, given_variances
 from speech_ssl.types import SAMPLE_RATE, Frames, Levels, Moments, valid_mask
@@ -25,7 +28,8 @@ LEAST_ENERGY = 2.0**-23
 
 class MelFrontend(nn.Module):
     """Waves (B, S) to frames (B, T, stacked * bins), 100 / stacked per second: Kaldi's log-mel filter bank,
-    each bin normalised to mean 0 and variance 1 over the clip, then `stacked` steps side by side.
+    each bin normalised to mean 0 and variance 1 over the clip, then `stacked` steps side by side. With
+    norm="clip" all bins are normalised together.
 
     (Seamless Communication 2023, arXiv 2312.05187, section 3.2.1; SeamlessM4TFeatureExtractor in
     transformers.) Nothing is learned. Computed in float64 at any precision, result in float32: in float32,
@@ -35,9 +39,9 @@ class MelFrontend(nn.Module):
     Bins are normalised over all valid steps of a row, including last steps that no frame holds.
     """
 
-    def __init__(self, bins: int, stacked: int = 2) -> None:
+    def __init__(self, bins: int, stacked: int = 2, norm: MelNorm = "bin") -> None:
         super().__init__()
-        self.bins, self.stacked = bins, stacked
+        self.bins, self.stacked, self.norm = bins, stacked, norm
 
     @property
     def hop(self) -> int:
@@ -59,7 +63,8 @@ class MelFrontend(nn.Module):
             raise ValueError(f"a clip needs at least {self.receptive_field} samples, got {wave_BS.shape[1]}")
         with torch.autocast(wave_BS.device.type, enabled=False):
             steps = Frames(log_mel(wave_BS.double(), self.bins), output_length(lengths_B, WINDOW, STEP))
-            x_BTM = _normalized(steps, given(levels, _moments)).float()
+            normalized, moments = NORMS[self.norm]
+            x_BTM = normalized(steps, given(levels, moments)).float()
         count = x_BTM.shape[1] // self.stacked
         x_BTC = x_BTM[:, : count * self.stacked].reshape(len(x_BTM), count, self.stacked * self.bins)
         return Frames(x_BTC, self.frame_count(lengths_B))
@@ -97,6 +102,30 @@ def _normalized(steps: Frames, moments: Given) -> Tensor:
 def _moments(level: Moments) -> tuple[Tensor, Tensor]:
     variance_M = level.scatter_NN.diagonal() / max(level.count - 1, 1)
     return torch.from_numpy(level.mean_N), torch.from_numpy(variance_M)
+
+
+def _clip_normalized(steps: Frames, moments: Given) -> Tensor:
+    """The same with one mean and one variance for all bins of a row."""
+    x_BTM, bins = steps.x_BTD, steps.x_BTD.shape[2]
+    valid_BT1 = valid_mask(steps.lengths_B, x_BTM.shape[1])[:, :, None]
+    count_B11 = steps.lengths_B[:, None, None].to(x_BTM.dtype) * bins
+    mean_B11 = given_means((x_BTM * valid_BT1).sum((1, 2), keepdim=True) / count_B11.clamp(min=1), moments)
+    centred_BTM = (x_BTM - mean_B11) * valid_BT1
+    variance_B11 = centred_BTM.square().sum((1, 2), keepdim=True) / (count_B11 - 1).clamp(min=1)
+    return centred_BTM / (given_variances(variance_B11, moments) + 1e-7).sqrt()
+
+
+def _clip_moments(level: Moments) -> tuple[Tensor, Tensor]:
+    """Of all bins together: the scatter within each bin and that of their means."""
+    mean, bins = level.mean_N.mean(), len(level.mean_N)
+    scatter = level.scatter_NN.diagonal().sum() + level.count * np.square(level.mean_N - mean).sum()
+    return torch.tensor(float(mean)), torch.tensor(float(scatter / max(level.count * bins - 1, 1)))
+
+
+NORMS: Mapping[
+    MelNorm, tuple[Callable[[Frames, Given], Tensor], Callable[[Moments], tuple[Tensor, Tensor]]]
+] = {"bin": (_normalized, _moments), "clip": (_clip_normalized, _clip_moments)}
+"""How bins are normalised, and what is needed of a whole clip's moments for it."""
 
 
 class _Bank(NamedTuple):
