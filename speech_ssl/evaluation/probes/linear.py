@@ -315,7 +315,7 @@ def fit(x_NLD: Means, y_N: NDArray[np.intp], classes: int, weight_decay: float) 
         return entropy + penalty, np.concatenate(slopes).astype(np.float64)
 
     start = np.zeros(learned + (D + 1) * classes)
-    options = {"maxiter": ITERATIONS, "maxcor": 20, "gtol": GRADIENT, "ftol": 0.0}
+    options = {"maxiter": ITERATIONS, "maxcor": 20, "gtol": GRADIENT, "ftol": 1e-10}
     found = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
     _, weight_DC, bias_C = parts(found)
     mix_L = found[:learned].astype(np.float32) if learned else np.zeros(1, np.float32)
