@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
-import scipy.special
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -29,8 +28,8 @@ from speech_ssl.evaluation.probes.representations import Means
 WEIGHT_DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 HELD_OUT = 0.2
 ITERATIONS = 200
-GRADIENT = 1e-5
-"""Its largest value where a fit ends."""
+GRADIENT, CHANGE = 1e-5, 1e-10
+"""A fit ends where no part of the gradient is larger, or the loss changes less than this share of it."""
 
 
 class HeldOut(NamedTuple):
@@ -287,39 +286,33 @@ def fit(x_NLD: Means, y_N: NDArray[np.intp], classes: int, weight_decay: float) 
 
     The gradient is written out: with autograd, a fit of a few hundred clips took ten times as long.
     """
-    N, L, D = x_NLD.shape
-    x_LND = np.ascontiguousarray(x_NLD.transpose(1, 0, 2))
-    answer_NC = np.eye(classes, dtype=np.float32)[y_N]
+    (N, L, D), x_LND, target_N = x_NLD.shape, layers_first(x_NLD), torch.from_numpy(y_N)
+    answer_NC = F.one_hot(target_N, classes).float()
     learned = L if L > 1 else 0  # a single layer has nothing to mix
 
-    def parts(values: NDArray[np.float64]) -> tuple[Means, ...]:
-        mix_L = scipy.special.softmax(values[:learned]) if learned else np.ones(1)
-        weights = mix_L, values[learned:-classes].reshape(D, classes), values[-classes:]
-        return tuple(part.astype(np.float32) for part in weights)
+    def head_of(values: NDArray[np.float64]) -> Head:
+        flat = torch.from_numpy(values.astype(np.float32))
+        mix_L = flat[:learned] if learned else torch.zeros(1)
+        return Head(mix_L, flat[learned:-classes].view(D, classes), flat[-classes:])
 
     def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        mix_L, weight_DC, bias_C = parts(values)
-        x_ND = x_LND[0] if L == 1 else np.tensordot(mix_L, x_LND, 1)
-        logits_NC = x_ND @ weight_DC + bias_C
-        logits_NC -= logits_NC.max(1, keepdims=True)
-        odds_NC = np.exp(logits_NC)
-        total_N1 = odds_NC.sum(1, keepdims=True)
-        entropy = float((np.log(total_N1[:, 0]) - logits_NC[np.arange(N), y_N]).mean(dtype=np.float64))
-        wrong_NC = (odds_NC / total_N1 - answer_NC) / N
-        slope_DC = x_ND.T @ wrong_NC + weight_decay * weight_DC
-        slopes = [slope_DC.ravel(), wrong_NC.sum(0)]
+        mix_L, weight_DC, bias_C = head_of(values)
+        x_ND = mixed(x_LND, mix_L)
+        logits_NC = torch.addmm(bias_C, x_ND, weight_DC)
+        entropy = F.cross_entropy(logits_NC, target_N) + weight_decay / 2 * weight_DC.square().sum()
+        wrong_NC = (logits_NC.softmax(1) - answer_NC) / N
+        slopes = [(x_ND.T @ wrong_NC + weight_decay * weight_DC).flatten(), wrong_NC.sum(0)]
         if learned:  # through the softmax of the mix
-            slope_L = np.tensordot(x_LND, wrong_NC @ weight_DC.T, 2)
-            slopes.insert(0, mix_L * (slope_L - mix_L @ slope_L))
-        penalty = weight_decay / 2 * float(np.square(weight_DC, dtype=np.float64).sum())
-        return entropy + penalty, np.concatenate(slopes).astype(np.float64)
+            slope_L = x_LND.flatten(1) @ (wrong_NC @ weight_DC.T).flatten()
+            share_L = mix_L.softmax(0)
+            slopes.insert(0, share_L * (slope_L - share_L @ slope_L))
+        return float(entropy), torch.cat(slopes).double().numpy()
 
+    options = {"maxiter": ITERATIONS, "maxcor": 20, "gtol": GRADIENT, "ftol": CHANGE}
     start = np.zeros(learned + (D + 1) * classes)
-    options = {"maxiter": ITERATIONS, "maxcor": 20, "gtol": GRADIENT, "ftol": 1e-10}
-    found = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
-    _, weight_DC, bias_C = parts(found)
-    mix_L = found[:learned].astype(np.float32) if learned else np.zeros(1, np.float32)
-    return Head(*(torch.from_numpy(np.array(part)) for part in (mix_L, weight_DC, bias_C)))
+    with torch.inference_mode():
+        found = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
+    return head_of(found.x)
 
 
 def check_features(x_NLD: Means, labels: Sequence[str]) -> None:
