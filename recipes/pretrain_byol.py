@@ -3,8 +3,8 @@
     python -m recipes.pretrain_byol VARIANT --manifest M.tsv --out runs/NAME [--resume]
 
 smoke   about 6 s of one CPU core: shows that everything runs; learns nothing of use.
-tiny    3.7 M parameters with a log-mel front end, as in the paper; 24 rows of a second a step, each seen
-        twice: about a second on one CPU core in fp32. Not run to its end yet.
+tiny    4.8 M parameters, log-mel frames of 40 ms of 64 bins, as in the paper, for two CPU cores; 48 rows of a
+        second a step, each seen twice. Not run to its end yet.
 speech  BYOL-S: the same with 80 bins, for manifests of speech. Not run to its end yet.
 
 The papers' network is convolutional, so that there is no published size to repeat; views, losses, tau and the
@@ -19,20 +19,17 @@ from speech_ssl.data.batching import DataConfig
 from speech_ssl.model import presets
 from speech_ssl.model.config import LogMel
 from speech_ssl.objectives.byol import BYOLConfig
-from speech_ssl.runs import Run, command
-from speech_ssl.training.config import TrainConfig
+from speech_ssl.runs import Run, command, sizes
 
 
 def tiny() -> Run:
-    """For two CPU cores: a log-mel front end, and many short rows rather than few long ones."""
+    """For two CPU cores: log-mel frames, and many short rows rather than few long ones."""
     return Run(
         name="byol-tiny",
-        encoder=presets.tiny().changed(frontend=LogMel(bins=64)),
+        encoder=presets.tiny_mel().changed(frontend={"bins": 64}),
         objective=BYOLConfig(hidden_width=1024),
-        data=DataConfig(crop_s=1.0, batch_s=24.0, min_s=0.95, workers=1),
-        train=TrainConfig(
-            steps=20_000, peak_lr=3e-4, log_every=100, valid_every=1_000, save_every=500, warmup=0.02
-        ),
+        data=DataConfig(crop_s=1.0, batch_s=48.0, min_s=0.95, workers=1),
+        train=sizes.tiny_training(peak_lr=3e-4),
     )
 
 
@@ -48,10 +45,8 @@ def smoke() -> Run:
         name="byol-smoke",
         encoder=replace(tiny().encoder, depth=2, width=64, ffn_width=128, dropout=0.1, layer_drop=0.1),
         objective=replace(tiny().objective, hidden_width=64, width=32),
-        data=DataConfig(crop_s=1.0, batch_s=8.0, min_s=0.5, workers=1),
-        train=TrainConfig(
-            steps=20, precision="fp32", peak_lr=1e-3, log_every=5, valid_every=10, save_every=10
-        ),
+        data=sizes.SMOKE_CLIPS,
+        train=sizes.smoke_training(steps=20, save_every=10),
     )
 
 

@@ -3,7 +3,7 @@
     python -m recipes.pretrain_jepa VARIANT --manifest M.tsv --out runs/NAME [--resume [--set NAME=VALUE]]
 
 smoke   15 s of processor time (CPU): shows that everything runs; learns nothing of use.
-tiny    3.8 M parameters, for 2 CPU cores; not run to its end yet (0.9 s of one core a step in fp32).
+tiny    4.9 M parameters, log-mel frames of 40 ms, for two CPU cores. Not run to its end yet.
 base    as published for audio of any kind: 100 frames a second, crops of 2 s; 17 min of audio a step.
         Not run.
 
@@ -19,7 +19,7 @@ from speech_ssl.data.batching import DataConfig
 from speech_ssl.model import presets
 from speech_ssl.model.config import Convolutions, EncoderConfig
 from speech_ssl.objectives.jepa import JEPAConfig
-from speech_ssl.runs import Run, command
+from speech_ssl.runs import Run, command, sizes
 from speech_ssl.training.config import TrainConfig
 
 
@@ -49,27 +49,25 @@ def base() -> Run:
 
 
 def tiny() -> Run:
-    """The data of wav2vec 2.0's tiny. More is visible than in base, as in the published code for speech:
-    short runs learn little from a fifth of the frames. Spans are of as many seconds as in base, which has
-    twice the frames, and the teacher follows faster than in a run of 400,000 steps."""
+    """More is visible than in base, as in the published code for speech: short runs learn little from a fifth
+    of the frames. Spans are about as long as in base, which has four times the frames, and the teacher
+    follows faster than in a run of 400,000 steps."""
     return Run(
         name="jepa-tiny",
-        encoder=presets.tiny_near(),
+        encoder=presets.tiny_mel_near(),
         objective=JEPAConfig(
             context_share=None,
             target_share=0.15,
-            target_span=5,
-            top=3,
+            target_span=3,
+            top=4,
             predictor_width=128,
             predictor_layers=2,
             predictor_heads=4,
             ema=(0.99, 0.999),
             ema_warmup=0.3,
         ),
-        data=DataConfig(crop_s=2.6, batch_s=15.6, min_s=1.0, workers=1),
-        train=TrainConfig(
-            steps=19_500, peak_lr=1e-3, log_every=100, valid_every=1_000, save_every=500, warmup=0.05
-        ),
+        data=sizes.TINY_FRAMES,
+        train=sizes.tiny_training(),
     )
 
 
@@ -82,16 +80,8 @@ def smoke() -> Run:
         objective=JEPAConfig(
             top=2, targets=2, predictor_width=64, predictor_layers=1, predictor_heads=2, ema=(0.9, 0.99)
         ),
-        data=DataConfig(crop_s=1.0, batch_s=4.0, min_s=0.5, workers=1),
-        train=TrainConfig(
-            steps=30,
-            batches_per_step=2,
-            precision="fp32",
-            peak_lr=1e-3,
-            log_every=5,
-            valid_every=10,
-            save_every=5,
-        ),
+        data=sizes.SMOKE,
+        train=sizes.smoke_training(batches_per_step=2),
     )
 
 

@@ -21,7 +21,7 @@ from dataclasses import replace
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.model import presets
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
-from speech_ssl.runs import Run, command
+from speech_ssl.runs import Run, command, sizes
 from speech_ssl.training.config import TrainConfig
 
 
@@ -96,16 +96,8 @@ def smoke() -> Run:
             diversity_weight=0.5,
             feature_penalty=0.0,
         ),
-        data=DataConfig(crop_s=1.0, batch_s=4.0, min_s=0.5, workers=1),
-        train=TrainConfig(
-            steps=30,
-            batches_per_step=2,
-            precision="fp32",
-            peak_lr=1e-3,
-            log_every=5,
-            valid_every=10,
-            save_every=5,
-        ),
+        data=sizes.SMOKE,
+        train=sizes.smoke_training(batches_per_step=2),
     )
 
 

@@ -3,8 +3,8 @@
     python -m recipes.pretrain_whitening VARIANT --manifest M.tsv --out runs/NAME [--resume]
 
 smoke   about 6 s of one CPU core: shows that everything runs; learns nothing of use.
-tiny    3.7 M parameters with a log-mel front end; 24 rows of 2 s a step, of each of which two halves are
-        taken: about a second on one CPU core in fp32. Not run to its end yet.
+tiny    4.9 M parameters, log-mel frames of 40 ms, for two CPU cores; 32 rows of 2 s a step, of each of
+        which two halves are taken. Not run to its end yet.
 
 The vectors that are whitened have 12 numbers, half of the batch's rows; the paper has 64 and 128.
 """
@@ -13,25 +13,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from speech_ssl.data.batching import DataConfig
 from speech_ssl.model import presets
-from speech_ssl.model.config import LogMel
 from speech_ssl.objectives.two_views import ViewsConfig
 from speech_ssl.objectives.whitening import WhiteningConfig
-from speech_ssl.runs import Run, command
-from speech_ssl.training.config import TrainConfig
+from speech_ssl.runs import Run, command, sizes
 
 
 def tiny() -> Run:
-    """For two CPU cores: a log-mel front end, and many short rows rather than few long ones."""
+    """For two CPU cores: log-mel frames, and many short rows rather than few long ones."""
     return Run(
         name="whitening-tiny",
-        encoder=presets.tiny().changed(frontend=LogMel(bins=64)),
+        encoder=presets.tiny_mel(),
         objective=WhiteningConfig(views=ViewsConfig(crop=(0.5, 0.5)), hidden_width=512, width=12),
-        data=DataConfig(crop_s=2.0, batch_s=48.0, min_s=1.0, workers=1),
-        train=TrainConfig(
-            steps=20_000, peak_lr=5e-4, log_every=100, valid_every=1_000, save_every=500, warmup=0.02
-        ),
+        data=sizes.TINY_CLIPS,
+        train=sizes.tiny_training(peak_lr=5e-4),
     )
 
 
@@ -41,10 +36,8 @@ def smoke() -> Run:
         name="whitening-smoke",
         encoder=replace(tiny().encoder, depth=2, width=64, ffn_width=128, dropout=0.1, layer_drop=0.1),
         objective=replace(tiny().objective, hidden_width=64, width=4),
-        data=DataConfig(crop_s=1.0, batch_s=8.0, min_s=0.5, workers=1),
-        train=TrainConfig(
-            steps=20, precision="fp32", peak_lr=1e-3, log_every=5, valid_every=10, save_every=10
-        ),
+        data=sizes.SMOKE_CLIPS,
+        train=sizes.smoke_training(steps=20, save_every=10),
     )
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from speech_ssl.model.config import Convolutions, EncoderConfig, StackedConvolutions, Transformer
+from speech_ssl.model.config import (
+    Convolutions,
+    EncoderConfig,
+    LogMel,
+    StackedConvolutions,
+    Transformer,
+    WideConvolution,
+)
 
 
 def tiny() -> EncoderConfig:
@@ -31,6 +38,24 @@ def tiny_near() -> EncoderConfig:
     """`tiny`, but with positions that reach a quarter of a second. In short crops those of `tiny` tell each
     frame how far the ends are, and a teacher that follows its student may end up saying nothing else."""
     return replace(tiny(), positions=StackedConvolutions(layers=3, kernel=9))
+
+
+def tiny_mel() -> EncoderConfig:
+    """4.9 M parameters, 25 frames a second of log-mel steps: on two CPU cores it trains four times as fast as
+    `tiny`, half of whose time goes into its convolutions. The level of each frame is kept, for voices and
+    sounds differ by it: bins are normalised by the clip, and there is no layer norm before the projection."""
+    return tiny().changed(
+        frontend=LogMel(stacked=4, norm="clip"),
+        feature_norm=False,
+        positions=WideConvolution(kernel=31),
+        depth=6,
+        init="published",
+    )
+
+
+def tiny_mel_near() -> EncoderConfig:
+    """`tiny_mel` with positions that reach a third of a second, as `tiny_near`."""
+    return replace(tiny_mel(), positions=StackedConvolutions(layers=2, kernel=9))
 
 
 def small() -> EncoderConfig:
