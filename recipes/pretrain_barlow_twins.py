@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from recipes import sizes
 from speech_ssl.model import presets
 from speech_ssl.objectives.barlow_twins import BarlowTwinsConfig
 from speech_ssl.objectives.two_views import ViewsConfig
-from speech_ssl.runs import Run, command, sizes
+from speech_ssl.runs import Run, command
 
 
 def tiny() -> Run:

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from recipes import sizes
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.model import presets
 from speech_ssl.model.config import LogMel
 from speech_ssl.objectives.byol import BYOLConfig
-from speech_ssl.runs import Run, command, sizes
+from speech_ssl.runs import Run, command
 
 
 def tiny() -> Run:

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from recipes import sizes
 from speech_ssl.model import presets
 from speech_ssl.objectives.distillation import DistillationConfig
-from speech_ssl.runs import Run, command, sizes
+from speech_ssl.runs import Run, command
 
 
 def tiny() -> Run:

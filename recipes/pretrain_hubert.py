@@ -22,10 +22,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from recipes import sizes
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.model import presets
 from speech_ssl.objectives.hubert import HuBERTConfig
-from speech_ssl.runs import Run, command, sizes
+from speech_ssl.runs import Run, command
 from speech_ssl.training.config import TrainConfig
 
 A_TENTH = 17_000_000

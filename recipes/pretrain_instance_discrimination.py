@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from recipes import sizes
 from speech_ssl.model import presets
 from speech_ssl.objectives.instance_discrimination import InstanceDiscriminationConfig
 from speech_ssl.objectives.two_views import ViewsConfig
-from speech_ssl.runs import Run, command, sizes
+from speech_ssl.runs import Run, command
 
 
 def tiny() -> Run:

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from recipes import sizes
 from speech_ssl.data.batching import DataConfig
 from speech_ssl.model import presets
 from speech_ssl.model.config import LogMel
 from speech_ssl.objectives.mae import MAEConfig
-from speech_ssl.runs import Run, command, sizes
+from speech_ssl.runs import Run, command
 from speech_ssl.training.config import TrainConfig
 
 

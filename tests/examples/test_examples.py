@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import speech_ssl
-from recipes import pretrain_wav2vec2
+from recipes import sizes
 from speech_ssl.extraction.extract import Extraction
 from speech_ssl.training.config import TrainConfig
 from tests.service.fakes import FakeRuntime
@@ -77,7 +77,7 @@ def test_the_encoder_computes_in_torch(example) -> None:  # type: ignore[no-unty
 def test_a_short_training_is_looked_at(example, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """With fewer steps: the whole of it is what tests/recipes runs."""
     fewer = {"steps": 4, "log_every": 2, "valid_every": 4}
-    monkeypatch.setattr(pretrain_wav2vec2, "TrainConfig", lambda **given: TrainConfig(**given | fewer))
+    monkeypatch.setattr(sizes, "TrainConfig", lambda **given: TrainConfig(**given | fewer))
     *table, end = example("pretrain_smoke.py", tmp_path / "run")
     assert [line.split()[:2] for line in table[1:]] == [["train", "2"], ["train", "4"], ["valid", "4"]]
     assert end.startswith("wav2vec2-smoke: 2 layers of width 64")
