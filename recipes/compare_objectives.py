@@ -12,7 +12,7 @@ to add methods and seeds; a method that fails is written down and stops no other
 trained encoders take as many of `--teacher ARTIFACT` as they need.
 
 Small encoders leave cores idle: two processes with OMP_NUM_THREADS=1, each with its own methods after --only
-and twice the seconds, may share DIR, and take two thirds of the time.
+and twice the seconds, may share DIR.
 
 smoke   seconds a method: shows that everything runs; says nothing of use.
 tiny    six minutes of training a method on this machine, and some minutes of probing.

@@ -17,7 +17,7 @@ SMOKE_CLIPS = replace(SMOKE, batch_s=8.0)
 
 
 def tiny_training(**changes: Any) -> TrainConfig:
-    """About an hour on two CPU cores for most methods."""
+    """Half an hour to some hours on two CPU cores, by method."""
     usual = TrainConfig(
         steps=7_000,
         peak_lr=1e-3,

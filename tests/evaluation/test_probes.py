@@ -70,6 +70,19 @@ def test_the_head_is_logistic_regression() -> None:
     np.testing.assert_allclose(head.weight_DC.numpy().T, reference.coef_, atol=2e-3)
 
 
+def test_a_mix_of_layers_ends_where_autograd_finds_no_slope() -> None:
+    x_NLD, labels = planted(200, strength=1.0)
+    y_N = np.array([int(label[-1]) for label in labels])
+    x_NLD = Standard.of(x_NLD).apply(x_NLD)
+    head = fit(x_NLD, y_N, CLASSES, 0.01)
+    learned = [part.clone().requires_grad_() for part in head]
+    logits_NC = type(head)(*learned).logits(probes.layers_first(x_NLD))
+    loss = torch.nn.functional.cross_entropy(logits_NC, torch.from_numpy(y_N))
+    (loss + 0.005 * learned[1].square().sum()).backward()  # type: ignore[no-untyped-call]
+    assert all(part.grad is not None and part.grad.abs().max() < 1e-3 for part in learned)
+    assert head.mix_L.std() > 0.1
+
+
 def test_a_rare_class_counts_as_much_in_uar() -> None:
     labels = ["a"] * 8 + ["b"] * 2
     accuracy, uar = accuracy_and_uar(["a"] * 10, labels)

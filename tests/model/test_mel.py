@@ -162,7 +162,7 @@ def test_the_bank_is_kaldis() -> None:
 
 
 def test_normalised_together_bins_keep_the_shape_of_the_spectrum() -> None:
-    """By hand in float64; a gain changes nothing, a filter does."""
+    """By hand in float64; a gain changes nothing."""
     frontend, lengths = MelFrontend(20, norm="clip"), torch.tensor([16_000, 9_000])
     wave_BS = torch.stack([noise(16_000), noise(16_000, 1)])
     wave_BS[1, 9_000:] = 7.0

@@ -284,7 +284,7 @@ def _held_out_results(
 def fit(x_NLD: Means, y_N: NDArray[np.intp], classes: int, weight_decay: float) -> Head:
     """Minimises cross-entropy plus weight_decay / 2 * ||weight||^2, from a uniform mix and a zero head.
 
-    The gradient is written out: with autograd, a fit of a few hundred clips took ten times as long.
+    The gradient is written out: with autograd, most fits took several times as long.
     """
     (N, L, D), x_LND, target_N = x_NLD.shape, layers_first(x_NLD), torch.from_numpy(y_N)
     answer_NC = F.one_hot(target_N, classes).float()
@@ -299,14 +299,14 @@ def fit(x_NLD: Means, y_N: NDArray[np.intp], classes: int, weight_decay: float) 
         mix_L, weight_DC, bias_C = head_of(values)
         x_ND = mixed(x_LND, mix_L)
         logits_NC = torch.addmm(bias_C, x_ND, weight_DC)
-        entropy = F.cross_entropy(logits_NC, target_N) + weight_decay / 2 * weight_DC.square().sum()
+        total = F.cross_entropy(logits_NC, target_N) + weight_decay / 2 * weight_DC.square().sum()
         wrong_NC = (logits_NC.softmax(1) - answer_NC) / N
         slopes = [(x_ND.T @ wrong_NC + weight_decay * weight_DC).flatten(), wrong_NC.sum(0)]
         if learned:  # through the softmax of the mix
             slope_L = x_LND.flatten(1) @ (wrong_NC @ weight_DC.T).flatten()
             share_L = mix_L.softmax(0)
             slopes.insert(0, share_L * (slope_L - share_L @ slope_L))
-        return float(entropy), torch.cat(slopes).double().numpy()
+        return float(total), torch.cat(slopes).double().numpy()
 
     options = {"maxiter": ITERATIONS, "maxcor": 20, "gtol": GRADIENT, "ftol": CHANGE}
     start = np.zeros(learned + (D + 1) * classes)
