@@ -90,6 +90,17 @@ class LogMel(Part):
     """"bin": each bin has mean 0 and variance 1 over the clip, which removes microphone, room and level, and
     with them most of the timbre of voices and sounds. "clip": all bins share the mean and variance, which
     removes the level alone."""
+    channels: tuple[int, ...] = field(default=(), metadata=LATER)
+    """Of 2-D convolutions before the projection, see `MelStem`. Each halves the steps: `stacked` is 2 to the
+    power of their number."""
+
+    def __post_init__(self) -> None:
+        self.check_types()
+        if self.channels and self.stacked != 2 ** len(self.channels):
+            raise ValueError(
+                f"{len(self.channels)} channels of LogMel need stacked={2 ** len(self.channels)}, "
+                f"not {self.stacked}"
+            )
 
     @property
     def width(self) -> int:

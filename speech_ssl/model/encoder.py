@@ -12,6 +12,7 @@ from speech_ssl.model.config import Conformer, EncoderConfig, GatedDistances, Lo
 from speech_ssl.model.conformer import ConformerBlock
 from speech_ssl.model.convolution import Lengths, start_bias_
 from speech_ssl.model.frontends.mel import MelFrontend
+from speech_ssl.model.frontends.stem import MelStem
 from speech_ssl.model.frontends.wave import Frontend, LayerNorm
 from speech_ssl.model.positions import conv_positions
 from speech_ssl.model.relative import RelativeBias
@@ -50,7 +51,11 @@ class Encoder(nn.Module):
         self.feature_norm: nn.Module = nn.Identity()
         if config.feature_norm:
             self.feature_norm = LayerNorm(config.frontend.width, eps=config.norm_eps)
-        self.feature_projection = nn.Linear(config.frontend.width, config.width)
+        if isinstance(frontend, LogMel) and frontend.channels:
+            stem = MelStem(frontend.bins, frontend.channels, config.width)
+            self.feature_projection: nn.Linear | MelStem = stem
+        else:
+            self.feature_projection = nn.Linear(frontend.width, config.width)
         self.feature_dropout = nn.Dropout(config.feature_dropout)
         self.hidden_vector = nn.Parameter(torch.empty(config.width).uniform_())
         self.positions = conv_positions(config)
@@ -72,7 +77,9 @@ class Encoder(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         if isinstance(config.frontend, LogMel):  # its frames of silence are zero, as no norm's input may be
-            start_bias_(self.feature_projection.bias, config.frontend.width)
+            projection = self.feature_projection
+            last = projection if isinstance(projection, nn.Linear) else projection.linear
+            start_bias_(last.bias, last.in_features)
 
     @property
     def hop(self) -> int:
@@ -125,8 +132,10 @@ class Encoder(nn.Module):
         self, features: Frames, hidden_BT: Tensor | None = None, hidden_BD: Tensor | None = None
     ) -> Frames:
         """What enters the first block (B, T, D), positions included; parameters as of `blockwise`."""
-        valid_BT = features.valid_BT
-        x_BTD = self.feature_dropout(self.feature_projection(features.x_BTD))
+        valid_BT, x_BTC = features.valid_BT, features.x_BTD
+        if hidden_BT is not None and isinstance(self.feature_projection, MelStem):
+            x_BTC = x_BTC.masked_fill(hidden_BT[:, :, None], 0.0)  # which the next frame would see
+        x_BTD = self.feature_dropout(self.feature_projection(x_BTC))
         if hidden_BT is not None:
             x_BTD = torch.where(hidden_BT[:, :, None], self.hidden_vector.to(x_BTD.dtype), x_BTD)
         if hidden_BD is not None:

@@ -68,6 +68,7 @@ LATER: dict[str, Any] = {
     "conformer_norm": "batch",
     "mel_bins": 0,
     "mel_norm": "bin",
+    "mel_channels": [],
     "conformer_dropout": 0.1,
     "wave_eps": 1e-7,
     "causal": False,
@@ -165,8 +166,8 @@ def flat_of(config: EncoderConfig) -> dict[str, Any]:
     """The flat fields that apply to a config of this kind."""
     flat = {name: getattr(config, name) for name in SAME}
     match config.frontend:
-        case LogMel(bins=bins, stacked=stacked, norm=norm):
-            flat |= {"mel_bins": bins, "mel_norm": norm}
+        case LogMel(bins=bins, stacked=stacked, norm=norm, channels=channels):
+            flat |= {"mel_bins": bins, "mel_norm": norm, "mel_channels": channels}
             flat |= {"conv_channels": (stacked * bins,), "normalize_wave": False}
             flat["conv_kernels"] = ((stacked - 1) * MEL_STEP + MEL_WINDOW,)
             flat["conv_strides"] = (stacked * MEL_STEP,)

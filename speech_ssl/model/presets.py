@@ -45,7 +45,7 @@ def tiny_mel() -> EncoderConfig:
     `tiny`, half of whose time goes into its convolutions. The level of each frame is kept, for voices and
     sounds differ by it: bins are normalised by the clip, and there is no layer norm before the projection."""
     return tiny().changed(
-        frontend=LogMel(stacked=4, norm="clip"),
+        frontend=LogMel(bins=128, stacked=4, norm="clip", channels=(32, 32)),
         feature_norm=False,
         positions=WideConvolution(kernel=31),
         depth=6,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_ssl.model.attention import Block
@@ -29,6 +30,9 @@ class MAEConfig:
     """Audio-MAE hides 0.8."""
     hidden_span: int = 1
     """Frames to a chunk, which is hidden or visible as one. MAE-AST's chunks have 3 to 5."""
+    frame_norm: bool = False
+    """Targets have mean 0 and variance 1 over the bins of each frame, as the patches of Audio-MAE have: the
+    shape of quiet frames counts as much as that of loud ones, and levels do not."""
     decoder_depth: int = 2
     decoder_width: int = 768
     decoder_heads: int = 12
@@ -122,8 +126,8 @@ class MAE(Objective):
 
     def forward(self, batch: Batch, *, generator: torch.Generator) -> LossSum:
         """The generative loss of MAE-AST, section 2.3: (reconstructed - true)^2, a mean over the bins;
-        targets are hidden frames, normalised by bin as the front end leaves them. Waits for the device, as
-        `Encoder.visible` does. Raises ValueError if the batch is too short for a frame."""
+        targets are hidden frames, normalised as the front end leaves them and `frame_norm` says. Waits for
+        the device, as `Encoder.visible` does. Raises ValueError if the batch is too short for a frame."""
         raw = self.encoder.convolve(batch.wave_BS, batch.lengths_B)
         size = raw.x_BTD.shape[1]
         spans = {"share": self.config.hidden_share, "span": self.config.hidden_span}
@@ -131,7 +135,7 @@ class MAE(Objective):
         visible, position_BK = self.encoder.visible(self.encoder.normalized(raw), hidden_BT)
         decoded_BTC = self.decoder(visible, position_BK, raw.lengths_B, size)
         with torch.autocast(decoded_BTC.device.type, enabled=False):
-            target_BTC, weight_BT = raw.x_BTD.float(), hidden_BT.float()
+            target_BTC, weight_BT = self.target(raw.x_BTD.float()), hidden_BT.float()
             loss_BT = (decoded_BTC.float() - target_BTC).square().mean(-1)
             count, seen_BK = weight_BT.sum(), visible.valid_BT.float()
             scale = count / seen_BK.sum().clamp(min=1)
@@ -140,6 +144,9 @@ class MAE(Objective):
         metrics |= {name: value * scale for name, value in spread.items()}
         total = (loss_BT * weight_BT).sum()
         return LossSum(total, count, {name: value.detach() for name, value in metrics.items()})
+
+    def target(self, x_BTC: Tensor) -> Tensor:
+        return F.layer_norm(x_BTC, x_BTC.shape[-1:]) if self.config.frame_norm else x_BTC
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         """`blind`: the loss of reconstructing the mean. Adds `effective_rank` of visible frames' contexts."""

@@ -115,7 +115,7 @@ def compare(
     inputs = fingerprint(utterances, None) | {"teachers": [named_artifact(t).sha256 for t in teachers]}
     _open(out, plan, exams, inputs)
     done = {entry.key for entry in load_entries(out)}
-    baselines(out, exams, done, tell)
+    baselines(out, exams, done, plan.methods[0].encoder, tell)
     keys = [(run, seed) for seed in plan.seeds for run in plan.methods]
     waiting = [(run, seed) for run, seed in keys if f"{run.name}-seed{seed}" not in done]
     took: list[float] = []
@@ -193,21 +193,25 @@ def paced(run: Run, train: partial[Path], path: Path, folder: Path) -> float:
     return step_s
 
 
-def baselines(out: Path, exams: Sequence[Exam], done: set[str], tell: Listener) -> None:
-    """Spectra, the shipped encoder, and its like at random."""
+def baselines(
+    out: Path, exams: Sequence[Exam], done: set[str], encoder: EncoderConfig, tell: Listener
+) -> None:
+    """Spectra, the shipped encoder, and its like and the compared one at random."""
     shipped = named_artifact("default")
     config = shipped.encoder.config
     known: Mapping[str, tuple[Representation, str]] = {
         "log-mel": (log_mel, "log-mel"),
         "MFCC": (mfcc, "MFCC"),
-        "random weights": (encoder_states(random_encoder(config, 0)), _front_end(config)),
+        "random weights": (encoder_states(random_encoder(encoder, 0)), _front_end(encoder)),
+        "random weights of the shipped model": (encoder_states(random_encoder(config, 0)), _front_end(config)),
         "shipped model": (encoder_states(shipped.encoder), _front_end(config)),
     }
+    least = max(shipped.encoder.receptive_field, Encoder(encoder).receptive_field)
     for name, (representation, front_end) in known.items():
         if name not in done:
             tell(Note(f"baseline: {name}"))
             entry = Entry(name=name, kind="baseline", front_end=front_end)
-            save_entry(out, probed(entry, representation, exams, shipped.encoder.receptive_field))
+            save_entry(out, probed(entry, representation, exams, least))
 
 
 def probed(entry: Entry, representation: Representation, exams: Sequence[Exam], least: int) -> Entry:
