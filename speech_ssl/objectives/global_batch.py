@@ -8,6 +8,7 @@ gather: in validation the ranks do not read equally many batches. Of micro-batch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from speech_ssl.types import Frames
 
 
 def _alone() -> bool:
@@ -72,6 +75,22 @@ def all_sum(x: Tensor) -> Tensor:
         return x
     total: Tensor = _AllSum.apply(x)  # type: ignore[no-untyped-call]
     return total
+
+
+def similarity(frames: Frames, summed: Callable[[Tensor], Tensor] = all_sum) -> Tensor:
+    """This rank's part of the mean of (z_i . z_j)^2 over all pairs of frames of different clips, z their
+    vectors brought to length 1: 1 where all lie along one line, 1 / D where they spread over all directions
+    alike. The uniformity of U-MAE (Zhang et al. 2022, arXiv 2210.08344, section 5), which has one vector an
+    image. summed: over ranks.
+
+    The pairs are not computed one by one: with S the sum of z z^T over all frames, and S_b over those of
+    clip b, the sum over pairs is |S|^2 - sum_b |S_b|^2.
+    """
+    z_BTD = F.normalize(frames.x_BTD.float(), dim=-1) * frames.valid_BT[:, :, None]
+    moment_BDD = z_BTD.transpose(1, 2) @ z_BTD
+    mine_DD, length_B = moment_BDD.sum(0), frames.lengths_B.float()
+    pairs = summed(length_B.sum()).square() - summed(length_B.square().sum())
+    return ((summed(mine_DD) * mine_DD).sum() - moment_BDD.square().sum()) / pairs.clamp(min=1)
 
 
 class GlobalBatchNorm(nn.Module):

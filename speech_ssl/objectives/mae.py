@@ -19,6 +19,7 @@ from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.frontends.wave import LayerNorm
 from speech_ssl.model.positions import conv_positions
 from speech_ssl.objectives.base import Floor, Objective, effective_rank, moments
+from speech_ssl.objectives.global_batch import all_sum, similarity
 from speech_ssl.types import Batch, Frames, LossSum, valid_mask
 
 
@@ -33,6 +34,9 @@ class MAEConfig:
     frame_norm: bool = False
     """Targets have mean 0 and variance 1 over the bins of each frame, as the patches of Audio-MAE have: the
     shape of quiet frames counts as much as that of loud ones, and levels do not."""
+    uniformity: float = 0.0
+    """Weight of the similarity of different clips' frames, see `similarity`. U-MAE (Zhang et al.
+    2022, arXiv 2210.08344) has 0.01."""
     decoder_depth: int = 2
     decoder_width: int = 768
     decoder_heads: int = 12
@@ -42,6 +46,8 @@ class MAEConfig:
             raise ValueError(f"hidden_share must be more than 0 and less than 1, not {self.hidden_share}")
         if self.hidden_span < 1:
             raise ValueError(f"hidden_span must be at least 1, not {self.hidden_span}")
+        if self.uniformity < 0:
+            raise ValueError(f"uniformity is a weight, at least 0, not {self.uniformity}")
 
     def build(self, encoder: Encoder) -> MAE:
         return MAE(encoder, self)
@@ -112,6 +118,7 @@ class MAE(Objective):
                 "convolutional positions"
             )
         self.encoder, self.config = encoder, config
+        self.adds = config.uniformity == 0  # otherwise it is of pairs of rows
         shape = EncoderConfig(
             width=config.decoder_width,
             positions=WideConvolution(kernel=31),
@@ -140,16 +147,24 @@ class MAE(Objective):
             count, seen_BK = weight_BT.sum(), visible.valid_BT.float()
             scale = count / seen_BK.sum().clamp(min=1)
             spread = moments(visible.x_BTD, seen_BK)
-        metrics = {"blind": (target_BTC.square().mean(-1) * weight_BT).sum()}
-        metrics |= {name: value * scale for name, value in spread.items()}
-        total = (loss_BT * weight_BT).sum()
+            metrics = {"blind": (target_BTC.square().mean(-1) * weight_BT).sum()}
+            metrics |= {name: value * scale for name, value in spread.items()}
+            total = (loss_BT * weight_BT).sum()
+            if self.config.uniformity > 0:
+                summed = all_sum if self.training else Tensor.clone
+                metrics |= {
+                    "reconstruction": total,
+                    "similarity": similarity(visible, summed) * summed(count),
+                }
+                total = total + self.config.uniformity * metrics["similarity"]
         return LossSum(total, count, {name: value.detach() for name, value in metrics.items()})
 
     def target(self, x_BTC: Tensor) -> Tensor:
         return F.layer_norm(x_BTC, x_BTC.shape[-1:]) if self.config.frame_norm else x_BTC
 
     def report(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """`blind`: the loss of reconstructing the mean. Adds `effective_rank` of visible frames' contexts."""
+        """`blind`: the loss of reconstructing the mean; `reconstruction` and `similarity`: the parts of the
+        loss where it has two. Adds `effective_rank` of visible frames' contexts."""
         return super().report(means) | {
             "effective_rank": effective_rank(means["moment_1"], means["moment_2"])
         }

@@ -203,7 +203,10 @@ def baselines(
         "log-mel": (log_mel, "log-mel"),
         "MFCC": (mfcc, "MFCC"),
         "random weights": (encoder_states(random_encoder(encoder, 0)), _front_end(encoder)),
-        "random weights of the shipped model": (encoder_states(random_encoder(config, 0)), _front_end(config)),
+        "random weights of the shipped model": (
+            encoder_states(random_encoder(config, 0)),
+            _front_end(config),
+        ),
         "shipped model": (encoder_states(shipped.encoder), _front_end(config)),
     }
     least = max(shipped.encoder.receptive_field, Encoder(encoder).receptive_field)

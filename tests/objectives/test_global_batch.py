@@ -12,8 +12,9 @@ import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_ssl.objectives.global_batch import GlobalBatchNorm, all_rows, all_sum
+from speech_ssl.objectives.global_batch import GlobalBatchNorm, all_rows, all_sum, similarity
 from speech_ssl.training.ranks import joined_ranks
+from speech_ssl.types import Frames
 
 pytestmark = pytest.mark.numerical
 
@@ -30,7 +31,9 @@ def loss(x_ND: Tensor, norm: nn.Module) -> Tensor:
     z_ND = norm(x_ND)
     all_ND, first = all_rows(z_ND)
     similar_NM = (z_ND @ all_ND.T).masked_fill(torch.eye(len(all_ND)).bool()[first : first + len(z_ND)], -9.0)
-    return similar_NM.logsumexp(1).sum() + (all_sum(z_ND.square().sum(0)) * z_ND.sum(0)).sum()
+    frames = Frames(x_ND.view(-1, 2, 2), torch.full((len(x_ND),), 2))
+    related = similarity(frames) + (all_sum(z_ND.square().sum(0)) * z_ND.sum(0)).sum()
+    return similar_NM.logsumexp(1).sum() + related
 
 
 def of_one_process() -> tuple[Tensor, Tensor, GlobalBatchNorm]:
@@ -65,6 +68,19 @@ def test_two_ranks_compute_what_one_process_does(tmp_path: Path) -> None:
     for found in (first, second):
         torch.testing.assert_close(found["running_mean"], norm.running_mean)
         torch.testing.assert_close(found["running_var"], norm.running_var)
+
+
+def test_similarity_is_the_mean_over_pairs_of_frames_of_different_clips() -> None:
+    lengths_B = torch.tensor([3, 1, 0, 2])
+    x_BTD = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(1)).double()
+    kept = [(b, x_BTD[b, t] / x_BTD[b, t].norm()) for b in range(4) for t in range(int(lengths_B[b]))]
+    squares = [float(one @ other) ** 2 for a, one in kept for b, other in kept if a != b]
+    assert len(squares) == 36 - 9 - 1 - 4
+    found = similarity(Frames(x_BTD, lengths_B))
+    assert float(found) == pytest.approx(sum(squares) / len(squares), rel=1e-5)
+    line = Frames(torch.tensor([[[1.0, 2.0]], [[-2.0, -4.0]]]), torch.tensor([1, 1]))
+    assert float(similarity(line)) == pytest.approx(1.0)
+    assert float(similarity(Frames(x_BTD[:1], lengths_B[:1]))) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_alone_it_is_torchs_batch_norm() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -110,6 +112,49 @@ def test_a_row_of_one_chunk_has_no_target() -> None:
     assert float(found.count) == float(found.total.detach()) == 0
 
 
+def test_uniformity_adds_the_similarity_of_different_clips_frames() -> None:
+    """Weighted as a mean over the targets is; without it the loss is as it was."""
+    plain = built()
+    uniform = MAE(plain.encoder, replace(plain.config, uniformity=0.25)).eval()
+    uniform.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        first, second = (
+            each(tones(1), generator=torch.Generator().manual_seed(5)) for each in (plain, uniform)
+        )
+    assert (plain.adds, uniform.adds) == (True, False)
+    assert torch.equal(second.metrics["reconstruction"], first.total)
+    similar = second.metrics["similarity"] / second.count
+    assert 1 / plain.encoder.config.width < float(similar) <= 1
+    torch.testing.assert_close(second.total, first.total + 0.25 * second.metrics["similarity"])
+    means = {name: value / second.count for name, value in second.metrics.items()}
+    assert uniform.report(means)["similarity"] == pytest.approx(float(similar))
+
+
+def test_uniformity_spreads_contexts_that_point_in_one_direction() -> None:
+    objective = built().train()
+    uniform = MAE(objective.encoder, replace(objective.config, uniformity=100.0))
+    with torch.no_grad():
+        uniform.encoder.norm.bias.fill_(3.0)  # type: ignore[union-attr,operator]
+    optimizer, seen = torch.optim.Adam(uniform.encoder.parameters(), 0.1), []
+    for step in range(30):
+        found = uniform(tones(step), generator=torch.Generator().manual_seed(step))
+        seen.append(float((found.metrics["similarity"] / found.count).detach()))
+        optimizer.zero_grad()
+        (found.total / found.count).backward()
+        optimizer.step()
+    assert seen[0] > 0.6 and sum(seen[-5:]) / 5 < 0.4, seen
+
+
+def test_targets_may_be_normalised_frame_by_frame() -> None:
+    objective = MAE(built().encoder, MAEConfig(frame_norm=True, decoder_width=32, decoder_heads=2))
+    x_BTC = torch.randn(2, 5, 32) * 3 + 1
+    found = objective.target(x_BTC)
+    torch.testing.assert_close(found.mean(-1), torch.zeros(2, 5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.square().mean(-1), torch.ones(2, 5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(objective.target(7 * x_BTC - 2), found, atol=1e-4, rtol=0)
+    assert torch.equal(built().target(x_BTC), x_BTC)
+
+
 def test_encoders_and_numbers_that_do_not_fit_are_refused() -> None:
     conformer = mel(ENCODER).changed(block=Conformer(kernel=5), positions=Rotary())
     for config in (ENCODER, conformer):
@@ -119,3 +164,5 @@ def test_encoders_and_numbers_that_do_not_fit_are_refused() -> None:
         MAEConfig(hidden_share=1.0)
     with pytest.raises(ValueError, match="hidden_span"):
         MAEConfig(hidden_span=0)
+    with pytest.raises(ValueError, match="uniformity is a weight"):
+        MAEConfig(uniformity=-0.1)

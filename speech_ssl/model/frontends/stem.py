@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,8 +15,8 @@ KERNEL = 3
 
 
 class MelStem(nn.Module):
-    """Frames (B, T, stacked * bins) to (B, T, width): 2-D convolutions, each of which halves the steps and the
-    bins, GELU after each, then a linear layer (Dong et al. 2018, Speech-Transformer, section 3.2, as the
+    """Frames (B, T, stacked * bins) to (B, T, width): 2-D convolutions, each of which halves the steps and
+    the bins, GELU after each, then a linear layer (Dong et al. 2018, Speech-Transformer, section 3.2, and the
     subsampling of Conformers). `stacked` is 2 ** len(channels).
 
     A linear projection of stacked steps, averaged over a clip, knows no more than the average spectrum. What
@@ -27,13 +29,11 @@ class MelStem(nn.Module):
     def __init__(self, bins: int, channels: Sequence[int], width: int) -> None:
         super().__init__()
         self.bins = bins
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(inputs, outputs, KERNEL, stride=2)
-            for inputs, outputs in zip((1, *channels[:-1]), channels, strict=True)
-        )
-        for layer in self.convolutions:
+        layers = [nn.Conv2d(ins, outs, KERNEL, stride=2) for ins, outs in pairwise((1, *channels))]
+        for layer in layers:
             nn.init.kaiming_normal_(layer.weight)
-            start_bias_(layer.bias, layer.weight[0].numel())
+            start_bias_(cast(Tensor, layer.bias), layer.weight[0].numel())
+        self.convolutions = nn.ModuleList(layers)
         self.linear = nn.Linear(channels[-1] * left_bins(bins, len(channels)), width)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
