@@ -6,10 +6,11 @@
 Every method trains for the same seconds on the manifests' audio: the `tiny` run of its own recipe. All have
 the encoder `presets.tiny_mel`, with causal blocks for prediction in time and positions of short reach beside
 a teacher; but wav2vec 2.0, whose quantizer takes what convolutions learn, has `presets.tiny`. Then the same
-linear head is trained on each frozen layer, for every task. Beside them: log-mel, MFCC, random weights and
-the packaged model. DIR gets report.html and a file a result. Run it again to go on after an interruption, or
-to add methods and seeds; a method that fails is written down and stops no other. Methods that learn from
-trained encoders take as many of `--teacher ARTIFACT` as they need.
+linear head is trained on each frozen layer, for every task. Beside them: log-mel, MFCC, the packaged model,
+and the first method's encoder and the packaged one with random weights. DIR gets report.html and a file a
+result. Run it again to go on after an interruption, or to add methods and seeds; a method that fails is
+written down and stops no other. Methods that learn from trained encoders take as many of `--teacher ARTIFACT`
+as they need.
 
 Small encoders leave cores idle: two processes with OMP_NUM_THREADS=1, each with its own methods after --only
 and twice the seconds, may share DIR.

@@ -3,7 +3,7 @@
     python -m recipes.pretrain_apc VARIANT --manifest M.tsv --out runs/NAME [--resume [--set NAME=VALUE]]
 
 smoke   seconds on 2 CPU cores: shows that everything runs; learns nothing of use.
-tiny    4.9 M parameters, log-mel frames of 40 ms, for two CPU cores
+tiny    5.1 M parameters, log-mel frames of 40 ms, for two CPU cores
         (0.5 s a step in fp32) and a causal encoder. Not run to its end yet.
 
 On several GPUs: torchrun --nproc-per-node 8 -m recipes.pretrain_apc tiny ...

@@ -6,7 +6,7 @@ The encoders hear log-mel bins, as in the paper. With a front end of convolution
 targets are then of the log-mel bins of the same wave.
 
 smoke   9 s of one CPU core: shows that everything runs; learns nothing of use.
-tiny    4.9 M parameters, log-mel frames of 40 ms, for two CPU cores (0.5 s a step in fp32), and 1,024
+tiny    5.1 M parameters, log-mel frames of 40 ms, for two CPU cores (0.5 s a step in fp32), and 1,024
         entries. Not run to its end yet.
 base    89 M parameters: frames of 40 ms and a Conformer of 12 blocks, as in the open reproduction of Whetten
         et al. 2024 (arXiv 2405.04296); 2 h of audio a step. The paper's own has 0.6 B.

@@ -3,7 +3,7 @@
     python -m recipes.pretrain_cpc VARIANT --manifest M.tsv --out runs/NAME [--resume [--set NAME=VALUE]]
 
 smoke   seconds on 2 CPU cores: shows that everything runs; learns nothing of use.
-tiny    4.9 M parameters, log-mel frames of 40 ms, for two CPU cores, and a causal encoder; the
+tiny    5.1 M parameters, log-mel frames of 40 ms, for two CPU cores, and a causal encoder; the
         paper's hears waves. Not run to its end yet.
 
 On several GPUs: torchrun --nproc-per-node 8 -m recipes.pretrain_cpc tiny ...

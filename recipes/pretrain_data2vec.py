@@ -3,7 +3,7 @@
     python -m recipes.pretrain_data2vec VARIANT --manifest M.tsv --out runs/NAME [--resume [--set NAME=VALUE]]
 
 smoke   11 s of processor time (CPU): shows that everything runs; learns nothing of use.
-tiny    4.9 M parameters, log-mel frames of 40 ms, for two CPU cores. Not run to its end yet.
+tiny    5.1 M parameters, log-mel frames of 40 ms, for two CPU cores. Not run to its end yet.
 base    93.2 M parameters, the published Base; 1.1 h of audio a step. Not run.
 
 `explained` is the share of the targets' variance that is predicted. The loss alone says little: it also falls

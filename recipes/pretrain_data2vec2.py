@@ -3,7 +3,7 @@
     python -m recipes.pretrain_data2vec2 VARIANT --manifest M.tsv --out runs/NAME [--resume]
 
 smoke   13 s of processor time (CPU): shows that everything runs; learns nothing of use.
-tiny    4.9 M parameters, log-mel frames of 40 ms, for two CPU cores (0.9 s a step in fp32). Not run
+tiny    5.1 M parameters, log-mel frames of 40 ms, for two CPU cores (0.9 s a step in fp32). Not run
         to its end yet.
 base    93.2 M parameters, the published Base without its ALiBi; 8.3 min of audio a step, each hidden in
         8 ways. Not run.

@@ -3,7 +3,7 @@
     python -m recipes.pretrain_denoising VARIANT --manifest M.tsv --out runs/NAME [--resume]
 
 smoke       46 s on 2 busy CPU cores (10 s of one): shows that everything runs; learns nothing of use.
-tiny        4.9 M parameters, log-mel frames of 40 ms, for two CPU cores: noise and others' speech are
+tiny        5.1 M parameters, log-mel frames of 40 ms, for two CPU cores: noise and others' speech are
             added. Not run to its end yet.
 bandwidth   tiny, without what is above 1.3 to 4 kHz: the frames of all frequencies are told.
 inpainting  tiny, with spans of 100 ms silenced, whose frames are told. Not shown to learn yet: after

@@ -3,7 +3,7 @@
     python -m recipes.pretrain_dinosr VARIANT --manifest M.tsv --out runs/NAME [--resume [--set NAME=VALUE]]
 
 smoke   12 s of processor time (CPU): shows that everything runs; learns nothing of use.
-tiny    4.9 M parameters, log-mel frames of 40 ms, for two CPU cores. Not run to its end yet.
+tiny    5.1 M parameters, log-mel frames of 40 ms, for two CPU cores. Not run to its end yet.
 base    93.2 M parameters, as published; 1.1 h of audio a step. Not run.
 
 `information` is by how many nats the loss is below the entropy of the codes. The loss alone says little: it

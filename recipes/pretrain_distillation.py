@@ -8,7 +8,7 @@ and one that knows other sounds, train on audio of both kinds. They may have oth
 rates than the student. Give the same ones, in the same order, to resume.
 
 smoke   50 seconds on 2 CPU cores shared with other work: shows that everything runs; learns nothing of use.
-tiny    4.9 M parameters, log-mel frames of 40 ms, for two CPU cores. Not run to its end yet.
+tiny    5.1 M parameters, log-mel frames of 40 ms, for two CPU cores. Not run to its end yet.
 
 On several GPUs: torchrun --nproc-per-node 8 -m recipes.pretrain_distillation tiny ...
 """

@@ -3,7 +3,7 @@
     python -m recipes.pretrain_jepa VARIANT --manifest M.tsv --out runs/NAME [--resume [--set NAME=VALUE]]
 
 smoke   15 s of processor time (CPU): shows that everything runs; learns nothing of use.
-tiny    4.9 M parameters, log-mel frames of 40 ms, for two CPU cores. Not run to its end yet.
+tiny    5.1 M parameters, log-mel frames of 40 ms, for two CPU cores. Not run to its end yet.
 base    as published for audio of any kind: 100 frames a second, crops of 2 s; 17 min of audio a step.
         Not run.
 

@@ -3,7 +3,7 @@
     python -m recipes.pretrain_segment_order VARIANT --manifest M.tsv --out runs/NAME [--resume]
 
 smoke   42 s on 2 busy CPU cores (9 s of one): shows that everything runs; learns nothing of use.
-tiny    4.9 M parameters, log-mel frames of 40 ms, for two CPU cores. Not shown to learn yet: after
+tiny    5.1 M parameters, log-mel frames of 40 ms, for two CPU cores. Not shown to learn yet: after
         75 steps of a trial with convolutions the accuracy was that of guessing, 1 / 6.
 
 On several GPUs: torchrun --nproc-per-node 8 -m recipes.pretrain_segment_order tiny ...

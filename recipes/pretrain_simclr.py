@@ -3,7 +3,7 @@
     python -m recipes.pretrain_simclr VARIANT --manifest M.tsv --out runs/NAME [--resume]
 
 smoke   about 6 s of one CPU core: shows that everything runs; learns nothing of use.
-tiny    4.9 M parameters, log-mel frames of 40 ms, for two CPU cores; 32 rows of 2 s a step, of each of
+tiny    5.1 M parameters, log-mel frames of 40 ms, for two CPU cores; 32 rows of 2 s a step, of each of
         which two halves are taken. Not run to its end yet.
 cola    the same with COLA's views and similarity. Not run to its end yet.
 

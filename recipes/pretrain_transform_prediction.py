@@ -3,7 +3,7 @@
     python -m recipes.pretrain_transform_prediction VARIANT --manifest M.tsv --out runs/NAME [--resume]
 
 smoke   45 s on 2 busy CPU cores (9 s of one): shows that everything runs; learns nothing of use.
-tiny    4.9 M parameters, log-mel frames of 40 ms, for two CPU cores. Not run to its end yet: in a
+tiny    5.1 M parameters, log-mel frames of 40 ms, for two CPU cores. Not run to its end yet: in a
         trial with recordings of one voice the accuracy in training was 0.8 after 100 steps. Much shorter runs
         may do.
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import atexit
 import gc
 import signal
+import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -283,3 +285,11 @@ def _prepare_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     gc.freeze()  # keeps inherited memory shared: a collection would write to every page of it
     torch.set_num_threads(1)
+    sys.excepthook = _tell_but_the_end
+
+
+def _tell_but_the_end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The thread that hands tensors over (multiprocessing's resource sharer) would print a traceback where
+    the run ended while one was on its way."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)

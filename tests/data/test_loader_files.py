@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Connection
+from multiprocessing.resource_sharer import DupFd
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +22,7 @@ import soundfile
 import torch
 
 from speech_ssl.audio import AudioError, Limits
-from speech_ssl.data.loader import Loader, evaluation
+from speech_ssl.data.loader import Loader, _prepare_worker, evaluation
 from speech_ssl.data.manifest import Utterance, read_manifest
 from speech_ssl.data.source import FileSource
 from speech_ssl.types import AudioWarning
@@ -199,3 +205,28 @@ def test_a_script_that_fails_ends_though_its_traceback_holds_the_workers(corpus:
     code = KILLED.format(manifest=str(corpus)).replace("time.sleep(60)", "raise RuntimeError('oops')")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 1 and "oops" in run.stderr
+
+
+def _hands_over(connection: Connection) -> None:
+    """A worker with a file to hand over, as the memory of a tensor is, and a fault to tell of."""
+    _prepare_worker(0)
+    DupFd(os.dup(2))
+    connection.send(resource_sharer._resource_sharer._address)  # type: ignore[attr-defined]
+    connection.recv()
+    sys.excepthook(ValueError, ValueError("a fault"), None)
+    time.sleep(0.3)
+    os._exit(0)
+
+
+def test_a_run_that_ends_while_a_tensor_is_handed_over_leaves_no_traceback(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    ours, its = multiprocessing.Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=_hands_over, args=(its,))
+    worker.start()
+    with socket.socket(socket.AF_UNIX) as training:
+        training.connect(ours.recv())
+    ours.send("the training process is gone")
+    worker.join()
+    text = capfd.readouterr().err
+    assert "ValueError: a fault" in text and "resource_sharer" not in text and "PipeError" not in text
