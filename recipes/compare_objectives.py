@@ -13,7 +13,8 @@ written down and stops no other. Methods that learn from trained encoders take a
 as they need.
 
 Small encoders leave cores idle: two processes with OMP_NUM_THREADS=1, each with its own methods after --only
-and twice the seconds, may share DIR.
+and twice the seconds, may share DIR. A method's steps are those that fit where its pace was measured first
+(DIR/runs/NAME.pace.json), so that a comparison may go on on another machine.
 
 smoke   seconds a method: shows that everything runs; says nothing of use.
 tiny    six minutes of training a method on this machine, and some minutes of probing.

@@ -41,10 +41,11 @@ def tiny_near() -> EncoderConfig:
 
 
 def tiny_mel() -> EncoderConfig:
-    """5.1 M parameters, 25 frames a second of 128 log-mel bins: on two CPU cores it trains three times as
-    fast as `tiny`, half of whose time goes into its convolutions. The level of each frame is kept, for voices and
-    sounds differ by it: bins are normalised by the clip, and there is no layer norm before the projection.
-    With the stem's two convolutions its clip vectors tell more at random than log-mel does (LOG.md)."""
+    """5.1 M parameters, 25 frames a second of 128 log-mel bins: on two CPU cores it trains two to four times
+    as fast as `tiny`, half of whose time goes into its convolutions. The level of each frame is kept, for
+    voices and sounds differ by it: bins are normalised by the clip, and no layer norm comes before the
+    projection. With the stem's two convolutions its clip vectors tell more at random than log-mel does
+    (LOG.md)."""
     return tiny().changed(
         frontend=LogMel(bins=128, stacked=4, norm="clip", channels=(32, 32)),
         feature_norm=False,
