@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, channels_last, nn
 
 Lengths = TypeVar("Lengths", int, Tensor)
+STALLING = 16
+"""Channels of a depthwise convolution up to which oneDNN 3.10 never ends compiling a kernel of 15 taps and
+more in bf16 with AVX-512. Such narrow ones are computed in fp32."""
 
 
 def conv_over_time(
@@ -30,6 +34,16 @@ def conv_over_time(
     """
     if x_BTC.shape[2] == 1 and not padding and x_BTC.device.type == "cpu":
         return F.linear(x_BTC[:, :, 0].unfold(1, weight_OCK.shape[2], stride), weight_OCK[:, 0], bias_O)
+    if groups == x_BTC.shape[2] <= STALLING and x_BTC.device.type == "cpu":
+        with torch.autocast("cpu", enabled=False):
+            parts = (x_BTC.float(), weight_OCK.float(), None if bias_O is None else bias_O.float())
+            return _convolved(*parts, stride, padding, groups).to(x_BTC.dtype)
+    return _convolved(x_BTC, weight_OCK, bias_O, stride, padding, groups)
+
+
+def _convolved(
+    x_BTC: Tensor, weight_OCK: Tensor, bias_O: Tensor | None, stride: int, padding: int, groups: int
+) -> Tensor:
     image = x_BTC.transpose(1, 2).unsqueeze(2)
     kernel = weight_OCK.unsqueeze(2).contiguous(memory_format=channels_last)
     y = F.conv2d(image, kernel, bias_O, stride=(1, stride), padding=(0, padding), groups=groups)

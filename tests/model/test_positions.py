@@ -9,6 +9,7 @@ import torch
 
 from speech_ssl.model import positions
 from speech_ssl.model.config import EncoderConfig, StackedConvolutions, WideConvolution
+from speech_ssl.model.convolution import conv_over_time
 from speech_ssl.model.positions import conv_positions
 from speech_ssl.model.presets import tiny
 from speech_ssl.types import Frames
@@ -48,3 +49,17 @@ def test_clips_of_many_lengths_need_few_convolutions(monkeypatch: pytest.MonkeyP
         for length in range(2, 97, 5):
             assert module(frames_of(length)).shape[1] == length
     assert set(seen) == {32, 64, 96}
+
+
+@pytest.mark.parametrize("channels", [4, 16, 24])
+def test_narrow_depthwise_convolutions_in_bf16_come_to_an_end(channels: int) -> None:
+    """oneDNN would compile for ever where the processor has AVX-512 and bf16."""
+    x_BTC, weight_CK = torch.randn(1, 50, channels), torch.randn(channels, 1, 31)
+    wanted = conv_over_time(x_BTC, weight_CK, None, padding=15, groups=channels)
+    rounded = (x_BTC.bfloat16(), weight_CK.bfloat16())
+    found = conv_over_time(*rounded, None, padding=15, groups=channels)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, atol=0.2, rtol=0.05)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = conv_over_time(x_BTC, weight_CK, None, padding=15, groups=channels)
+    torch.testing.assert_close(under.float(), wanted, atol=0.2, rtol=0.05)
