@@ -142,7 +142,7 @@ def test_uniformity_spreads_contexts_that_point_in_one_direction() -> None:
         optimizer.zero_grad()
         (found.total / found.count).backward()
         optimizer.step()
-    assert seen[0] > 0.6 and sum(seen[-5:]) / 5 < 0.4, seen
+    assert seen[0] > 0.75 and sum(seen[-5:]) / 5 < 0.55, seen
 
 
 def test_targets_may_be_normalised_frame_by_frame() -> None:
