@@ -80,8 +80,7 @@ def all_sum(x: Tensor) -> Tensor:
 def similarity(frames: Frames, summed: Callable[[Tensor], Tensor] = all_sum) -> Tensor:
     """This rank's part of the mean of (z_i . z_j)^2 over all pairs of frames of different clips, z their
     vectors brought to length 1: 1 where all lie along one line, 1 / D where they spread over all directions
-    alike. The uniformity of U-MAE (Zhang et al. 2022, arXiv 2210.08344, section 5), which has one vector an
-    image. summed: over ranks.
+    alike. The uniformity of U-MAE (Zhang et al. 2022, arXiv 2210.08344), of frames. summed: over ranks.
 
     The pairs are not computed one by one: with S the sum of z z^T over all frames, and S_b over those of
     clip b, the sum over pairs is |S|^2 - sum_b |S_b|^2.

@@ -35,8 +35,8 @@ class MAEConfig:
     """Targets have mean 0 and variance 1 over the bins of each frame, as the patches of Audio-MAE have: the
     shape of quiet frames counts as much as that of loud ones, and levels do not."""
     uniformity: float = 0.0
-    """Weight of the similarity of different clips' frames, see `similarity`. U-MAE (Zhang et al.
-    2022, arXiv 2210.08344) has 0.01."""
+    """Weight of the similarity of different clips' frames, see `similarity`. 0.01 by the
+    defaults of U-MAE's code (Zhang et al. 2022, arXiv 2210.08344)."""
     decoder_depth: int = 2
     decoder_width: int = 768
     decoder_heads: int = 12

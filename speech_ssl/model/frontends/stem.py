@@ -16,7 +16,7 @@ KERNEL = 3
 
 class MelStem(nn.Module):
     """Frames (B, T, stacked * bins) to (B, T, width): 2-D convolutions, each of which halves the steps and
-    the bins, GELU after each, then a linear layer (Dong et al. 2018, Speech-Transformer, section 3.2, and the
+    the bins, GELU after each, then a linear layer (as in Speech-Transformer, Dong et al. 2018, and the
     subsampling of Conformers). `stacked` is 2 ** len(channels).
 
     A linear projection of stacked steps, averaged over a clip, knows no more than the average spectrum. What
