@@ -55,6 +55,8 @@ from speech_ssl.training.events import StepTaken
 from speech_ssl.training.loop import Stopped
 from speech_ssl.training.run import Run
 
+_states = partial(encoder_states, deviations=True)
+"""Described as the spectra are, by mean and deviation: a sound that comes and goes has both."""
 PACE, UNTIMED, TIMED = "pace.json", 4, 10
 """Steps that are taken to see how long one takes: the first ones are not counted."""
 PROBED = 6
@@ -163,7 +165,7 @@ def tried(  # noqa: PLR0913 - all that a trial is made of
             heard_h=steps * run.train.batches_per_step * _batch_s(run) / 3600,
             curve=read_curve(folder / "log.jsonl", pace_s),
         )
-        return probed(entry, encoder_states(artifact.encoder), exams, artifact.encoder.receptive_field)
+        return probed(entry, _states(artifact.encoder), exams, artifact.encoder.receptive_field)
     except Stopped:
         raise
     except Exception as error:
@@ -202,12 +204,12 @@ def baselines(
     known: Mapping[str, tuple[Representation, str]] = {
         "log-mel": (log_mel, "log-mel"),
         "MFCC": (mfcc, "MFCC"),
-        "random weights": (encoder_states(random_encoder(encoder, 0)), _front_end(encoder)),
+        "random weights": (_states(random_encoder(encoder, 0)), _front_end(encoder)),
         "random weights of the shipped model": (
-            encoder_states(random_encoder(config, 0)),
+            _states(random_encoder(config, 0)),
             _front_end(config),
         ),
-        "shipped model": (encoder_states(shipped.encoder), _front_end(config)),
+        "shipped model": (_states(shipped.encoder), _front_end(config)),
     }
     least = max(shipped.encoder.receptive_field, Encoder(encoder).receptive_field)
     for name, (representation, front_end) in known.items():

@@ -9,6 +9,8 @@ import librosa
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from speech_ssl.checkpoints.artifact import load_artifact
 from speech_ssl.data.manifest import Utterance, read_manifest
@@ -56,6 +58,37 @@ def test_means_are_over_real_frames_of_each_hidden_state(encoder: Encoder, clips
     longer = load_wave(max(clips, key=lambda clip: clip.duration_s))
     assert len(longer) > len(wave)
     np.testing.assert_allclose(hidden_means(encoder, [longer, wave])[1], expected, rtol=0, atol=1e-4)
+
+
+def test_deviations_are_those_of_all_real_frames(encoder: Encoder, clips: list[Utterance]) -> None:
+    wave, longer = load_wave(clips[2]), load_wave(max(clips, key=lambda clip: clip.duration_s))
+    with torch.no_grad():
+        states = encoder.hidden_states(torch.from_numpy(wave)[None], torch.tensor([len(wave)]))
+    expected = np.stack([np.concatenate([x[0].mean(0), x[0].std(0, unbiased=False)]) for x in states])
+    described = encoder_states(encoder, "cpu", deviations=True)([longer, wave])
+    assert described.shape == (2, 5, 512)
+    np.testing.assert_allclose(described[1], expected, rtol=0, atol=2e-4)
+
+
+@given(st.integers(0, 2**31), st.lists(st.integers(0, 9), min_size=1, max_size=5), st.floats(-1e6, 1e6))
+def test_moments_of_parts_are_those_of_the_whole(seed: int, sizes: list[int], offset: float) -> None:
+    """Even where frames hardly differ beside their mean."""
+    sizes = [*sizes, 3]
+    frames = np.random.default_rng(seed).normal(offset, 1.0, (sum(sizes), 2, 4)).astype(np.float32)
+    moments = representations.Moments()
+    for part in np.split(frames, np.cumsum(sizes)[:-1]):
+        moments.add(part)
+    mean, std = np.split(moments.described(deviations=True), 2, axis=-1)
+    np.testing.assert_allclose(mean, frames.mean(0, dtype=np.float64), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(std, frames.astype(np.float64).std(0), rtol=1e-5)
+    np.testing.assert_array_equal(moments.described(deviations=False), mean)
+
+
+def test_no_frames_cannot_be_described() -> None:
+    moments = representations.Moments()
+    moments.add(np.zeros((0, 2, 4), np.float32))
+    with pytest.raises(ValueError, match="no frame"):
+        moments.described(deviations=True)
 
 
 def test_a_long_clip_is_computed_in_windows_as_the_runtime_does(tmp_path: Path) -> None:

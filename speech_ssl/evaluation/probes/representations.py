@@ -1,8 +1,9 @@
 """Representations to probe: one vector per clip and layer, from an encoder's hidden states or from spectra.
 
 Mean pooling over time, the mix of layers and the linear head of a probe are all linear, so a probe needs only
-each layer's mean over time. Arrays are (N, L, D) float32: N clips, L layers (an encoder of depth L has L + 1
-states; spectra have one layer), D values.
+each layer's mean over time, or that and its standard deviation, which spectra are described by. Arrays are
+(N, L, D) float32: N clips, L layers (an encoder of depth L has L + 1 states; spectra have one layer), D
+values.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from speech_ssl.data.manifest import Utterance
 from speech_ssl.evaluation.extras import eval_extra
 from speech_ssl.inference.chunking import Chunker
 from speech_ssl.inference.engines.torch import TorchEngine
-from speech_ssl.inference.windows import BATCH_S, WindowedPass
+from speech_ssl.inference.windows import BATCH_S, WindowedPass, pieces
 from speech_ssl.model.config import EncoderConfig
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.types import SAMPLE_RATE, Waveform
@@ -113,10 +114,11 @@ def random_encoder(config: EncoderConfig, seed: int) -> Encoder:
         return Encoder(config)
 
 
-def encoder_states(encoder: Encoder, device: str = "auto") -> Representation:
-    """All hidden states of an encoder, (N, L + 1, D), in fp32. The encoder is not changed."""
+def encoder_states(encoder: Encoder, device: str = "auto", *, deviations: bool = False) -> Representation:
+    """The mean over time of all hidden states of an encoder, (N, L + 1, D), in fp32; with `deviations` the
+    standard deviations after it, (N, L + 1, 2 D). The encoder is not changed."""
     engine = TorchEngine(encoder, device, "fp32")
-    return lambda waves: _hidden_means(engine, waves)
+    return lambda waves: _hidden_moments(engine, waves, deviations)
 
 
 def hidden_means(encoder: Encoder, waves: Sequence[Waveform]) -> Means:
@@ -129,13 +131,43 @@ def hidden_means(encoder: Encoder, waves: Sequence[Waveform]) -> Means:
     return encoder_states(encoder, str(next(encoder.parameters()).device))(waves)
 
 
-def _hidden_means(engine: TorchEngine, waves: Sequence[Waveform]) -> Means:
+def _hidden_moments(engine: TorchEngine, waves: Sequence[Waveform], deviations: bool) -> Means:
     chunker = Chunker.of(engine.encoder)
     layers = tuple(range(engine.encoder.config.depth + 1))
     batch_s = BATCH_S[engine.device.type]
     windowed = WindowedPass(engine.run, layers, batch_s=batch_s, lookahead_s=GATHERED_S)
-    stitched = windowed.stitched([chunker.cut_wave(wave) for wave in waves], "mean")
-    return np.stack([whole.pooled for whole in stitched])
+    moments = [Moments() for _ in waves]
+    for piece, passed in windowed.over(pieces([chunker.cut_wave(wave) for wave in waves])):
+        moments[piece.clip].add(passed.kept(piece.window.skip, piece.window.keep).frames)
+    return np.stack([one.described(deviations) for one in moments])
+
+
+class Moments:
+    """Mean and deviation over frames that come in parts, in float64 (Chan et al. 1979: no cancellation)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: NDArray[np.float64] | float = 0.0
+        self.squares: NDArray[np.float64] | float = 0.0
+        """The sum of squared distances from the mean."""
+
+    def add(self, frames: NDArray[np.float32]) -> None:
+        """Frames (T, ...), in any order; T may be 0."""
+        if not len(frames):
+            return
+        frames64 = frames.astype(np.float64)
+        mean = frames64.mean(0)
+        apart, total = mean - self.mean, self.count + len(frames)
+        self.squares += np.square(frames64 - mean).sum(0) + apart**2 * (self.count * len(frames) / total)
+        self.mean += apart * (len(frames) / total)
+        self.count = total
+
+    def described(self, deviations: bool) -> NDArray[np.float32]:
+        """The mean, then the standard deviation if asked. Raises ValueError if there is no frame."""
+        if not self.count:
+            raise ValueError("nothing to describe: there is no frame")
+        parts = [self.mean, np.sqrt(self.squares / self.count)] if deviations else [self.mean]
+        return np.concatenate(parts, axis=-1).astype(np.float32)
 
 
 def log_mel(waves: Sequence[Waveform]) -> Means:
