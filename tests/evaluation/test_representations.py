@@ -75,7 +75,7 @@ def test_moments_of_parts_are_those_of_the_whole(seed: int, sizes: list[int], of
     """Even where frames hardly differ beside their mean."""
     sizes = [*sizes, 3]
     frames = np.random.default_rng(seed).normal(offset, 1.0, (sum(sizes), 2, 4)).astype(np.float32)
-    moments = representations.Moments()
+    moments = representations.MeanAndDeviation()
     for part in np.split(frames, np.cumsum(sizes)[:-1]):
         moments.add(part)
     mean, std = np.split(moments.described(deviations=True), 2, axis=-1)
@@ -85,7 +85,7 @@ def test_moments_of_parts_are_those_of_the_whole(seed: int, sizes: list[int], of
 
 
 def test_no_frames_cannot_be_described() -> None:
-    moments = representations.Moments()
+    moments = representations.MeanAndDeviation()
     moments.add(np.zeros((0, 2, 4), np.float32))
     with pytest.raises(ValueError, match="no frame"):
         moments.described(deviations=True)

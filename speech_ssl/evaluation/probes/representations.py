@@ -136,14 +136,15 @@ def _hidden_moments(engine: TorchEngine, waves: Sequence[Waveform], deviations: 
     layers = tuple(range(engine.encoder.config.depth + 1))
     batch_s = BATCH_S[engine.device.type]
     windowed = WindowedPass(engine.run, layers, batch_s=batch_s, lookahead_s=GATHERED_S)
-    moments = [Moments() for _ in waves]
+    described = [MeanAndDeviation() for _ in waves]
     for piece, passed in windowed.over(pieces([chunker.cut_wave(wave) for wave in waves])):
-        moments[piece.clip].add(passed.kept(piece.window.skip, piece.window.keep).frames)
-    return np.stack([one.described(deviations) for one in moments])
+        described[piece.clip].add(passed.kept(piece.window.skip, piece.window.keep).frames)
+    return np.stack([one.described(deviations) for one in described])
 
 
-class Moments:
-    """Mean and deviation over frames that come in parts, in float64 (Chan et al. 1979: no cancellation)."""
+class MeanAndDeviation:
+    """Over frames that come in parts, in float64, as `types.Moments` adds them up (Chan et al. 1979); without
+    its products of pairs, which for all values of all layers would fill the memory."""
 
     def __init__(self) -> None:
         self.count = 0
