@@ -67,7 +67,7 @@ def test_the_head_is_logistic_regression() -> None:
     x_NLD = Standard.of(x_NLD).apply(x_NLD)[:, [PLANTED]]
     head = fit(x_NLD, y_N, CLASSES, 0.01)
     reference = LogisticRegression(C=1 / (0.01 * len(y_N)), tol=1e-8, max_iter=1000).fit(x_NLD[:, 0], y_N)
-    np.testing.assert_allclose(head.weight_DC.numpy().T, reference.coef_, atol=2e-3)
+    np.testing.assert_allclose(head.weight_CD.numpy(), reference.coef_, atol=2e-3)
 
 
 def test_a_mix_of_layers_ends_where_autograd_finds_no_slope() -> None:

@@ -140,5 +140,5 @@ def _fitted(x_NLD: Means, speakers: Sequence[str], weight_decay: float) -> tuple
 
 
 def _embedded(head: Head, x_NLD: Means) -> NDArray[np.float32]:
-    embedded: NDArray[np.float32] = (mixed(layers_first(x_NLD), head.mix_L) @ head.weight_DC).numpy()
+    embedded: NDArray[np.float32] = (mixed(layers_first(x_NLD), head.mix_L) @ head.weight_CD.T).numpy()
     return embedded
