@@ -16,7 +16,7 @@ from speech_ssl.evaluation.probes.linear import (
     cross_validate,
     fit,
     folds,
-    held_out_part,
+    held_out_parts,
     per_layer,
     probe,
 )
@@ -115,7 +115,7 @@ def test_tested_clips_change_nothing_but_their_own_predictions() -> None:
 def test_the_penalty_is_chosen_without_a_look_at_the_held_out_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every head for choosing is fitted, and standardised, on the other training clips alone."""
     x_NLD, labels = planted(100)
-    held_out_N = held_out_part(labels, None, 0)
+    parts = held_out_parts(labels, None, 0)
     seen: list[np.ndarray] = []
     honest = probes.fit
 
@@ -126,9 +126,9 @@ def test_the_penalty_is_chosen_without_a_look_at_the_held_out_clips(monkeypatch:
     monkeypatch.setattr(probes, "fit", watched)
     probe(x_NLD, labels, x_NLD[:4], labels[:4])
     *choosing, last = seen
-    own = Standard.of(x_NLD[~held_out_N]).apply(x_NLD[~held_out_N])
-    assert len(choosing) == len(probes.WEIGHT_DECAYS)
-    assert all(np.array_equal(x, own) for x in choosing)
+    own = [Standard.of(x_NLD[~out_N]).apply(x_NLD[~out_N]) for out_N in parts]
+    own = [x for x in own for _ in probes.WEIGHT_DECAYS]
+    assert len(parts) == 3 and all(np.array_equal(*pair) for pair in zip(choosing, own, strict=True))
     assert len(last) == len(x_NLD)
 
 
@@ -139,7 +139,9 @@ def test_the_penalty_is_that_of_the_fewest_held_out_errors() -> None:
     x_NLD = generator.standard_normal((160, 1, 20)).astype(np.float32)
     x_NLD[:, 0] += generator.standard_normal((40, 20))[y_N]
     labels = [f"{y:02}" for y in y_N]
-    results = probes._held_out_results(x_NLD, y_N, held_out_part(labels, None, 0), 40)
+    parts = held_out_parts(labels, None, 0)
+    drawn = [probes._held_out_results(x_NLD, y_N, out_N, 40) for out_N in parts]
+    results = [probes.HeldOut(*np.mean(each, axis=0).tolist()) for each in zip(*drawn, strict=True)]
     found = probe(x_NLD, labels, x_NLD, labels)
     assert found.held_out == min(results) and found.held_out.error == min(one.error for one in results)
     assert found.held_out.loss > min(one.loss for one in results)
@@ -176,12 +178,22 @@ def test_folds_and_held_out_groups_are_disjoint(clips: list[tuple[str, str]], se
         assert len({labels[i] for i in test}) > 1
     single = {s for s in speakers if len({la for other, la in clips if other == s}) == 1}
     assert set(skipped) == single
-    held_out_N = held_out_part(labels, speakers, seed)
     if len(set(speakers)) > 1:
-        out = {speakers[i] for i in np.flatnonzero(held_out_N)}
-        assert out and set(speakers) - out == {speakers[i] for i in np.flatnonzero(~held_out_N)} != set()
-    by_class_N = held_out_part(labels, None, seed)
-    assert {labels[i] for i in np.flatnonzero(~by_class_N)} == set(labels)
+        for held_out_N in held_out_parts(labels, speakers, seed):
+            out = {speakers[i] for i in np.flatnonzero(held_out_N)}
+            assert out and set(speakers) - out == {speakers[i] for i in np.flatnonzero(~held_out_N)} != set()
+    for by_class_N in held_out_parts(labels, None, seed):
+        assert {labels[i] for i in np.flatnonzero(~by_class_N)} == set(labels)
+
+
+def test_small_parts_are_drawn_several_times() -> None:
+    """So that few clips do not choose: 15 held out at once, as of 77 training clips, choose by chance."""
+    few = held_out_parts(["a", "b"] * 38, None, 0)
+    assert len(few) == 4 and len({part.tobytes() for part in few}) == 4
+    assert [int(part.sum()) for part in few] == [16] * 4
+    assert len(held_out_parts(["a", "b"] * 150, None, 0)) == 1
+    assert len(held_out_parts(["a", "b"] * 5, None, 0)) == probes.MOST_DRAWS
+    assert len(held_out_parts(["a"], None, 0)) == probes.MOST_DRAWS
 
 
 def test_one_speaker_left_out_at_a_time() -> None:

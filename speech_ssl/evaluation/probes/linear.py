@@ -28,6 +28,8 @@ from speech_ssl.evaluation.probes.representations import Means
 
 WEIGHT_DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 HELD_OUT = 0.2
+ENOUGH_HELD_OUT, MOST_DRAWS = 60, 5
+"""Clips whose errors tell penalties and layers apart: of smaller parts several are drawn."""
 ITERATIONS = 200
 GRADIENT, CHANGE = 1e-5, 1e-10
 """A fit ends where no part of the gradient is larger, or the loss changes less than this share of it."""
@@ -148,8 +150,9 @@ def probe(
     if len(classes) < 2:
         raise ValueError(f"a probe needs at least two classes to train on, not only {classes}")
     y_N = np.array([classes.index(label) for label in train_labels])
-    held_out_N = held_out_part(train_labels, groups, seed)
-    results = _held_out_results(train_NLD, y_N, held_out_N, len(classes))
+    drawn = held_out_parts(train_labels, groups, seed)
+    tried = [_held_out_results(train_NLD, y_N, held_out_N, len(classes)) for held_out_N in drawn]
+    results = [HeldOut(*np.mean(of_one, axis=0).tolist()) for of_one in zip(*tried, strict=True)]
     chosen = min(range(len(results)), key=results.__getitem__)
     standard = Standard.of(train_NLD)
     head = fit(standard.apply(train_NLD), y_N, len(classes), WEIGHT_DECAYS[chosen])
@@ -247,12 +250,25 @@ def scores(predictions: Sequence[str], labels: Sequence[str]) -> tuple[float, fl
     return float(right.mean()), float(np.mean(recalls))
 
 
-def held_out_part(labels: Sequence[str], groups: Sequence[str] | None, seed: int) -> NDArray[np.bool_]:
-    """The training clips on which the penalty is chosen: about HELD_OUT of every class, or of the groups.
+def held_out_parts(
+    labels: Sequence[str], groups: Sequence[str] | None, seed: int
+) -> list[NDArray[np.bool_]]:
+    """The training clips on which the penalty is chosen: about HELD_OUT of every class, or of the groups. As
+    many parts, each drawn anew, as have ENOUGH_HELD_OUT clips together, at most MOST_DRAWS.
 
     A class or group of one stays in training.
     """
     generator = np.random.default_rng(seed)
+    parts = [_held_out_part(labels, groups, generator)]
+    wanted = min(MOST_DRAWS, ENOUGH_HELD_OUT / max(parts[0].sum(), 1))
+    while len(parts) < wanted:
+        parts.append(_held_out_part(labels, groups, generator))
+    return parts
+
+
+def _held_out_part(
+    labels: Sequence[str], groups: Sequence[str] | None, generator: np.random.Generator
+) -> NDArray[np.bool_]:
     if groups is not None and len(names := sorted(set(groups))) > 1:
         chosen = generator.choice(len(names), max(1, round(HELD_OUT * len(names))), replace=False)
         return np.isin(np.array(groups), np.array(names)[chosen])
