@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speech_ssl.model.encoder import Encoder
+from speech_ssl.model.heads.calibration import inverse_temperature
 from speech_ssl.model.heads.head import EventsHead, clip_logits, frame_logits
 from speech_ssl.model.heads.linear_start import STRONG, WEIGHT_DECAYS, Pooled, fit_linear
 from speech_ssl.model.heads.specs import EventPooling, EventsSpec
@@ -141,6 +142,25 @@ class Events(Tuned):
         result = fit_linear(self.head, self._pooled(training), self._pooled(valid), loss, decays)
         self.train(mode)
         return result
+
+    @torch.no_grad()
+    def calibrate(self, valid: Iterable[Batch]) -> float:
+        """Scale the head's logits by what held-out clips say, see `inverse_temperature`; returns the
+        temperature, 1 where there is none: without clips, and for `timed` heads, whose frames are no
+        independent examples."""
+        mode, heard = self.training, []
+        self.eval()
+        assert isinstance(self.head, EventsHead)
+        for states, valid_BT, batch in () if self.config.timed else self._states(valid):
+            logits_BK = clip_logits(self.head(states), valid_BT, self.spec)
+            heard.append((logits_BK, self._targets_of(batch)))
+        self.train(mode)
+        if not heard:
+            return 1.0
+        logits_NK, targets_NK = (torch.cat(part) for part in zip(*heard, strict=True))
+        scale = inverse_temperature(logits_NK, targets_NK, exclusive=self.config.exclusive)
+        self.head.scale_logits(scale, self.spec)
+        return 1 / scale
 
     def _pooled(self, batches: Iterable[Batch]) -> Pooled:
         assert isinstance(self.head, EventsHead)

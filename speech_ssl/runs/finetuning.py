@@ -175,7 +175,7 @@ def tune(tuning: FineTuning, task: TuningTask, examples: Examples, request: Tuni
     if artifact is not None and isinstance(objective, Events):
         prepare_head(objective.to(ranks.device), training, validation, data, targets, tell)
     with (
-        leaving_artifact(ranks, lambda: leave_tuned(objective, run, request, artifact)),
+        leaving_artifact(ranks, lambda: leave_tuned(objective, run, request, artifact, validation)),
         telling_silence(loader, tell),
     ):
         batches = batches_of(loader, ranks)
@@ -222,11 +222,20 @@ def _fitting(clips: Sequence[Utterance], data: DataConfig) -> tuple[list[Utteran
     return [c for c in clips if c.duration_s <= most], [c for c in clips if c.duration_s > most]
 
 
-def leave_tuned(objective: Tuned, run: Run, request: TuningRequest, artifact: Artifact | None) -> None:
-    """The best weights as an artifact. A frozen encoder keeps its other heads, a trained one none."""
+def leave_tuned(
+    objective: Tuned,
+    run: Run,
+    request: TuningRequest,
+    artifact: Artifact | None,
+    validation: Callable[[], Iterable[Batch]],
+) -> None:
+    """The best weights as an artifact. A frozen encoder keeps its other heads, a trained one none. Scores of
+    labels are calibrated on the clips that chose the weights."""
     chosen = best_weights(objective, request.out)
     assert isinstance(run.objective, CTCConfig | EventsConfig)
     training = {"recipe": run.to_dict(), "step": chosen.step, f"valid_{objective.best_by}": chosen.best}
+    if isinstance(objective, Events):
+        training["temperature"] = objective.calibrate(validation())
     licence = "as the audio it was trained on allows"
     head = Head(run.objective.spec, objective.head, training, licence)
     folder = request.out / "artifact"

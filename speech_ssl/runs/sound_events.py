@@ -79,7 +79,8 @@ class ClipLabels:
         return ClipTargets(tuning.objective.labels, multilabel=not tuning.objective.exclusive)
 
     def measure(self, runtime: Runtime, head: str, test: Sequence[Utterance], notes: Notes) -> dict[str, Any]:
-        """Accuracies and confusions of exclusive labels; mean average precision and lwlrap of tags."""
+        """Accuracies, confusions and calibration error of exclusive labels; mean average precision and
+        lwlrap of tags."""
         spec = runtime.heads[head]
         assert isinstance(spec, EventsSpec)
         names: list[list[str]] = []
@@ -91,8 +92,10 @@ class ClipLabels:
                 scores.append([score_of[name] for name in spec.labels])
                 names.append(labels_of(clip))
         if spec.exclusive:
-            said = [spec.labels[int(np.argmax(row))] for row in scores]
-            return {"clips": len(names), **_exclusive([name[0] for name in names], said, spec.labels)}
+            truth, said = [name[0] for name in names], [spec.labels[int(np.argmax(row))] for row in scores]
+            right = [one == other for one, other in zip(truth, said, strict=True)]
+            error = detection.expected_calibration_error(right, [max(row) for row in scores])
+            return {"clips": len(names), **_exclusive(truth, said, spec.labels), "ece": error}
         truth_NK = np.array([[name in clip for name in spec.labels] for clip in names])
         precision = detection.mean_average_precision(truth_NK, np.array(scores), spec.labels)
         return {
@@ -160,7 +163,7 @@ def over_folds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over the folds with their spread; and of exclusive labels the figures of all clips together."""
     summary: dict[str, Any] = {"seconds": round(sum(r["seconds"] for r in results), 1)}
     summary["clips"] = sum(r["clips"] for r in results)
-    for name in ("accuracy", "mean_ap", "lwlrap", "event_f1", "psds_1", "psds_2"):
+    for name in ("accuracy", "ece", "mean_ap", "lwlrap", "event_f1", "psds_1", "psds_2"):
         values = [r[name] for r in results if name in r]
         if values:
             summary |= {f"mean_{name}": float(np.mean(values)), f"std_{name}": float(np.std(values))}

@@ -14,6 +14,7 @@ from speech_ssl.evaluation.metrics.detection import (
     EventCounts,
     classification,
     event_based_f1,
+    expected_calibration_error,
     lwlrap,
     mean_average_precision,
 )
@@ -81,6 +82,34 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
         total += truth[accepted].mean() * (recall - before)
         before = recall
     return total
+
+
+def test_calibration_error_by_hand() -> None:
+    """One of the three scores below a half, which sum to 0.9, is right, and so is that of 0.9."""
+    right, scores = [True, False, False, True], [0.2, 0.4, 0.3, 0.9]
+    found = expected_calibration_error(right, scores, bins=2)
+    assert found == pytest.approx((abs(1 - 0.9) + abs(1 - 0.9)) / 4)
+    assert expected_calibration_error([True, True], [1.0, 1.0]) == 0
+    assert expected_calibration_error([False, False], [1.0, 1.0]) == 1
+
+
+def test_scores_that_are_shares_are_calibrated() -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.uniform(0.2, 1, 100_000)
+    right = generator.uniform(size=100_000) < scores
+    assert expected_calibration_error(right, scores) < 0.01
+    assert expected_calibration_error(right, scores**0.5) == pytest.approx(
+        np.mean(scores**0.5 - scores), abs=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("right", "scores", "reason"),
+    [([], [], "one of each"), ([True], [0.1, 0.2], "one of each"), ([True], [1.5], "between 0 and 1")],
+)
+def test_calibration_error_refusals(right, scores, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        expected_calibration_error(right, scores)
 
 
 @settings(deadline=None, max_examples=50)

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, log_loss
 
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.model.heads.head import LayerMix
+from speech_ssl.model.heads.head import LayerMix, clip_logits
 from speech_ssl.model.heads.linear_start import WEIGHT_DECAYS, Pooled, fit_linear
 from speech_ssl.model.heads.specs import EventsSpec
 from speech_ssl.model.presets import tiny
@@ -272,3 +272,29 @@ def test_an_encoder_that_moves_starts_with_smaller_weights() -> None:
         events.start_linear([given], [given])
         norms.append(float(events.head.outputs.weight.detach().norm()))  # type: ignore[union-attr,arg-type]
     assert 0 < norms[0] < 0.5 * norms[1]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attentive", "max"])
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_calibration_scales_the_logits_of_clips_and_nothing_else(pooling: str, exclusive: bool) -> None:
+    events = objective(exclusive=exclusive, pooling=pooling).eval()
+    given = batch([[0], [1], [2], [0]])
+    with torch.no_grad():
+        before = events.outputs(given, torch.Generator())
+        logits_BK = clip_logits(before.x_BTD, before.valid_BT, events.spec)
+        temperature = events.calibrate([given])
+        after = events.outputs(given, torch.Generator())
+    assert 0 < temperature != 1
+    torch.testing.assert_close(
+        clip_logits(after.x_BTD, after.valid_BT, events.spec), logits_BK / temperature, rtol=1e-4, atol=1e-6
+    )
+    again = events.calibrate([given])
+    assert again == pytest.approx(1, rel=1e-3) or temperature in (pytest.approx(20), pytest.approx(1 / 20))
+
+
+def test_without_held_out_clips_or_with_times_there_is_no_temperature() -> None:
+    assert objective().calibrate([]) == 1
+    timed = objective(exclusive=False, timed=True, pooling="max")
+    weight = timed.head.outputs.weight.clone()  # type: ignore[union-attr, operator]
+    assert timed.calibrate([batch([[0], [1]])]) == 1
+    assert torch.equal(timed.head.outputs.weight, weight)  # type: ignore[union-attr, arg-type]

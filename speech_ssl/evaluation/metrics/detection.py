@@ -103,6 +103,24 @@ def classification(truth: Sequence[str], predicted: Sequence[str], labels: Seque
     )
 
 
+def expected_calibration_error(right: ArrayLike, scores: ArrayLike, *, bins: int = 15) -> float:
+    """How far scores are from the share of clips that they are right about (Guo et al. 2017, arXiv
+    1706.04599, equation 3): clips are put into bins of equal width by the score of the label that was said,
+    and the distances of mean score and share are averaged over the clips. From 0 to 1.
+
+    right: whether each clip's label was the true one. Raises ValueError for lists that are empty or differ in
+    length, and for scores that are not between 0 and 1.
+    """
+    right_N, scores_N = np.asarray(right, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    if right_N.shape != scores_N.shape or right_N.ndim != 1 or not len(right_N):
+        raise ValueError(f"{right_N.shape} answers and {scores_N.shape} scores: give one of each per clip")
+    if not ((scores_N >= 0) & (scores_N <= 1)).all():
+        raise ValueError("scores must be between 0 and 1")
+    bin_N = np.minimum((scores_N * bins).astype(int), bins - 1)
+    apart = np.bincount(bin_N, right_N - scores_N, minlength=bins)
+    return float(np.abs(apart).sum() / len(right_N))
+
+
 def mean_average_precision(
     truth_NK: ArrayLike, scores_NK: ArrayLike, labels: Sequence[str]
 ) -> AveragePrecision:

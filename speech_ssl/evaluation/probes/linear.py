@@ -250,9 +250,7 @@ def scores(predictions: Sequence[str], labels: Sequence[str]) -> tuple[float, fl
     return float(right.mean()), float(np.mean(recalls))
 
 
-def held_out_parts(
-    labels: Sequence[str], groups: Sequence[str] | None, seed: int
-) -> list[NDArray[np.bool_]]:
+def held_out_parts(labels: Sequence[str], groups: Sequence[str] | None, seed: int) -> list[NDArray[np.bool_]]:
     """The training clips on which the penalty is chosen: about HELD_OUT of every class, or of the groups. As
     many parts, each drawn anew, as have ENOUGH_HELD_OUT clips together, at most MOST_DRAWS.
 

@@ -149,6 +149,12 @@ class EventsHead(nn.Module):
                 x_BTD = self.dropout(F.gelu(x_BTD) if self.gelu else x_BTD)
             return self.outputs(x_BTD)  # type: ignore[no-any-return]
 
+    @torch.no_grad()
+    def scale_logits(self, scale: float, spec: EventsSpec) -> None:
+        """Multiply the logits of all labels; attention stays."""
+        self.outputs.weight[: len(spec.labels)] *= scale
+        self.outputs.bias[: len(spec.labels)] *= scale
+
 
 def frame_logits(outputs_BTO: Tensor, spec: EventsSpec) -> Tensor:
     """Logits of each label in each frame: (B, T, K)."""
