@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.objectives.masking import hide_spans
+from speech_ssl.objectives.rooms import reverberate
+from speech_ssl.objectives.views import add_noise, change_speed, random_gain, uniform
 from speech_ssl.types import Batch, Frames, LossSum
 
 
@@ -73,6 +77,9 @@ class Objective(nn.Module):
         return {}
 
 
+FASTEST = 0.25
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FineTuneConfig:
     """How an encoder is fine-tuned with labels (wav2vec 2.0, section 4.3 and appendix B).
@@ -94,9 +101,21 @@ class FineTuneConfig:
     dropout: float = 0.1
     """Dropout in the head."""
 
+    speed: float = 0.0
+    """Rows are played faster or slower by up to this share, pitch included (Ko et al. 2015, "Audio
+    augmentation for speech recognition": 0.1)."""
+    rooms: float = 0.0
+    """Share of the rows that are heard in a room, see `reverberate`."""
+    noise: float = 0.0
+    """Share of the rows that get noise."""
+    noise_snr_db: tuple[float, float] = (5.0, 30.0)
+    gain_db: float = 0.0
+
     def __post_init__(self) -> None:
         if not 0 <= self.head_only <= 1:
             raise ValueError(f"head_only is a share of the steps in [0, 1], not {self.head_only}")
+        if not 0 <= self.speed <= FASTEST:
+            raise ValueError(f"speed is a share in [0, {FASTEST}], not {self.speed}")
 
 
 class Tuned(Objective):
@@ -125,6 +144,26 @@ class Tuned(Objective):
 
     def set_progress(self, progress: float) -> None:
         self.trains_encoder = not self.frozen and progress >= self.tuning.head_only
+
+    def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """In training: the waves as `tuning` changes them. Rows are padded so that none loses its end."""
+        tuning, wave_BS, lengths_B = self.tuning, batch.wave_BS, batch.lengths_B
+        if not self.training:
+            return batch
+        if tuning.speed:
+            factor_B = 1 + tuning.speed * (2 * uniform(len(wave_BS), generator) - 1)
+            longest = math.ceil(wave_BS.shape[1] / (1 - tuning.speed))
+            wave_BS = F.pad(wave_BS, (0, longest - wave_BS.shape[1]))
+            wave_BS, lengths_B = change_speed(wave_BS, lengths_B, factor_B)
+        if tuning.rooms:
+            wave_BS = reverberate(wave_BS, lengths_B, share=tuning.rooms, generator=generator)
+        if tuning.noise:
+            wave_BS = add_noise(
+                wave_BS, lengths_B, snr_db=tuning.noise_snr_db, share=tuning.noise, generator=generator
+            )
+        if tuning.gain_db:
+            wave_BS = random_gain(wave_BS, most_db=tuning.gain_db, generator=generator)
+        return replace(batch, wave_BS=wave_BS, lengths_B=lengths_B)
 
     def outputs(self, batch: Batch, generator: torch.Generator) -> Frames:
         """The head's outputs (B, T, O); in training with time spans and channels hidden."""

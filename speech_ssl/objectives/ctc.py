@@ -51,7 +51,7 @@ class CTC(Tuned):
         if batch.targets_BU is None or batch.target_lengths_B is None:
             raise ValueError("CTC needs targets: the manifest has no text")
         targets_BU, target_lengths_B = batch.targets_BU, batch.target_lengths_B
-        outputs = self.outputs(batch, generator)
+        outputs = self.outputs(self.augmented(batch, generator), generator)
         log_probs_BTV = outputs.x_BTD
         total = F.ctc_loss(
             log_probs_BTV.transpose(0, 1),

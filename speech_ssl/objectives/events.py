@@ -8,7 +8,7 @@ noise, gain and shifts of the wave, hidden time spans and channels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from speech_ssl.model.heads.head import EventsHead, clip_logits, frame_logits
 from speech_ssl.model.heads.linear_start import STRONG, WEIGHT_DECAYS, Pooled, fit_linear
 from speech_ssl.model.heads.specs import EventPooling, EventsSpec
 from speech_ssl.objectives.base import FineTuneConfig, Tuned
-from speech_ssl.objectives.views import add_noise, mixup, random_gain, time_shift
+from speech_ssl.objectives.views import mixup, time_shift
 from speech_ssl.types import SAMPLE_RATE, Batch, Frames, LossSum
 
 BINS, FARTHEST = 1024, 20.0
@@ -46,18 +46,15 @@ class EventsConfig(FineTuneConfig):
     mixup: float = 0.0
     """Share of the rows that are mixed with another row."""
     mixup_alpha: float = 0.4
-    noise: float = 0.0
-    """Share of the rows that get noise."""
-    noise_snr_db: tuple[float, float] = (5.0, 30.0)
-    gain_db: float = 0.0
     shift_s: float = 0.0
 
     def __post_init__(self) -> None:
         FineTuneConfig.__post_init__(self)
-        if self.timed and (self.exclusive or self.mixup or self.shift_s or self.pooling != "max"):
+        moved = self.mixup or self.shift_s or self.speed
+        if self.timed and (self.exclusive or moved or self.pooling != "max"):
             raise ValueError(
                 "timed events may overlap, must not be shifted and train no attention: turn exclusive, "
-                "mixup and shift_s off, and set pooling to 'max'"
+                "mixup, shift_s and speed off, and set pooling to 'max'"
             )
         if self.class_weights and len(self.class_weights) != len(self.labels):
             raise ValueError("class_weights needs one weight per label")
@@ -103,11 +100,11 @@ class Events(Tuned):
         Raises ValueError if the batch has no targets.
         """
         if self.config.timed:
-            outputs = self.outputs(self._augmented(batch, generator), generator)
+            outputs = self.outputs(self.augmented(batch, generator), generator)
             heard = self._frames(outputs, self._given(batch))
         else:
             targets_BK = self._targets_of(batch)
-            batch = self._augmented(batch, generator)
+            batch = self.augmented(batch, generator)
             batch, targets_BK = self._mixed(batch, targets_BK, generator)
             outputs = self.outputs(batch, generator)
             heard = _Heard(clip_logits(outputs.x_BTD, outputs.valid_BT, self.spec), targets_BK)
@@ -193,19 +190,13 @@ class Events(Tuned):
             }
         return {"mean_ap": mean_average_precision(means["present_KN"], means["absent_KN"])}
 
-    def _augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
-        config, wave_BS = self.config, batch.wave_BS
-        if not self.training:
-            return batch
-        if config.shift_s:
-            wave_BS = time_shift(wave_BS, batch.lengths_B, most_s=config.shift_s, generator=generator)
-        if config.noise:
-            wave_BS = add_noise(
-                wave_BS, batch.lengths_B, snr_db=config.noise_snr_db, share=config.noise, generator=generator
+    def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
+        if self.training and self.config.shift_s:
+            rolled_BS = time_shift(
+                batch.wave_BS, batch.lengths_B, most_s=self.config.shift_s, generator=generator
             )
-        if config.gain_db:
-            wave_BS = random_gain(wave_BS, most_db=config.gain_db, generator=generator)
-        return Batch(wave_BS, batch.lengths_B)
+            batch = replace(batch, wave_BS=rolled_BS)
+        return Tuned.augmented(self, batch, generator)
 
     def _mixed(self, batch: Batch, targets_BK: Tensor, generator: torch.Generator) -> tuple[Batch, Tensor]:
         config = self.config

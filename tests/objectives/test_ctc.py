@@ -160,3 +160,36 @@ def test_a_narrow_encoder_keeps_some_of_its_channels() -> None:
 def test_without_targets_it_says_so() -> None:
     with pytest.raises(ValueError, match="needs targets"):
         loss_of(objective(), replace(batch([[1]]), targets_BU=None))
+
+
+def test_waves_are_changed_in_training_alone_and_the_text_stays() -> None:
+    ctc = objective(speed=0.1, rooms=0.5, noise=0.5, gain_db=6.0, hidden_share=0.0, channel_share=0.0)
+    given = batch([[1, 2], [2, 1]], samples=8_000)
+    generator = torch.Generator().manual_seed(0)
+    changed = ctc.train().augmented(given, generator)
+    assert changed.targets_BU is given.targets_BU and not torch.equal(
+        changed.wave_BS[:, :8_000], given.wave_BS
+    )
+    assert ctc.eval().augmented(given, generator) is given
+    assert loss_of(ctc.train(), given).count == loss_of(ctc.eval(), given).count == 4
+
+
+def test_the_slowest_row_keeps_its_end() -> None:
+    """A click on the last sample of the longest row is heard at every speed, near the changed row's end."""
+    ctc = objective(speed=0.25).train()
+    given = batch([[1]] * 64, samples=4_000)
+    wave_BS = torch.zeros(64, 4_000)
+    wave_BS[:, -4:] = 1.0
+    given = replace(given, wave_BS=wave_BS)
+    changed = ctc.augmented(given, torch.Generator().manual_seed(0))
+    lengths_B = changed.lengths_B
+    assert lengths_B.min() < 3_400 and lengths_B.max() > 5_000
+    assert lengths_B.max() <= changed.wave_BS.shape[1]
+    last_B = changed.wave_BS[torch.arange(64), lengths_B - 1]
+    assert (last_B > 0.99).all()
+
+
+@pytest.mark.parametrize("speed", [-0.1, 0.3, float("nan")])
+def test_speeds_that_cannot_be(speed: float) -> None:
+    with pytest.raises(ValueError, match="speed is a share"):
+        objective(speed=speed)
