@@ -138,8 +138,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 SHARED_OBJECTIVES = tuple(
     f"speech_ssl.objectives.{name}"
     for name in (
-        *("base", "masking", "teacher", "codebooks", "units"),
-        *("views", "mel_views", "two_views", "global_batch"),
+        *("base", "tuned", "masking", "teacher", "codebooks", "units"),
+        *("views", "rooms", "mel_views", "two_views", "global_batch"),
     )
 )
 NO_THIRD_PARTY = {"service": {"torch", "torchaudio"}}

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.heads.specs import CTCSpec
-from speech_ssl.objectives.base import FineTuneConfig, Floor, Tuned
+from speech_ssl.objectives.base import Floor
+from speech_ssl.objectives.tuned import FineTuneConfig, Tuned
 from speech_ssl.types import Batch, Frames, LossSum, least_frames, valid_mask
 
 

@@ -20,7 +20,7 @@ from speech_ssl.model.heads.calibration import inverse_temperature
 from speech_ssl.model.heads.head import EventsHead, clip_logits, frame_logits
 from speech_ssl.model.heads.linear_start import STRONG, WEIGHT_DECAYS, Pooled, fit_linear
 from speech_ssl.model.heads.specs import EventPooling, EventsSpec
-from speech_ssl.objectives.base import FineTuneConfig, Tuned
+from speech_ssl.objectives.tuned import FineTuneConfig, Tuned
 from speech_ssl.objectives.views import mixup, time_shift
 from speech_ssl.types import SAMPLE_RATE, Batch, Frames, LossSum
 

@@ -32,9 +32,9 @@ from speech_ssl.data.texts import read_vocabulary
 from speech_ssl.files import write_atomically
 from speech_ssl.inference.runtime import Runtime, named_artifact
 from speech_ssl.model.encoder import Encoder
-from speech_ssl.objectives.base import Tuned
 from speech_ssl.objectives.ctc import CTCConfig
 from speech_ssl.objectives.events import Events, EventsConfig
+from speech_ssl.objectives.tuned import Tuned
 from speech_ssl.runs.events import ArtifactSaved, Listener, Measured, Note, silent
 from speech_ssl.runs.folders import best_weights, leaving_artifact, open_folder, results_of
 from speech_ssl.runs.notes import Notes, telling_silence
