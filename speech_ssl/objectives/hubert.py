@@ -29,6 +29,9 @@ class HuBERTConfig:
     units: Literal["mfcc"] | int = "mfcc"
     """Features to cluster: MFCCs, or the layer of the teacher, counted as in `Encoder.hidden_states`."""
     clusters: int = 100
+    by_clip: bool = False
+    """Features have mean 0 and variance 1 over the clip before they are clustered, which takes away most of
+    what they say of voice and room (cepstral mean and variance normalisation, if they are MFCCs)."""
     fit_frames: int = 1_000_000
     """Frames on which the clusters are fitted before the first step."""
     hidden_share: float = 0.8
@@ -76,13 +79,14 @@ class HuBERT(Objective):
         self.config = config
         self.encoder = encoder
         self.teachers = 0 if config.units == "mfcc" else 1
-        self.units = Units(config.clusters, config.units)
+        self.units = Units(config.clusters, config.units, by_clip=config.by_clip)
         self.head = CosineHead(encoder.config.width, config.final_width, config.clusters, config.tau)
 
     def learn_from(self, teachers: Sequence[Encoder]) -> None:
         super().learn_from(teachers)
         for teacher in teachers:
-            self.units = Units(self.config.clusters, self.config.units, teacher)
+            config = self.config
+            self.units = Units(config.clusters, config.units, teacher, by_clip=config.by_clip)
 
     def prepare(self, batches: Iterable[Batch], generator: torch.Generator) -> None:
         self.units.fit(batches, self.encoder, total=self.config.fit_frames, generator=generator)

@@ -15,6 +15,7 @@ from speech_ssl.model.convolution import output_length
 from speech_ssl.model.encoder import Encoder
 from speech_ssl.model.frontends.mel import STEP, WINDOW, log_mel
 from speech_ssl.model.frontends.wave import Frontend, normalize_waves
+from speech_ssl.objectives.teacher import instance_norm
 from speech_ssl.types import Batch, Frames
 
 MFCC_WIDTH, CEPSTRA, BINS, LIFTER = 39, 13, 23, 22
@@ -115,13 +116,21 @@ class Units(nn.Module):
     """k-means units at an encoder's frames, of MFCCs or of a teacher's hidden states.
 
     source: "mfcc", or the teacher's layer as in `Encoder.hidden_states`; ValueError if it has no such layer.
-    The teacher is frozen and not in the state dict; it computes in the precision around."""
+    The teacher is frozen and not in the state dict; it computes in the precision around. by_clip: each
+    feature has mean 0 and variance 1 over its row before it is clustered."""
 
-    def __init__(self, clusters: int, source: Literal["mfcc"] | int, teacher: Encoder | None = None) -> None:
+    def __init__(
+        self,
+        clusters: int,
+        source: Literal["mfcc"] | int,
+        teacher: Encoder | None = None,
+        *,
+        by_clip: bool = False,
+    ) -> None:
         super().__init__()
         if source != "mfcc" and teacher is not None and not 0 <= source <= teacher.config.depth:
             raise ValueError(f"the teacher has layers 0 to {teacher.config.depth}, not {source}")
-        self.source = source
+        self.source, self.by_clip = source, by_clip
         self.teacher: tuple[Encoder, ...] = ()
         if teacher is not None:
             self.teacher = (teacher.eval().requires_grad_(False),)
@@ -145,6 +154,10 @@ class Units(nn.Module):
     @torch.no_grad()
     def describe(self, batch: Batch, encoder: Encoder) -> Frames:
         """The features that are clustered, at the encoder's frames (B, T, D)."""
+        x_BTD, lengths_B = frames = self._features(batch, encoder)
+        return Frames(instance_norm(x_BTD, frames.valid_BT), lengths_B) if self.by_clip else frames
+
+    def _features(self, batch: Batch, encoder: Encoder) -> Frames:
         if self.source == "mfcc":
             return mfcc_frames(batch.wave_BS, batch.lengths_B, encoder)
         (teacher,) = self.teacher

@@ -81,6 +81,8 @@ def open_run_folder(
         described = {**begun.to_dict(), "inputs": dict(inputs)}
     elif resume:
         described = _read(path)
+        for name in ("objective", "data"):
+            described[name] = _with_defaults(described.get(name), getattr(run, name))
         _check_same(described, {**run.to_dict(), "inputs": dict(inputs)}, out)
     else:
         raise ValueError(f"{out} already holds a run: continue it with --resume, or name another folder")
@@ -106,6 +108,20 @@ def _read(path: Path) -> dict[str, Any]:
         return {**described, "encoder": stored_config(described["encoder"]).to_dict()}
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from None
+
+
+def _with_defaults(stored: Any, config: Any) -> Any:
+    """With the defaults of fields that `config` has and the run's version had not yet."""
+    if not isinstance(stored, dict):
+        return stored
+    filled = dict(stored)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            filled[field.name] = _with_defaults(filled.get(field.name), value)
+        elif field.name not in filled and field.default is not dataclasses.MISSING:
+            filled[field.name] = json.loads(json.dumps(field.default))
+    return filled
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -182,6 +184,21 @@ def test_frames_of_a_teacher_are_its_layers() -> None:
     assert not any(p.requires_grad for p in teacher.parameters())
     with pytest.raises(ValueError, match="layers 0 to 3, not 4"):
         Units(8, 4, teacher)
+
+
+@pytest.mark.parametrize("source", ["mfcc", 2])
+def test_features_by_clip_have_no_mean_and_no_scale(source: Literal["mfcc"] | int) -> None:
+    """Of each row's valid frames, as numpy has them."""
+    torch.manual_seed(0)
+    encoder, batch = Encoder(ENCODER), tones(1)
+    teacher = None if source == "mfcc" else Encoder(QUIET)
+    plain, by_clip = (Units(8, source, teacher, by_clip=on).describe(batch, encoder) for on in (False, True))
+    assert torch.equal(plain.lengths_B, by_clip.lengths_B)
+    for row, count in enumerate(plain.lengths_B.tolist()):
+        x_TD = plain.x_BTD[row, :count].double().numpy()
+        expected_TD = (x_TD - x_TD.mean(0)) / np.sqrt(x_TD.var(0) + 1e-5)
+        np.testing.assert_allclose(by_clip.x_BTD[row, :count].numpy(), expected_TD, rtol=2e-3, atol=2e-3)
+    assert not torch.allclose(plain.x_BTD, by_clip.x_BTD)
 
 
 def test_a_batch_of_less_than_a_step_has_units() -> None:

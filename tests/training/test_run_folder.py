@@ -13,6 +13,7 @@ import pytest
 from torch import nn
 
 from recipes.pretrain_wav2vec2 import base, large, small, smoke, tiny
+from speech_ssl.data.batching import DataConfig
 from speech_ssl.model.flat import REQUIRED, flat_of
 from speech_ssl.objectives.views import Mixing
 from speech_ssl.objectives.wav2vec2 import Wav2Vec2Config
@@ -148,6 +149,26 @@ def test_a_run_begun_before_rows_were_mixed_goes_on_without(tmp_path: Path) -> N
     mixed = replace(SMOKE, objective=replace(SMOKE.objective, mixing=Mixing()))
     with pytest.raises(ValueError, match="objective.mixing was None, is now"):
         open_run_folder(tmp_path, mixed, INPUTS, resume=True)
+
+
+def test_a_run_begun_before_a_field_existed_has_its_default(tmp_path: Path) -> None:
+    """Of the objective and the data. Another value than the default is a change like any other."""
+    open_run_folder(tmp_path, SMOKE, INPUTS, resume=False)
+    (tmp_path / LAST).touch()
+    older = recorded(tmp_path)
+    del older["objective"]["kappa"], older["data"]["min_s"]
+    (tmp_path / "run.json").write_text(json.dumps(older))
+    assert isinstance(SMOKE.objective, Wav2Vec2Config) and isinstance(SMOKE.data, DataConfig)
+    usual = Wav2Vec2Config().kappa, DataConfig(batch_s=1.0).min_s
+    run = replace(
+        SMOKE,
+        objective=replace(SMOKE.objective, kappa=usual[0]),
+        data=replace(SMOKE.data, min_s=usual[1]),
+    )
+    open_run_folder(tmp_path, run, INPUTS, resume=True)
+    other = replace(run, objective=replace(run.objective, kappa=0.3))
+    with pytest.raises(ValueError, match="objective.kappa was .*, is now 0.3"):
+        open_run_folder(tmp_path, other, INPUTS, resume=True)
 
 
 def begun(out: Path, step: int, run: Run = SMOKE, **how: Any) -> None:
