@@ -11,6 +11,7 @@ smoke        15 s of one CPU core: shows that everything runs; learns nothing of
 tiny         5.1 M parameters, log-mel frames of 40 ms, for two CPU cores (0.6 s a step in fp32):
              100 clusters of MFCCs.
 tiny_second  the same encoder: 500 clusters of the teacher's layer 3 of 6.
+tiny_after   tiny's encoder, begun by another method: --init runs/mae/artifact (see its docstring).
 base         94.4 M parameters, the published BASE: 100 clusters of MFCCs; 47 minutes of audio a step.
 base_second  its second iteration: 500 clusters of the teacher's layer 6 of 12.
 
@@ -78,6 +79,17 @@ def tiny_second() -> Run:
     )
 
 
+def tiny_after() -> Run:
+    """For an encoder that `recipes.pretrain_mae` has begun: clusters of MFCCs normalised by the clip, which
+    tell less of voices and rooms than MFCCs do. Two hours of one CPU core with bf16 (0.55 s a step)."""
+    return replace(
+        tiny(),
+        name="hubert-tiny-after",
+        objective=replace(tiny().objective, by_clip=True),
+        train=sizes.tiny_training(steps=13_000),
+    )
+
+
 def smoke() -> Run:
     """Two narrow layers, a second of audio a row, with dropout and LayerDrop so that all chance is used."""
     encoder = replace(presets.tiny(), depth=2, width=64, ffn_width=128, dropout=0.1, layer_drop=0.1)
@@ -90,7 +102,7 @@ def smoke() -> Run:
     )
 
 
-main = command.pretraining(smoke, tiny, tiny_second, base, base_second, doc=__doc__)
+main = command.pretraining(smoke, tiny, tiny_second, tiny_after, base, base_second, doc=__doc__)
 
 if __name__ == "__main__":
     main()
