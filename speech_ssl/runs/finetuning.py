@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -175,7 +176,7 @@ def tune(tuning: FineTuning, task: TuningTask, examples: Examples, request: Tuni
     if artifact is not None and isinstance(objective, Events):
         prepare_head(objective.to(ranks.device), training, validation, data, targets, tell)
     with (
-        leaving_artifact(ranks, lambda: leave_tuned(objective, run, request, artifact, validation)),
+        leaving_artifact(ranks, partial(leave_tuned, objective, run, request, artifact, validation)),
         telling_silence(loader, tell),
     ):
         batches = batches_of(loader, ranks)
@@ -228,13 +229,14 @@ def leave_tuned(
     request: TuningRequest,
     artifact: Artifact | None,
     validation: Callable[[], Iterable[Batch]],
+    finished: bool,
 ) -> None:
     """The best weights as an artifact. A frozen encoder keeps its other heads, a trained one none. Scores of
-    labels are calibrated on the clips that chose the weights."""
+    labels are calibrated on the clips that chose the weights; not after a signal, which leaves seconds."""
     chosen = best_weights(objective, request.out)
     assert isinstance(run.objective, CTCConfig | EventsConfig)
     training = {"recipe": run.to_dict(), "step": chosen.step, f"valid_{objective.best_by}": chosen.best}
-    if isinstance(objective, Events):
+    if finished and isinstance(objective, Events):
         training["temperature"] = objective.calibrate(validation())
     licence = "as the audio it was trained on allows"
     head = Head(run.objective.spec, objective.head, training, licence)

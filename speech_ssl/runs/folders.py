@@ -80,18 +80,19 @@ def _tell_costs(train: TrainConfig, asked: TrainConfig, ranks: Ranks, tell: List
 
 
 @contextmanager
-def leaving_artifact(ranks: Ranks, leave: Callable[[], object]) -> Iterator[None]:
-    """Around a training: the first rank leaves an artifact when it is over, or stopped by a signal."""
+def leaving_artifact(ranks: Ranks, leave: Callable[[bool], object]) -> Iterator[None]:
+    """Around a training: the first rank leaves an artifact when it is over, or stopped by a signal. `leave`
+    is told whether it is over."""
     try:
         yield
     except Stopped:
         with stop_signals():  # torchrun sends another when the first process leaves
             if ranks.first:
-                leave()
+                leave(False)
             ranks.meet()
         raise
     if ranks.first:
-        leave()
+        leave(True)
 
 
 def best_weights(objective: Objective, out: Path) -> RunState:

@@ -90,7 +90,7 @@ def pretrain(  # noqa: PLR0913 - all that there is to ask
     tell(begun(run.name, loader, training, held_out))
     valid = fixed_validation(held_out, data, notes if ranks.first else None, source=Sounding())
     with (
-        leaving_artifact(ranks, lambda: leave_pretrained(objective, run, out, tell)),
+        leaving_artifact(ranks, lambda _: leave_pretrained(objective, run, out, tell)),
         telling_silence(loader, tell),
     ):
         batches = batches_of(loader, ranks)
